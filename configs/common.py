@@ -1,0 +1,83 @@
+"""Every knob, with its unit. An experiment's config starts from `base()` and sets what differs."""
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.num_steps = 100  # updates by reinforcement learning
+
+  c.tasks = ml_collections.ConfigDict()
+  c.tasks.dataset = 'arithmetic'  # a module of kr_jax/datasets
+  c.tasks.data_dir = ''  # where TFDS keeps the data; '' is TFDS's own place
+  c.tasks.train_split = 'train'  # TFDS split names, sub-splits allowed: 'train[:100]'
+  c.tasks.test_split = 'test'
+  c.tasks.warm_start_split = 'warm_start'
+  c.tasks.per_step = 32  # M
+
+  c.alloc = ml_collections.ConfigDict()
+  c.alloc.rule = 'knapsack'  # or 'uniform'
+  c.alloc.rollouts_per_step = 256  # R
+  c.alloc.low = 2  # least rollouts a task gets, >= 1
+  c.alloc.high = 128  # most rollouts a task gets
+  c.alloc.discount = 0.98  # share of the evidence on success rates that a step leaves, (0, 1]
+
+  c.policy = ml_collections.ConfigDict()
+  c.policy.num_layers = 4  # L
+  c.policy.width = 128  # D
+  c.policy.num_heads = 4  # N, a multiple of num_kv_heads
+  c.policy.num_kv_heads = 2  # K
+  c.policy.head_width = 32  # H, even
+  c.policy.hidden_width = 512  # F
+  c.policy.rope_theta = 10_000.0
+  c.policy.norm_eps = 1e-6
+  c.policy.qk_norm = True
+  c.policy.qkv_bias = False
+  c.policy.tie_embeddings = True
+  c.policy.dtype = 'float32'  # of the computation: float32 or bfloat16
+
+  c.warm_start = ml_collections.ConfigDict()
+  c.warm_start.num_steps = 0  # supervised updates before reinforcement learning
+  c.warm_start.per_step = 64  # solutions an update
+  c.warm_start.learning_rate = 1e-3
+  c.warm_start.warmup_steps = 20
+  c.warm_start.checkpoint_every = 100  # updates
+
+  c.sample = ml_collections.ConfigDict()
+  c.sample.slots = 64  # S, rollouts decoded at once
+  c.sample.refill = 8  # free slots to wait for before new rollouts start, 1..slots
+  c.sample.prompt_length = 64  # P, tokens of the longest prompt
+  c.sample.completion_length = 64  # C, tokens at which a completion is cut off
+  c.sample.temperature = 1.0
+
+  c.rewards = ml_collections.ConfigDict()
+  c.rewards.verifier = 'last_number'  # a name in kr_jax.rewards.VERIFIERS
+  c.rewards.workers = 2  # processes
+  c.rewards.timeout_s = 5.0  # seconds a verdict may take
+
+  c.grpo = ml_collections.ConfigDict()
+  c.grpo.clip_low = 0.2  # bounds of the ratio to the sampling policy: 1 - clip_low, 1 + clip_high
+  c.grpo.clip_high = 0.28
+
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.learning_rate = 1e-4
+  c.optimizer.warmup_steps = 0  # updates of linear warm-up
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.max_grad_norm = 1.0  # global norm above which gradients are scaled down
+
+  c.pack = ml_collections.ConfigDict()
+  c.pack.row_length = 128  # tokens of a packed row, at least prompt_length + completion_length
+  c.pack.microbatch_rows = 16  # B, rows whose gradient is taken at once
+
+  c.evaluate = ml_collections.ConfigDict()
+  c.evaluate.every = 25  # steps; 0: only before the first and after the last
+  c.evaluate.tasks = 1_000_000  # held-out tasks to use, at most
+  c.evaluate.rollouts = 8  # k of avg@k
+  c.evaluate.temperature = 1.0
+  c.evaluate.tasks_per_batch = 128  # tasks sampled by one program
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every = 20  # steps
+  c.checkpoint.keep = 2  # checkpoints
+  return c

@@ -1,0 +1,106 @@
+"""What a run needs to go on as if it had not stopped, kept by Orbax.
+
+A checkpoint holds the TrainState (step, params, optimiser state, the key that all randomness is
+folded from) and the TaskStats. It is saved after the statistics of its last step were updated.
+Everything else (tasks, keys of a step) is a pure function of the config and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from kr_jax import types
+
+_CONFIG = 'config.json'
+
+
+class Checkpoints:
+  """The checkpoints in a directory; the latest `keep` are kept. Saving does not hold up the run."""
+
+  def __init__(self, directory: str, *, keep: int = 1):
+    self._orbax = ocp.CheckpointManager(
+        os.path.abspath(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  def latest(self) -> int | None:
+    """The step of the latest whole checkpoint, None where there is none."""
+    return self._orbax.latest_step()
+
+  def save(self, step: int, state: types.TrainState, stats: types.TaskStats) -> None:
+    """Saves under the number of updates done; does nothing where that is saved."""
+    if step != self.latest():
+      self._orbax.save(step, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(stats._asdict())))
+
+  def restore(self, state: types.TrainState, stats: types.TaskStats
+              ) -> tuple[types.TrainState, types.TaskStats]:
+    """The latest checkpoint, in the shapes and on the devices of the arguments.
+
+    Raises:
+      ValueError: there is none, or it has other shapes.
+    """
+    step = self.latest()
+    if step is None:
+      raise ValueError(f'{self._orbax.directory} holds no checkpoint; train first')
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
+    restored = self._orbax.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract), stats=ocp.args.StandardRestore(stats._asdict())))
+    return types.TrainState(**restored['state']), types.TaskStats(**restored['stats'])
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._orbax.wait_until_finished()
+    self._orbax.close()
+
+
+def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) -> None:
+  """Makes the workdir this config's, or checks that it is.
+
+  Args:
+    config: nested dicts of plain values.
+    may_change: knobs ('section.knob' or 'section') that a run may go on with changed.
+
+  Raises:
+    ValueError: the workdir cannot be written, or belongs to a run with other knobs.
+  """
+  path = os.path.join(workdir, _CONFIG)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, '.writable'), 'w'):
+      pass
+    os.remove(os.path.join(workdir, '.writable'))
+  except OSError as error:
+    raise ValueError(f'cannot write to --workdir={workdir}: {error.strerror}; '
+                     'name a directory that can be written') from error
+  new = _flatten(config)
+  if os.path.exists(path):
+    with open(path) as file:
+      old = _flatten(json.load(file))
+    changed = [f'{name} was {old.get(name)!r}, is {new.get(name)!r}'
+               for name in sorted(old | new)
+               if old.get(name) != new.get(name)
+               and name not in may_change and name.partition('.')[0] not in may_change]
+    if changed:
+      raise ValueError(f'--workdir={workdir} holds a run of another config: {"; ".join(changed)}. '
+                       'Name another --workdir, or set these knobs back')
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w') as file:
+    json.dump(config, file, indent=1, sort_keys=True)
+  os.replace(temporary, path)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for name, x in tree.items():
+    flat |= _flatten(x, f'{prefix}{name}.') if isinstance(x, dict) else {prefix + name: x}
+  return flat

@@ -1,0 +1,1 @@
+"""TFDS builders, one file each: module NAME holds the dataset NAME, its `Builder` and `ALPHABET`."""

@@ -1,0 +1,66 @@
+"""Flags -> train | evaluate | report.
+
+    python -m kr_jax.main --config=configs/arithmetic.py --workdir=runs/arithmetic \
+        --config.alloc.rule=uniform
+
+Only flags are read at import: the verifier processes load this module too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'configs/NAME.py, or configs/NAME.py:debug for seconds instead of minutes; '
+    '--config.SECTION.KNOB=VALUE sets a knob', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'directory of the run; a run in it is gone on with')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'report'],
+                          'train: the loop, then the report; evaluate: the latest checkpoint on '
+                          'held-out tasks; report: summary.json and plots/ from metrics.jsonl')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Flags, with a short error where the config knows no such knob."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    names = {name for arg in argv if arg.startswith('--config.')
+             for name in arg.partition('=')[0].split('.')}
+    if not any(repr(name) in str(error) or f"'{name}" in str(error) for name in names):
+      raise
+    sys.exit(f'unknown knob of --config: {error.args[0]}')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f'unexpected arguments {argv[1:]}; flags start with --')
+  logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report each file otherwise
+  from kr_jax import report  # heavy: see above
+  from kr_jax import train
+  try:
+    if _MODE.value == 'report':
+      report.write(_WORKDIR.value)
+      return
+    setup = train.prepare(_CONFIG.value)
+    if _MODE.value == 'evaluate':
+      measured = train.evaluate_checkpoint(setup, _WORKDIR.value)
+      print(json.dumps(measured, indent=1))
+      return
+    train.train(setup, _WORKDIR.value)
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+  report.write(_WORKDIR.value)
+  print(f'done: {setup.config.num_steps} steps; see {os.path.join(_WORKDIR.value, "summary.json")} '
+        f'and {os.path.join(_WORKDIR.value, "plots")}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

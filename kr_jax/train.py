@@ -1,0 +1,323 @@
+"""The loop: tasks -> budgets -> rollouts -> rewards -> update -> statistics.
+
+`prepare` checks everything that can be checked before anything is computed; `train` runs the loop,
+keeps its record and its checkpoints, and goes on where the workdir's last checkpoint stands.
+
+Randomness: every key is folded from (config.seed, stream, step), none is carried along; a resumed
+run draws what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import importlib
+import math
+import os
+import signal
+import threading
+import time
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from kr_jax import allocate
+from kr_jax import checkpoint
+from kr_jax import evaluate
+from kr_jax import grpo
+from kr_jax import metrics
+from kr_jax import pack
+from kr_jax import policy
+from kr_jax import rewards
+from kr_jax import sample
+from kr_jax import tasks as tasks_lib
+from kr_jax import tokenizer as tokenizer_lib
+from kr_jax import types
+from kr_jax import update
+from kr_jax import warm_start
+
+# Streams of random keys.
+_INIT, _ROLLOUTS, _EVALUATE = range(3)
+# Knobs that a run may go on with changed: they say how long, how often and where, not what.
+MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every')
+
+
+class Setup(NamedTuple):
+  """A checked config, as the loop's parts take it."""
+
+  config: ml_collections.ConfigDict
+  tokenizer: tokenizer_lib.Characters
+  policy: policy.Config
+  sample: sample.Config
+  evaluate: sample.Config
+  update: update.Config
+  warm_start: warm_start.Config
+  train_tasks: Sequence[types.Task]
+  test_tasks: Sequence[types.Task]
+  warm_start_tasks: Sequence[types.Task]
+
+
+def prepare(config: ml_collections.ConfigDict) -> Setup:
+  """Reads the config and the data.
+
+  Raises:
+    ValueError: a knob, a split or a prompt outside its limits, named with the limit.
+  """
+  for name, low in (('num_steps', 0), ('evaluate.every', 0), ('evaluate.rollouts', 1),
+                    ('evaluate.tasks', 1), ('evaluate.tasks_per_batch', 1), ('tasks.per_step', 1),
+                    ('checkpoint.every', 1), ('checkpoint.keep', 1), ('warm_start.num_steps', 0),
+                    ('warm_start.per_step', 1), ('warm_start.checkpoint_every', 1)):
+    section, _, knob = name.rpartition('.')
+    if (config[section] if section else config)[knob] < low:
+      raise ValueError(f'{name}={(config[section] if section else config)[knob]} is below {low}')
+  if not 0 < config.alloc.discount <= 1:
+    raise ValueError(f'alloc.discount={config.alloc.discount} is not in (0, 1]')
+  if not config.sample.temperature > 0:
+    raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
+                     'rollouts of a greedy policy are all the same')
+  allocate.check(config.tasks.per_step, config.alloc.rollouts_per_step, config.alloc.low,
+                 config.alloc.high, config.alloc.rule)
+  sample_config = sample.Config(**config.sample)
+  evaluate_config = sample_config._replace(temperature=config.evaluate.temperature)
+  update_config = update.Config(**config.grpo, **config.optimizer, **config.pack,
+                                temperature=config.sample.temperature)
+  imitate_config = update_config._replace(
+      learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
+      temperature=1.0)
+  for checked in (sample_config, evaluate_config):
+    sample.check(checked)
+  for checked in (update_config, imitate_config):
+    update.check(checked)
+  pack.max_rows(config.alloc.rollouts_per_step,
+                config.sample.prompt_length + config.sample.completion_length,
+                config.pack.row_length)
+
+  dataset = config.tasks.dataset
+  tasks_lib.builder(dataset, config.tasks.data_dir)
+  alphabet = importlib.import_module(f'kr_jax.datasets.{dataset}').ALPHABET
+  tokenizer = tokenizer_lib.Characters(alphabet)
+
+  def read(split):
+    tasks = tasks_lib.read(dataset, split, tokenizer, data_dir=config.tasks.data_dir)
+    tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
+    return tasks
+
+  setup = Setup(
+      config=config, tokenizer=tokenizer,
+      policy=policy.Config(vocab_size=tokenizer.vocab_size, **config.policy),
+      sample=sample_config, evaluate=evaluate_config, update=update_config,
+      warm_start=warm_start.Config(
+          num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
+          checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
+      train_tasks=read(config.tasks.train_split),
+      test_tasks=read(config.tasks.test_split)[:config.evaluate.tasks],
+      warm_start_tasks=read(config.tasks.warm_start_split) if config.warm_start.num_steps else [])
+  tasks_lib.batch(setup.train_tasks, 0, per_step=config.tasks.per_step, seed=config.seed)
+  if setup.warm_start_tasks:
+    tasks_lib.batch(setup.warm_start_tasks, 0, per_step=config.warm_start.per_step, seed=0)
+    warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
+  return setup
+
+
+def workers(setup: Setup) -> rewards.Workers:
+  """The verifier processes of a config."""
+  return rewards.Workers(**setup.config.rewards)
+
+
+def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
+               ) -> dict[str, float]:
+  """avg@k on the test tasks, by difficulty."""
+  c = setup.config.evaluate
+  rate_I = evaluate.success_rates(
+      setup.policy, params, setup.test_tasks, jax.random.fold_in(key, _EVALUATE), setup.evaluate,
+      pool, setup.tokenizer, k=c.rollouts, batch=min(c.tasks_per_batch, len(setup.test_tasks)))
+  return evaluate.summarize(rate_I, setup.test_tasks, c.rollouts)
+
+
+def initial(setup: Setup) -> tuple[types.TrainState, types.TaskStats]:
+  """State and statistics before any training."""
+  key = jax.random.key(setup.config.seed)
+  params = policy.init(setup.policy, jax.random.fold_in(key, _INIT))
+  return update.init(params, key, setup.update), allocate.init(len(setup.train_tasks))
+
+
+def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, float]:
+  """avg@k of a workdir's latest checkpoint. Raises ValueError where there is none."""
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
+    state, _ = checkpoints.restore(*initial(setup))
+  with workers(setup) as pool:
+    return {'step': int(state.step), **evaluation(setup, state.params, state.key, pool)}
+
+
+def train(setup: Setup, workdir: str) -> None:
+  """Trains to config.num_steps in `workdir`, from where its last checkpoint stands.
+
+  Writes metrics.jsonl, TensorBoard events, checkpoints/ and warm_start/.
+
+  Raises:
+    ValueError: the workdir cannot be written or holds a run of another config.
+    FloatingPointError: the loss or the gradient is not finite.
+    SystemExit: SIGTERM or SIGINT came; all is saved.
+  """
+  c = setup.config
+  checkpoint.claim(workdir, c.to_dict(), may_change=MAY_CHANGE)
+  M, R = c.tasks.per_step, c.alloc.rollouts_per_step
+  state, stats = initial(setup)
+  with (_StopSignal() as stopping, workers(setup) as pool,
+        checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), keep=c.checkpoint.keep)
+        as checkpoints):
+    if checkpoints.latest() is not None:
+      state, stats = checkpoints.restore(state, stats)
+    elif setup.warm_start_tasks:
+      state = update.init(
+          warm_start.run(state.params, setup.warm_start_tasks, state.key, setup.tokenizer,
+                         setup.policy, setup.sample, setup.warm_start, workdir, seed=c.seed,
+                         stopping=stopping),
+          jax.random.key(c.seed), setup.update)
+    first_step = int(state.step)
+    record = _Record(setup, workdir, first_step)
+    key = jax.random.fold_in(state.key, _ROLLOUTS)
+
+    def evaluated(step):
+      if not record.has_evaluation(step):
+        record.evaluation(step, evaluation(setup, state.params, state.key, pool))
+
+    for step in range(first_step, c.num_steps):
+      if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
+        evaluated(step)
+      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=M, seed=c.seed)
+      prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
+      success_rate_M = allocate.posterior(stats, prompts.index_M)
+      budget_M = allocate.budgets(success_rate_M, R, low=c.alloc.low, high=c.alloc.high,
+                                  rule=c.alloc.rule)
+      rollouts = sample.rollouts(setup.policy, state.params, prompts, budget_M,
+                                 jax.random.fold_in(key, step), setup.sample, total=R)
+      record.flush()  # the last step's, while the device samples this one's
+      task_R = np.repeat(np.arange(M), budget_M)
+      scores = pool.score([setup.tokenizer.decode(token_C) for token_C in np.asarray(rollouts.token_RC)],
+                          [tasks_M[m] for m in task_R])
+      mixed_M = grpo.mixed_tasks(scores.reward_R, task_R, M)
+      packed = update.pack_rollouts(rollouts, mixed_M[task_R], setup.update)
+      state, measured = update.step(state, rollouts, scores.reward_R, packed, setup.policy,
+                                    setup.update)
+      stats = allocate.observe(stats, prompts.index_M, task_R, scores.reward_R,
+                               discount=c.alloc.discount)
+      record.step(step, success_rate_M, budget_M, rollouts, scores, mixed_M, measured)
+      done = step + 1
+      if stopping() or done == c.num_steps or done % c.checkpoint.every == 0:
+        record.flush()  # which stops at a loss that is not finite, before it is saved
+        checkpoints.save(done, state, stats)
+      if stopping():
+        record.close()
+        raise SystemExit(f'stopped after {done} of {c.num_steps} steps; '
+                         'run the same command again to go on')
+    evaluated(c.num_steps)
+    record.close()
+
+
+class _StopSignal:
+  """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts."""
+
+  def __enter__(self):
+    self._asked = False
+    if threading.current_thread() is threading.main_thread():
+      self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+    else:
+      self._old = {}
+    return lambda: self._asked
+
+  def _note(self, number, frame):
+    if self._asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._asked = True
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+
+class _Record:
+  """The run's metrics.jsonl, events and progress bar. A step's record is written one step late, so
+  that the device never waits for it."""
+
+  def __init__(self, setup: Setup, workdir: str, first_step: int):
+    self._setup, self._last = setup, None
+    self._writer = metrics.Writer(workdir, first_step=first_step)
+    self._bar = metrics.progress(setup.config.alloc.rule, first_step, setup.config.num_steps)
+    self._shown = {}
+    before = [r['wall_s'] for r in self._writer.records]
+    self._start = time.monotonic() - max(before, default=0.0)
+
+  def has_evaluation(self, step: int) -> bool:
+    return any(r['step'] == step and f'eval/avg@{self._setup.config.evaluate.rollouts}' in r
+               for r in self._writer.records)
+
+  def evaluation(self, step: int, measured: dict[str, float]) -> None:
+    self.flush()
+    self._writer.write({'step': step, 'wall_s': self._wall_s(), **measured})
+    k = self._setup.config.evaluate.rollouts
+    self._shown['eval'] = f'{measured[f"eval/avg@{k}"]:.3f}'
+    self._bar.write(f'step {step}: avg@{k} of held-out tasks {measured[f"eval/avg@{k}"]:.3f} '
+                    f'± {measured[f"eval/avg@{k}_stderr"]:.3f}')
+
+  def step(self, step, success_rate_M, budget_M, rollouts, scores, mixed_M, measured) -> None:
+    uniform_M = allocate.budgets(success_rate_M, int(budget_M.sum()), low=1,
+                                 high=int(budget_M.sum()), rule='uniform')
+    mean_M = success_rate_M.a_M / (success_rate_M.a_M + success_rate_M.b_M)
+    bins = np.minimum((mean_M * 10).astype(int), 9)
+    length_R = np.asarray(rollouts.length_R)
+    logp_RC = np.asarray(rollouts.logp_RC)
+    tokens = int(length_R.sum())
+    self._last = step, measured, {
+        'reward_mean': float(scores.reward_R.mean()),
+        'effective_gradient_ratio': float(budget_M @ mixed_M / budget_M.sum()),
+        'expected_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, budget_M),
+        'uniform_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, uniform_M),
+        'mixed_tasks': int(mixed_M.sum()),
+        'objective': allocate.objective(success_rate_M, budget_M),
+        'uniform_objective': allocate.objective(success_rate_M, uniform_M),
+        'budget_min': int(budget_M.min()),
+        'budget_max': int(budget_M.max()),
+        'rollouts_total': int(budget_M.sum()),
+        'tokens_generated': tokens,
+        'truncated': float(np.mean(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH)),
+        'slot_utilization': tokens / (int(rollouts.decode_steps)
+                                      * min(self._setup.sample.slots, len(length_R))),
+        # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
+        'entropy': -float(logp_RC.sum(dtype=float)) / tokens,
+        'verifier_timeouts': scores.timeouts,
+        'verifier_errors': scores.errors,
+        # By estimated success rate in ten bins, for the heat map.
+        'budget_by_success_rate': [
+            float(budget_M[bins == i].mean()) if np.any(bins == i) else None for i in range(10)],
+    }
+
+  def flush(self) -> None:
+    """Writes the last step's record. Raises FloatingPointError if its update was not finite."""
+    if self._last is None:
+      return
+    step, on_device, record = self._last
+    self._last = None
+    update_metrics = {name: x.item() for name, x in jax.device_get(on_device).items()}
+    for name in ('loss', 'grad_norm'):
+      if not math.isfinite(update_metrics[name]):
+        raise FloatingPointError(
+            f'{name} is {update_metrics[name]} at step {step}; the last checkpoint is from before. '
+            'Lower optimizer.learning_rate or optimizer.max_grad_norm, in another --workdir')
+    self._writer.write({'step': step, 'wall_s': self._wall_s(), **record, **update_metrics,
+                        'compile_count': metrics.compile_count()})
+    self._bar.set_postfix(
+        reward=f'{record["reward_mean"]:.2f}',
+        gradient=f'{record["effective_gradient_ratio"]:.2f}'
+                 f' (uniform {record["uniform_gradient_ratio"]:.2f})',
+        budgets=f'{record["budget_min"]}-{record["budget_max"]}', **self._shown, refresh=False)
+    self._bar.update()
+
+  def close(self) -> None:
+    self.flush()
+    self._bar.close()
+    self._writer.close()
+
+  def _wall_s(self) -> float:
+    return round(time.monotonic() - self._start, 3)

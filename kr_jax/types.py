@@ -1,0 +1,72 @@
+"""The shape letters and the records that flow through the loop.
+
+Arrays are named by shape, one letter an axis, as a suffix:
+
+    M tasks in a step   R rollouts in a step   J candidate budgets   U units of capacity
+    I tasks in a split  P prompt tokens        C completion tokens   T = P + C, or a packed row
+    B rows of a batch   L layers               D model               F feed-forward
+    N query heads       K key/value heads      H head width          V vocabulary
+    S cache slots
+
+Imports nothing heavy: reward workers load this module at every start.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy or jax
+
+# Why a rollout ended (Rollouts.ended_R).
+NOT_SAMPLED, ENDED_STOP, ENDED_LENGTH = 0, 1, 2
+
+
+class Task(NamedTuple):
+  """A prompt with a checkable answer."""
+
+  id: str  # stable over runs, machines and versions of the data
+  index: int  # row of its split, in 0..I-1
+  prompt: str
+  answer: str
+  difficulty: int
+  solution: str  # a worked completion to imitate; '' where there is none
+  tokens: tuple[int, ...]  # the prompt's tokens
+
+
+class Prompts(NamedTuple):
+  """The prompts of M tasks, as the sampler and the loss read them."""
+
+  token_MP: Array  # int32, padded on the right
+  length_M: Array  # int32, 1..P
+  index_M: Array  # int32, each task's row of its split
+
+
+class Rollouts(NamedTuple):
+  """R completions of M tasks: one step's experience."""
+
+  prompts: Prompts
+  task_R: Array  # int32 in 0..M-1, non-decreasing: which task
+  token_RC: Array  # int32, padded on the right; the stop token is part of it
+  logp_RC: Array  # float32, log-probability of each token when it was sampled
+  length_R: Array  # int32, 1..C: completion tokens, the stop token counted
+  ended_R: Array  # int32: ENDED_STOP or ENDED_LENGTH
+  decode_steps: Array  # int32 scalar: iterations of the decode loop
+
+
+class TaskStats(NamedTuple):
+  """What is known of every task of the training split."""
+
+  successes_I: np.ndarray  # float64, discounted count of verified rollouts
+  failures_I: np.ndarray  # float64, discounted count of the others
+  rollouts_I: np.ndarray  # int64, rollouts ever spent
+
+
+class TrainState(NamedTuple):
+  """What a training step changes on the device, and the key all its randomness comes from."""
+
+  step: Array  # int32 scalar: updates done
+  params: Any
+  opt_state: Any
+  key: Array  # typed PRNG key of the run; never advanced, only folded

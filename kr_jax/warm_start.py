@@ -1,0 +1,90 @@
+"""A short supervised stage: a policy from scratch learns to answer before it learns by rewards.
+
+Maximum likelihood on worked solutions of a split of their own. The stage has its own checkpoints
+and record in <workdir>/warm_start, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import os
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kr_jax import allocate
+from kr_jax import checkpoint
+from kr_jax import metrics
+from kr_jax import policy
+from kr_jax import sample
+from kr_jax import tasks as tasks_lib
+from kr_jax import types
+from kr_jax import update
+from kr_jax.tokenizer import PAD, STOP
+
+
+class Config(NamedTuple):
+  """How to warm-start."""
+
+  num_steps: int  # 0: none
+  per_step: int  # solutions a step
+  checkpoint_every: int
+  update: update.Config
+
+
+def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> types.Rollouts:
+  """The tasks' worked solutions as rollouts, one a task.
+
+  Raises ValueError for a task without one, or one that does not fit in C with its stop token.
+  """
+  token_RC = np.full((len(tasks), config.completion_length), PAD, np.int32)
+  length_R = np.zeros(len(tasks), np.int32)
+  for r, task in enumerate(tasks):
+    tokens = (*tokenizer.encode(task.solution), STOP)
+    if not task.solution or len(tokens) > config.completion_length:
+      raise ValueError(f'{task.id!r} has the solution {task.solution!r} of {len(tokens)} tokens; '
+                       f'a warm start needs 2..sample.completion_length={config.completion_length}')
+    token_RC[r, :len(tokens)] = tokens
+    length_R[r] = len(tokens)
+  return types.Rollouts(
+      prompts=tasks_lib.prompts(tasks, config.prompt_length), task_R=np.arange(len(tasks), dtype=np.int32),
+      token_RC=token_RC, logp_RC=np.zeros(token_RC.shape, np.float32), length_R=length_R,
+      ended_R=np.full(len(tasks), types.ENDED_STOP, np.int32), decode_steps=np.zeros((), np.int32))
+
+
+def run(params: Any, tasks: Sequence[types.Task], key: jax.Array, tokenizer,
+        policy_config: policy.Config, sample_config: sample.Config, config: Config, workdir: str, *,
+        seed: int, stopping: Callable[[], bool]) -> Any:
+  """Parameters after the stage; from its last checkpoint where it has one.
+
+  Args:
+    stopping: asked after each step; once true, the stage is saved and left by SystemExit.
+  """
+  directory = os.path.join(workdir, 'warm_start')
+  no_stats = allocate.init(1)
+  state = update.init(params, key, config.update)
+  with checkpoint.Checkpoints(os.path.join(directory, 'checkpoints')) as checkpoints:
+    if checkpoints.latest() is not None:
+      state, _ = checkpoints.restore(state, no_stats)
+    first_step = int(state.step)
+    writer = metrics.Writer(directory, first_step=first_step)
+    bar = metrics.progress('warm start', first_step, config.num_steps)
+    for step in range(first_step, config.num_steps):
+      tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
+      rollouts = solutions(tasks_R, tokenizer, sample_config)
+      packed = update.pack_rollouts(rollouts, np.ones(len(tasks_R), bool), config.update)
+      state, measured = update.imitate(state, rollouts, packed, policy_config, config.update)
+      loss = float(measured['loss'])
+      writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
+      bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+      bar.update()
+      done = step + 1
+      if stopping() or done == config.num_steps or done % config.checkpoint_every == 0:
+        checkpoints.save(done, state, no_stats)
+      if stopping():
+        raise SystemExit(f'stopped after {done} of {config.num_steps} warm-start steps; '
+                         'run the same command again to go on')
+    bar.close()
+    writer.close()
+  return state.params
