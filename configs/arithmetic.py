@@ -1,18 +1,29 @@
-"""placeholder"""
-
-from configs import common
+"""TODO docstring."""
 
 import ml_collections
+
+from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c = common.base()
   c.num_steps = 150
   c.tasks.dataset = 'arithmetic'
-  c.tasks.per_step = 32
+  c.tasks.per_step = 64
   c.alloc.rollouts_per_step = 256
   c.alloc.high = 64
-  c.warm_start.num_steps = 300
-  c.sample.prompt_length = 27
-  c.sample.completion_length = 33
-  return c.lock()
+  c.policy.num_layers = 2
+  c.policy.width = 256
+  c.policy.head_width = 64
+  c.policy.hidden_width = 512
+  c.warm_start.num_steps = 250
+  c.warm_start.learning_rate = 2e-3
+  c.sample.slots = 128
+  c.sample.refill = 16
+  c.sample.prompt_length = 21
+  c.sample.completion_length = 22
+  c.pack.row_length = 96
+  c.pack.microbatch_rows = 8
+  c.optimizer.learning_rate = 1e-4
+  c.optimizer.warmup_steps = 10
+  return common.finish(c, variant)

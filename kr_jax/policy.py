@@ -68,7 +68,7 @@ def rmsnorm(x: Array, scale: Array, eps: float) -> Array:
   """Root-mean-square norm over the last axis, in float32. Zhang & Sennrich 2019, eq. 4."""
   x32 = x.astype(jnp.float32)
   x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-  return (x32 * scale[...]).astype(x.dtype)
+  return (x32 * jnp.expand_dims(scale[...], range(x.ndim - 1))).astype(x.dtype)
 
 
 def rope(x_BTNH: Array, position_BT: Array, theta: float) -> Array:
@@ -148,7 +148,7 @@ class Policy(nnx.Module):
   def __init__(self, c: Config, *, rngs: nnx.Rngs):
     self.c = c
     self.embed_VD = _normal(rngs, (c.vocab_size, c.width), 0.02)
-    self.layers = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.fork(split=c.num_layers))
+    self.layers = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.num_layers))
     self.norm_D = nnx.Param(jnp.ones(c.width))
     if not c.tie_embeddings:
       self.output_DV = _normal(rngs, (c.width, c.vocab_size), c.width ** -0.5)

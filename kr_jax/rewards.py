@@ -18,12 +18,12 @@ import pebble
 from kr_jax.types import Task
 
 
-def last_number(completion: str, answer: str) -> bool:
-  """True if the number after the last comma is the answer."""
-  return completion.rpartition(',')[2] == answer
+def ends_with(completion: str, answer: str) -> bool:
+  """True if the completion's last characters are the answer."""
+  return completion.endswith(answer)
 
 
-VERIFIERS: dict[str, Callable[[str, str], bool]] = {'last_number': last_number}
+VERIFIERS: dict[str, Callable[[str, str], bool]] = {'ends_with': ends_with}
 
 
 class Scores(NamedTuple):

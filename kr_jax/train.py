@@ -81,10 +81,10 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   sample_config = sample.Config(**config.sample)
   evaluate_config = sample_config._replace(temperature=config.evaluate.temperature)
   update_config = update.Config(**config.grpo, **config.optimizer, **config.pack,
-                                temperature=config.sample.temperature)
+                                decay_steps=0, temperature=config.sample.temperature)
   imitate_config = update_config._replace(
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
-      temperature=1.0)
+      decay_steps=config.warm_start.num_steps, temperature=1.0)
   for checked in (sample_config, evaluate_config):
     sample.check(checked)
   for checked in (update_config, imitate_config):

@@ -28,7 +28,8 @@ class Config(NamedTuple):
   """How to update."""
 
   learning_rate: float
-  warmup_steps: int
+  warmup_steps: int  # updates of linear warm-up
+  decay_steps: int  # updates after which the rate has fallen to 0, linearly; 0: it stays
   weight_decay: float
   max_grad_norm: float
   row_length: int  # T of a packed row
@@ -59,9 +60,13 @@ def check(config: Config) -> None:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW after a clip of the global norm, at a constant rate after a linear warm-up."""
+  """AdamW after a clip of the global norm; the rate warms up linearly, then stays or decays."""
   rate = optax.linear_schedule(
       config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps)
+  if config.decay_steps:
+    fall = config.decay_steps - config.warmup_steps
+    rate = optax.join_schedules(
+        [rate, optax.linear_schedule(config.learning_rate, 0.0, fall)], [config.warmup_steps])
   return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
                      optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay))
 

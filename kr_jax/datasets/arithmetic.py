@@ -1,12 +1,18 @@
-"""Sums of two-digit numbers, worked out by running totals.
+"""Sums and differences of digits, worked out by running totals.
 
-A task of difficulty d has d additions or subtractions:
+A task of difficulty d has d signed digits; the worked completion writes the total after each, two
+digits a total, and the last two digits of a completion are its answer:
 
-    prompt '17+25-38='   solution '42,4'   answer '4'   (difficulty 2)
+    prompt '+3+8-5              ='   solution '031106'   answer '06'   (difficulty 3)
 
-A completion may write whatever it likes; the number after its last comma is its answer. The chance
-of a right answer falls about geometrically with the difficulty, so one skill at every level of
-mastery spreads the success rates of the levels over 0..1. Running totals stay in 0..999.
+Totals stay in 0..99. The blanks give every prompt the same length, so that a term stands a fixed
+distance before its total: a small transformer learns the step in minutes.
+
+The solutions of the split `warm_start` are those of a careless pupil, who forgets every second
+carry or borrow ('+3+8-5': '030106' or '031116' as well) and goes on from the wrong total. A policy
+that imitates them knows its digits, and is right on a task with c carries about one time in 2^c: its
+success rates spread over all of 0..1, its most likely answers are often wrong, and what is left to
+learn, to carry always, only the verified answers can teach.
 
 The splits share no problem. `id` is the problem itself, so it never changes.
 """
@@ -19,43 +25,59 @@ import random
 import numpy as np
 import tensorflow_datasets as tfds
 
-ALPHABET = '0123456789+-=,'
-MAX_DIFFICULTY = 8
+ALPHABET = '0123456789+-= '
+DIFFICULTIES = range(3, 11)
 # Problems of each difficulty in each split.
-SPLITS = {'test': 48, 'train': 128, 'warm_start': 2048}
+SPLITS = {'test': 48, 'train': 128, 'warm_start': 1024}
+CARELESS = ('warm_start',)
+# Chance that the careless pupil forgets a carry or a borrow.
+SLIP = 0.5
 
 
-def problem(rng: random.Random, difficulty: int) -> dict[str, str | int]:
-  """A random problem with its running totals."""
-  total = rng.randint(10, 99)
-  prompt, totals = str(total), []
+def add(total: int, term: int, *, forget: bool = False) -> int:
+  """total + term; if `forget`, the tens of the total are left as they were."""
+  return total // 10 * 10 + (total + term) % 10 if forget else total + term
+
+
+def problem(rng: random.Random, difficulty: int) -> list[int]:
+  """Random signed digits, all of whose running totals lie in 0..99."""
+  terms = []
   for _ in range(difficulty):
-    term = rng.randint(10, 99)
-    sign = rng.choice('+-') if total >= term else '+'
-    total += term if sign == '+' else -term
-    prompt += f'{sign}{term}'
-    totals.append(str(total))
-  return {
-      'id': f'arithmetic/{prompt}',
-      'prompt': f'{prompt}=',
-      'answer': totals[-1],
-      'difficulty': difficulty,
-      'solution': ','.join(totals),
-  }
+    digit = rng.randint(1, 9)
+    terms.append(rng.choice([t for t in (digit, -digit) if 0 <= sum(terms) + t <= 99]))
+  return terms
+
+
+def solution(terms: list[int], *, rng: random.Random | None = None) -> str:
+  """The running totals, two digits each; with an rng, the careless pupil's."""
+  total, text = 0, ''
+  for term in terms:
+    # A pupil who is off by tens may leave 0..99, and has two digits to write.
+    total = add(total, term, forget=rng is not None and rng.random() < SLIP) % 100
+    text += f'{total:02d}'
+  return text
 
 
 def splits() -> dict[str, list[dict[str, str | int]]]:
   """Every split's problems, shuffled; no problem stands in two of them."""
   rng = random.Random(2509_25849)
   examples = {split: [] for split in SPLITS}
-  for difficulty in range(1, MAX_DIFFICULTY + 1):
-    drawn: dict[str, dict[str, str | int]] = {}
+  for difficulty in DIFFICULTIES:
+    drawn: dict[str, list[int]] = {}
     while len(drawn) < sum(SPLITS.values()):
-      example = problem(rng, difficulty)
-      drawn.setdefault(example['id'], example)
-    queue = iter(drawn.values())
+      terms = problem(rng, difficulty)
+      drawn.setdefault(''.join(f'{term:+d}' for term in terms), terms)
+    queue = iter(drawn.items())
     for split, count in SPLITS.items():
-      examples[split].extend(next(queue) for _ in range(count))
+      for _ in range(count):
+        text, terms = next(queue)
+        examples[split].append({
+            'id': f'arithmetic/{text}',
+            'prompt': f'{text:<{2 * max(DIFFICULTIES)}}=',
+            'answer': solution(terms)[-2:],
+            'difficulty': difficulty,
+            'solution': solution(terms, rng=rng if split in CARELESS else None),
+        })
   for split in examples.values():
     rng.shuffle(split)
   return examples
@@ -66,7 +88,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   name = 'arithmetic'
   VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Sums of 1 to 8 two-digit terms with running totals.'}
+  RELEASE_NOTES = {'1.0.0': '3 to 10 signed digits.'}
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs the main job on this machine:
+#   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate]
+# CONFIG is configs/arithmetic.py unless given. The same command again goes on where it stopped.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+config="$root/configs/arithmetic.py"
+if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
+  config="$1"; shift
+  [ -e "${config%%:*}" ] || config="$root/$config"
+fi
+extras=""
+if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then extras="tpu"; fi
+"$root/launch/environment.sh" "$extras"
+case " $*" in *" --workdir"*) ;; *) name="$(basename "$config")"; set -- "$@" "--workdir=$root/runs/${name//.py/}";; esac
+echo "launch/local.sh: python -m kr_jax.main --config=$config $*"
+cd "$root"
+exec "$root/.venv/bin/python" -m kr_jax.main --config="$config" "$@"

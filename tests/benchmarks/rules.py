@@ -1,0 +1,100 @@
+"""Trains one config under several allocation rules and seeds, at the same rollouts, and compares.
+
+    .venv/bin/python tests/benchmarks/rules.py --workdir=runs/rules [--config=configs/arithmetic.py]
+        [--rules uniform knapsack] [--seeds 0 1 2] [--jobs 1] [--json]
+        [-- --config.num_steps=100 ...]
+
+Runs that are finished are not run again. The rise is held-out avg@k after the last step less before
+the first. Rules of one seed start from the same warm start, so the difference of their last scores is
+taken by seed; its interval is Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent import futures
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import numpy as np
+from scipy import stats
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str]) -> dict:
+  """The summary of one run."""
+  directory = os.path.join(workdir, f'{rule}_{seed}')
+  summary = os.path.join(directory, 'summary.json')
+  if not os.path.exists(summary):
+    os.makedirs(directory, exist_ok=True)
+    with open(os.path.join(directory, 'log.txt'), 'a') as log:
+      subprocess.run(
+          [sys.executable, '-m', 'kr_jax.main', f'--config={config}', f'--workdir={directory}',
+           f'--config.alloc.rule={rule}', f'--config.seed={seed}', *overrides],
+          check=True, cwd=ROOT, stdout=log, stderr=log)
+  with open(summary) as file:
+    return json.load(file)
+
+
+def interval(x: np.ndarray) -> list[float]:
+  """95 % confidence interval of the mean, Student's t."""
+  if len(x) < 2:
+    return [float('-inf'), float('inf')]
+  return list(map(float, stats.t.interval(0.95, len(x) - 1, x.mean(), stats.sem(x) or 1e-12)))
+
+
+def compare(summaries: dict[str, list[dict]]) -> dict:
+  """By rule, each figure's values by seed and their mean; by pair of rules, the paired difference."""
+  first = next(iter(summaries.values()))[0]
+  score = next(k for k in first if k.endswith('_rise')).removesuffix('_rise')
+  names = (f'{score}_first', f'{score}_last', f'{score}_rise', 'effective_gradient_ratio',
+           'uniform_gradient_ratio', 'mixed_tasks', 'objective', 'uniform_objective', 'budget_max',
+           'rollouts', 'tokens_generated', 'tokens_updated', 'wall_s')
+  result = {rule: {name: {'mean': float(np.mean([s[name] for s in runs])),
+                          'seeds': [s[name] for s in runs]} for name in names}
+            for rule, runs in summaries.items()}
+  rules = list(summaries)
+  for other in rules[1:]:
+    difference = np.array([b[f'{score}_last'] - a[f'{score}_last']
+                           for a, b in zip(summaries[rules[0]], summaries[other])])
+    result[f'{other} - {rules[0]}'] = {
+        f'{score}_last': {'mean': float(difference.mean()), 'seeds': difference.tolist(),
+                          'interval_95': interval(difference)}}
+  return result
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--config', default='configs/arithmetic.py')
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--rules', nargs='+', default=['uniform', 'knapsack'])
+  parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+  parser.add_argument('--jobs', type=int, default=1, help='runs at once; times are of one at 1')
+  parser.add_argument('--json', action='store_true', help='print one JSON object last')
+  parser.add_argument('overrides', nargs='*', help='after --: flags of kr_jax.main')
+  args = parser.parse_args()
+  with futures.ThreadPoolExecutor(args.jobs) as pool:
+    jobs = {(rule, seed): pool.submit(run, args.config, os.path.abspath(args.workdir), rule, seed,
+                                      args.overrides)
+            for seed in args.seeds for rule in args.rules}
+    summaries = {rule: [jobs[rule, seed].result() for seed in args.seeds] for rule in args.rules}
+  result = compare(summaries)
+  for rule, figures in result.items():
+    print(rule)
+    for name, figure in figures.items():
+      print(f'  {name:28}{figure["mean"]:12.4g}   by seed '
+            + ' '.join(f'{x:.4g}' for x in figure['seeds'])
+            + (f'   95 % {figure["interval_95"]}' if 'interval_95' in figure else ''))
+  if args.json:
+    print(json.dumps({'config': args.config, 'seeds': args.seeds, 'jobs': args.jobs,
+                      'machine': f'{platform.machine()}, {os.cpu_count()} cores', **result}))
+
+
+if __name__ == '__main__':
+  main()
