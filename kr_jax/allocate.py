@@ -9,7 +9,7 @@ Source: Li et al. 2025, arXiv 2509.25849, eq. 5-8. Differs:
   and V its expectation under it, in closed form. Tasks at p = 0, at p = 1 and never seen need no
   special case, and no first epoch of uniform budgets.
 - The dynamic program starts from V(low), not from 0, so it is exact on its own objective; ties go
-  to the most even budgets, then to the later task; every feasible total is met within the bounds.
+  to the most even budgets, then to later tasks; every feasible total is met within the bounds.
 
 `budgets` stands alone: it takes success rates from any trainer.
 """
@@ -17,6 +17,7 @@ Source: Li et al. 2025, arXiv 2509.25849, eq. 5-8. Differs:
 from __future__ import annotations
 
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -75,15 +76,20 @@ def budgets(success_rate: Array | Beta, total_budget: int, *, low: int = 2, high
 
   Raises:
     ValueError: success rates that are not a vector in [0, 1], or totals out of reach.
+    TypeError: a total that is no integer.
   """
   M = _check_success_rate(success_rate)
+  total_budget = operator.index(total_budget)
   check(M, total_budget, low, high, rule)
   if rule == 'uniform':
     return np.full(M, total_budget // M, np.int32) + (np.arange(M) < total_budget % M)
-  value_MJ = value(success_rate, np.arange(low, high + 1))
-  # Integers make sums exact and so ties equal on every machine. 2^30 is shared by M tasks.
-  scale = 2.0 ** np.floor(30 - np.log2(M) - np.log2(max(value_MJ.max(), 1e-30)))
-  fixed_MJ = np.rint(value_MJ * scale).astype(np.int32)
+  # Integers make sums exact and so ties equal on every machine; 2^29 is shared by M tasks. Gains are
+  # rounded, not values: rounded gains still fall with N, so that equal tasks get equal budgets.
+  gain_MJ = np.diff(value(success_rate, np.arange(low, high + 1)), axis=1, prepend=0)
+  gain_MJ[:, 0] = 0
+  most = max(gain_MJ.sum(axis=1).max(), 1e-30)
+  scale = 2.0 ** np.floor(29 - np.log2(M) - np.log2(most))
+  fixed_MJ = np.cumsum(np.rint(gain_MJ * scale), axis=1).astype(np.int32)
   return low + np.asarray(knapsack(fixed_MJ, capacity=total_budget - low * M))
 
 
@@ -94,28 +100,29 @@ def knapsack(value_MJ: Array, *, capacity: int) -> Array:
     best[m, u] = max_j best[m - 1, u - j] + value[m, j],   j <= u
 
   Args:
-    value_MJ: int32, the value of giving task m j units; a task's row sums with the others' below
-      2^31. Column 0 is no unit.
-    capacity: U, the units to give, exactly; at most M * (J - 1).
+    value_MJ: int32, the value of giving task m j units, j = 0..J-1; the largest sum over tasks is
+      below 2^29 in size.
+    capacity: U, the units to give, exactly; in 0..M * (J - 1).
 
   Returns:
     unit_M, int32 in 0..J-1 with sum U and the largest summed value; ties go to the smallest sum of
-    squares, then the fewest units for the earliest task.
+    squares, then to the most units for the last task, then for the one before it, and so on.
   """
   J = value_MJ.shape[1]
   U = capacity + 1
   j_J = jnp.arange(J)
   source_UJ = jnp.arange(U)[:, None] - j_J[None]
-  unreachable = jnp.iinfo(jnp.int32).min // 2
+  unreachable = -2**31 + 2**30  # a value added to it does not wrap
 
   def add(best, value_J):
     value_U, squares_U = best
     total_UJ = jnp.where(source_UJ >= 0, value_U[source_UJ], unreachable) + value_J[None]
     squares_UJ = squares_U[source_UJ] + jnp.square(j_J)[None]
-    value_U = jnp.maximum(total_UJ.max(axis=1), unreachable)
+    value_U = total_UJ.max(axis=1)
+    value_U = jnp.where(value_U < unreachable // 2, unreachable, value_U)  # it must not add up
     squares_UJ = jnp.where(
         total_UJ == total_UJ.max(axis=1, keepdims=True), squares_UJ, jnp.iinfo(jnp.int32).max)
-    # argmin takes the first of equals; counted from the largest, the last task gives way first.
+    # argmin takes the first of equals: counted from the largest, the most units for this task.
     unit_U = J - 1 - jnp.argmin(squares_UJ[:, ::-1], axis=1)
     return (value_U, squares_UJ.min(axis=1)), unit_U
 
@@ -138,6 +145,9 @@ def _check_success_rate(success_rate: Array | Beta) -> int:
     for x_M in success_rate:
       if np.ndim(x_M) != 1 or not np.all(np.isfinite(x_M)) or np.any(np.asarray(x_M) <= 0):
         raise ValueError(f'a Beta posterior needs vectors of finite positive numbers, not {x_M}')
+    if len(success_rate.a_M) != len(success_rate.b_M):
+      raise ValueError(f'a Beta posterior has {len(success_rate.a_M)} a and '
+                       f'{len(success_rate.b_M)} b; each task needs one of each')
     return len(success_rate.a_M)
   p_M = np.asarray(success_rate)
   if p_M.ndim != 1:
@@ -149,7 +159,7 @@ def _check_success_rate(success_rate: Array | Beta) -> int:
 
 def _moment(posterior: Beta, i: Array, j: Array) -> np.ndarray:
   """E[p^i (1-p)^j] = B(a+i, b+j) / B(a, b)."""
-  a, b = posterior.a_M[:, None], posterior.b_M[:, None]
+  a, b = np.asarray(posterior.a_M)[:, None], np.asarray(posterior.b_M)[:, None]
   return np.exp(special.betaln(a + i, b + j) - special.betaln(a, b))
 
 

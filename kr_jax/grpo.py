@@ -39,7 +39,8 @@ def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, eps: float = 1e
 def clipped_loss(logp: Array, old_logp: Array, advantage: Array, *, clip_low: float,
                  clip_high: float) -> tuple[Array, Array]:
   """The loss of each token, and whether the clip took its gradient. Any one shape."""
-  ratio = jnp.exp(logp - old_logp)
+  # e^30 lies beyond any clip; without a bound, an overflow would make the gradient NaN.
+  ratio = jnp.exp(jnp.minimum(logp - old_logp, 30.0))
   free = ratio * advantage
   bounded = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
   return -jnp.minimum(free, bounded), bounded < free

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import math
 import os
@@ -47,19 +48,26 @@ class Writer:
   """Appends records to <directory>/metrics.jsonl and to TensorBoard events beside it.
 
   Args:
-    first_step: the step the run goes on from; records of it and later steps are dropped.
+    keep: of the records there, those that this run will not write again.
+    first_step: the step the run goes on from, for TensorBoard.
   """
 
-  def __init__(self, directory: str, *, first_step: int = 0):
+  def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int):
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, 'metrics.jsonl')
-    self.records = [r for r in read(path) if r['step'] < first_step]
+    self.records = [r for r in read(path) if keep(r)]
     rewritten = f'{path}.tmp'
     with open(rewritten, 'w') as file:
       file.writelines(json.dumps(r) + '\n' for r in self.records)
     os.replace(rewritten, path)  # a kill leaves the old file or the new one, whole
     self._file = open(path, 'a')
     self._events = SummaryWriter(directory, purge_step=first_step or None)
+
+  def __enter__(self) -> Writer:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
 
   def write(self, record: dict[str, Any]) -> None:
     """Writes a record: its 'step', numbers, and lists of numbers, which TensorBoard does not get."""

@@ -38,6 +38,16 @@ def _verify(verifier: Callable[[str, str], bool], pairs: Sequence[tuple[str, str
   return [bool(verifier(completion, answer)) for completion, answer in pairs]
 
 
+def check(*, verifier: str, workers: int, timeout_s: float) -> None:
+  """Raises ValueError for a knob out of its range."""
+  if verifier not in VERIFIERS:
+    raise ValueError(f'rewards.verifier={verifier!r} is not one of {sorted(VERIFIERS)}')
+  if workers < 1:
+    raise ValueError(f'rewards.workers={workers} is below 1')
+  if not timeout_s > 0:
+    raise ValueError(f'rewards.timeout_s={timeout_s} must be above 0')
+
+
 class Workers:
   """A pool of verifier processes; close it, or use it as a context.
 
@@ -48,13 +58,10 @@ class Workers:
   """
 
   def __init__(self, verifier: str | Callable[[str, str], bool], *, workers: int, timeout_s: float):
-    if isinstance(verifier, str) and verifier not in VERIFIERS:
-      raise ValueError(f'rewards.verifier={verifier!r} is not one of {sorted(VERIFIERS)}')
-    if workers < 1:
-      raise ValueError(f'rewards.workers={workers} is below 1')
-    if not timeout_s > 0:
-      raise ValueError(f'rewards.timeout_s={timeout_s} must be above 0')
-    self._verifier = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
+    if isinstance(verifier, str):
+      check(verifier=verifier, workers=workers, timeout_s=timeout_s)
+      verifier = VERIFIERS[verifier]
+    self._verifier = verifier
     self._workers, self._timeout_s = workers, timeout_s
     # Spawned: a fork of a process with JAX's threads may deadlock.
     self._pool = pebble.ProcessPool(workers, context=multiprocessing.get_context('spawn'))

@@ -41,6 +41,8 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '') -> list[typ
   name = split.partition('[')[0]
   if name not in made.info.splits:
     raise ValueError(f'dataset {dataset!r} has no split {name!r}; it has {sorted(made.info.splits)}')
+  if not made.info.splits[split].num_examples:  # which TFDS cannot read
+    raise ValueError(f'{dataset}/{split} holds no task; name a split with at least one')
   tasks = []
   for row in made.as_data_source(split):
     text = {k: v.decode() for k, v in row.items() if isinstance(v, bytes)}

@@ -10,6 +10,7 @@ run draws what the uninterrupted one would have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import importlib
 import math
 import os
@@ -85,6 +86,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   imitate_config = update_config._replace(
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
       decay_steps=config.warm_start.num_steps, temperature=1.0)
+  rewards.check(**config.rewards)
   for checked in (sample_config, evaluate_config):
     sample.check(checked)
   for checked in (update_config, imitate_config):
@@ -113,10 +115,11 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       train_tasks=read(config.tasks.train_split),
       test_tasks=read(config.tasks.test_split)[:config.evaluate.tasks],
       warm_start_tasks=read(config.tasks.warm_start_split) if config.warm_start.num_steps else [])
-  tasks_lib.batch(setup.train_tasks, 0, per_step=config.tasks.per_step, seed=config.seed)
-  if setup.warm_start_tasks:
-    tasks_lib.batch(setup.warm_start_tasks, 0, per_step=config.warm_start.per_step, seed=0)
-    warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
+  for name, tasks in (('tasks', setup.train_tasks), ('warm_start', setup.warm_start_tasks)):
+    if tasks and config[name].per_step > len(tasks):
+      raise ValueError(f'{name}.per_step={config[name].per_step} is more than the {len(tasks)} tasks '
+                       'of its split')
+  warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
   return setup
 
 
@@ -164,9 +167,11 @@ def train(setup: Setup, workdir: str) -> None:
   checkpoint.claim(workdir, c.to_dict(), may_change=MAY_CHANGE)
   M, R = c.tasks.per_step, c.alloc.rollouts_per_step
   state, stats = initial(setup)
-  with (_StopSignal() as stopping, workers(setup) as pool,
-        checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints'), keep=c.checkpoint.keep)
-        as checkpoints):
+  with contextlib.ExitStack() as context:
+    stopping = context.enter_context(_StopSignal())
+    pool = context.enter_context(workers(setup))
+    checkpoints = context.enter_context(checkpoint.Checkpoints(
+        os.path.join(workdir, 'checkpoints'), keep=c.checkpoint.keep))
     if checkpoints.latest() is not None:
       state, stats = checkpoints.restore(state, stats)
     elif setup.warm_start_tasks:
@@ -176,7 +181,7 @@ def train(setup: Setup, workdir: str) -> None:
                          stopping=stopping),
           jax.random.key(c.seed), setup.update)
     first_step = int(state.step)
-    record = _Record(setup, workdir, first_step)
+    record = context.enter_context(_Record(setup, workdir, first_step))
     key = jax.random.fold_in(state.key, _ROLLOUTS)
 
     def evaluated(step):
@@ -209,11 +214,9 @@ def train(setup: Setup, workdir: str) -> None:
         record.flush()  # which stops at a loss that is not finite, before it is saved
         checkpoints.save(done, state, stats)
       if stopping():
-        record.close()
         raise SystemExit(f'stopped after {done} of {c.num_steps} steps; '
                          'run the same command again to go on')
     evaluated(c.num_steps)
-    record.close()
 
 
 class _StopSignal:
@@ -243,11 +246,21 @@ class _Record:
 
   def __init__(self, setup: Setup, workdir: str, first_step: int):
     self._setup, self._last = setup, None
-    self._writer = metrics.Writer(workdir, first_step=first_step)
+    # An evaluation of step k was taken before that step.
+    self._writer = metrics.Writer(
+        workdir, keep=lambda r: r['step'] < first_step + ('reward_mean' not in r),
+        first_step=first_step)
     self._bar = metrics.progress(setup.config.alloc.rule, first_step, setup.config.num_steps)
     self._shown = {}
     before = [r['wall_s'] for r in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._writer.close()
 
   def has_evaluation(self, step: int) -> bool:
     return any(r['step'] == step and f'eval/avg@{self._setup.config.evaluate.rollouts}' in r
@@ -313,11 +326,6 @@ class _Record:
                  f' (uniform {record["uniform_gradient_ratio"]:.2f})',
         budgets=f'{record["budget_min"]}-{record["budget_max"]}', **self._shown, refresh=False)
     self._bar.update()
-
-  def close(self) -> None:
-    self.flush()
-    self._bar.close()
-    self._writer.close()
 
   def _wall_s(self) -> float:
     return round(time.monotonic() - self._start, 3)

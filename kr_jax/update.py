@@ -143,7 +143,7 @@ def _apply(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packe
   # With nothing to learn from, momentum must not carry the policy on.
   params, opt_state = jax.lax.cond(
       packed.num_rows > 0, move, lambda _: (state.params, state.opt_state), None)
-  metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads), **counts}
+  metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts}
   return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
@@ -163,8 +163,11 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, pac
   advantage_R = grpo.advantage(reward_R, rollouts.task_R, rollouts.prompts.length_M.shape[0])
 
   def token_loss(s: Scores):
+    # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
+    # NaN would survive a mask put on afterwards.
+    logp_BT = jnp.where(s.mask_BT, s.logp_BT, s.old_logp_BT)
     loss_BT, clipped_BT = grpo.clipped_loss(
-        s.logp_BT, s.old_logp_BT, advantage_R[jnp.maximum(s.rollout_BT, 0)],
+        logp_BT, s.old_logp_BT, advantage_R[jnp.maximum(s.rollout_BT, 0)],
         clip_low=config.clip_low, clip_high=config.clip_high)
     return loss_BT, {'clipped': clipped_BT}
 

@@ -68,23 +68,21 @@ def run(params: Any, tasks: Sequence[types.Task], key: jax.Array, tokenizer,
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)
     first_step = int(state.step)
-    writer = metrics.Writer(directory, first_step=first_step)
-    bar = metrics.progress('warm start', first_step, config.num_steps)
-    for step in range(first_step, config.num_steps):
-      tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
-      rollouts = solutions(tasks_R, tokenizer, sample_config)
-      packed = update.pack_rollouts(rollouts, np.ones(len(tasks_R), bool), config.update)
-      state, measured = update.imitate(state, rollouts, packed, policy_config, config.update)
-      loss = float(measured['loss'])
-      writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
-      bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
-      bar.update()
-      done = step + 1
-      if stopping() or done == config.num_steps or done % config.checkpoint_every == 0:
-        checkpoints.save(done, state, no_stats)
-      if stopping():
-        raise SystemExit(f'stopped after {done} of {config.num_steps} warm-start steps; '
-                         'run the same command again to go on')
-    bar.close()
-    writer.close()
+    with (metrics.Writer(directory, keep=lambda r: r['step'] < first_step, first_step=first_step)
+          as writer, metrics.progress('warm start', first_step, config.num_steps) as bar):
+      for step in range(first_step, config.num_steps):
+        tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
+        rollouts = solutions(tasks_R, tokenizer, sample_config)
+        packed = update.pack_rollouts(rollouts, np.ones(len(tasks_R), bool), config.update)
+        state, measured = update.imitate(state, rollouts, packed, policy_config, config.update)
+        loss = float(measured['loss'])
+        writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
+        bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+        bar.update()
+        done = step + 1
+        if stopping() or done == config.num_steps or done % config.checkpoint_every == 0:
+          checkpoints.save(done, state, no_stats)
+        if stopping():
+          raise SystemExit(f'stopped after {done} of {config.num_steps} warm-start steps; '
+                           'run the same command again to go on')
   return state.params

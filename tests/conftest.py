@@ -1,0 +1,19 @@
+"""Eight CPU devices, no silent broadcasting over ranks, one set of arithmetic data for all tests."""
+
+import os
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu compiles here, it does not look for a TPU host
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))  # configs/ is not installed
+
+import jax  # after the environment is set
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> str:
+  return str(tmp_path_factory.mktemp('data'))

@@ -1,0 +1,250 @@
+"""The loop end to end on the shrunk config: its record, its checks, and that nothing is lost."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import arithmetic
+from kr_jax import checkpoint
+from kr_jax import metrics
+from kr_jax import policy
+from kr_jax import tasks
+from kr_jax import train
+from kr_jax import update
+from kr_jax import warm_start
+
+# A second run in one process finds its programs compiled, and time goes on.
+NOT_REPEATED = ('wall_s', 'compile_count')
+
+
+def config_of(data_dir, **knobs):
+  c = arithmetic.get_config('debug')
+  c.tasks.data_dir = data_dir
+  c.rewards.workers = 1
+  for name, x in knobs.items():
+    section, _, knob = name.rpartition('__')
+    (c[section] if section else c)[knob] = x
+  return c
+
+
+def run(workdir, data_dir, **knobs):
+  train.train(train.prepare(config_of(data_dir, **knobs)), str(workdir))
+  return str(workdir)
+
+
+def records(workdir, *, keep_times=False):
+  rows = metrics.read(os.path.join(workdir, 'metrics.jsonl'))
+  return [{k: v for k, v in r.items() if keep_times or k not in NOT_REPEATED} for r in rows]
+
+
+def state_of(workdir, data_dir):
+  setup = train.prepare(config_of(data_dir))
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
+    state, stats = checkpoints.restore(*train.initial(setup))
+  return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key))), stats
+
+
+def assert_same_run(workdir, other, data_dir, *, evaluations=True):
+  keep = lambda r: evaluations or 'reward_mean' in r
+  assert list(filter(keep, records(workdir))) == list(filter(keep, records(other)))
+  jax.tree.map(np.testing.assert_array_equal, state_of(workdir, data_dir), state_of(other, data_dir))
+
+
+def send_sigterm_in(monkeypatch, module, name, call):
+  """SIGTERM arrives in the middle of the given call of module.name."""
+  original, calls = getattr(module, name), []
+
+  def interrupted(*args):
+    calls.append(None)
+    if len(calls) == call:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(*args)
+
+  monkeypatch.setattr(module, name, interrupted)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def learnable():
+  """Rewards that a policy of a few steps can earn: any completion with a 1 in it, on half the tasks."""
+  with pytest.MonkeyPatch.context() as patch:
+    from kr_jax import rewards
+    patch.setitem(rewards.VERIFIERS, 'ends_with', has_a_one)
+    yield
+
+
+def has_a_one(completion, answer):
+  return '1' in completion and int(answer) % 2 == 0
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, data_dir):
+  return run(tmp_path_factory.mktemp('finished'), data_dir)
+
+
+def test_the_record_of_a_run(finished):
+  rows = records(finished, keep_times=True)
+  steps = [r for r in rows if 'reward_mean' in r]
+  assert [r['step'] for r in steps] == [0, 1, 2, 3]
+  for r in steps:
+    assert {'wall_s', 'reward_mean', 'effective_gradient_ratio', 'uniform_gradient_ratio',
+            'mixed_tasks', 'objective', 'budget_min', 'budget_max', 'rollouts_total',
+            'tokens_generated', 'tokens_updated', 'loss', 'entropy', 'clip_fraction', 'grad_norm',
+            'compile_count'} <= set(r)
+    assert r['rollouts_total'] == 32
+    assert 2 <= r['budget_min'] <= 4 <= r['budget_max'] <= 64
+    assert r['objective'] >= r['uniform_objective'] - 1e-9
+    assert 0 < r['entropy'] < 2 * np.log(16)
+    assert r['clip_fraction'] == 0  # one update a batch is on-policy
+  assert any(r['mixed_tasks'] for r in steps)
+  evaluations = [r for r in rows if 'eval/avg@8' in r]
+  assert [r['step'] for r in evaluations] == [0, 2, 4]
+  assert all('eval/avg@8_stderr' in r and 'eval/difficulty_3/avg@8' in r for r in evaluations)
+  wall_s = [r['wall_s'] for r in rows]
+  assert wall_s == sorted(wall_s)
+
+
+def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
+  """Over budgets that change, an evaluation and checkpoints; from a cold start."""
+  jax.clear_caches()
+  workdir = run(tmp_path, data_dir, num_steps=9, tasks__train_split='train[:16]')
+  steps = [r for r in records(workdir, keep_times=True) if 'reward_mean' in r]
+  assert len({json.dumps(r['budget_by_success_rate']) for r in steps}) > 4
+  assert len({r['compile_count'] for r in steps[2:]}) == 1
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):
+  assert_same_run(run(tmp_path, data_dir), finished, data_dir)
+
+
+def test_another_seed_gives_another_run(finished, tmp_path, data_dir):
+  assert records(run(tmp_path, data_dir, seed=1)) != records(finished)
+
+
+def test_a_longer_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, data_dir):
+  run(tmp_path, data_dir, num_steps=2)
+  run(tmp_path, data_dir)
+  assert_same_run(tmp_path, finished, data_dir)
+
+
+@pytest.mark.parametrize('step', [1, 2, 3])
+def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
+  with monkeypatch.context() as patch:
+    send_sigterm_in(patch, update, 'step', step)
+    with pytest.raises(SystemExit, match=f'stopped after {step} of 4 steps'):
+      run(tmp_path, data_dir)
+  run(tmp_path, data_dir)
+  assert_same_run(tmp_path, finished, data_dir)
+
+
+def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, monkeypatch):
+  with monkeypatch.context() as patch:
+    send_sigterm_in(patch, update, 'imitate', 3)
+    with pytest.raises(SystemExit, match='stopped after 3 of 4 warm-start steps'):
+      run(tmp_path, data_dir)
+  run(tmp_path, data_dir)
+  assert_same_run(tmp_path, finished, data_dir)
+  assert records(tmp_path / 'warm_start') == records(os.path.join(finished, 'warm_start'))
+
+
+def test_a_kill_repeats_the_steps_after_the_last_checkpoint(finished, tmp_path, data_dir):
+  """What a kill at step 3 leaves: the checkpoint of step 2, and half a record."""
+  workdir = tmp_path / 'killed'
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '4')
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  (workdir / 'metrics.jsonl').write_text('\n'.join(lines[:-2]) + '\n' + lines[-2][:30])
+  run(workdir, data_dir)
+  assert_same_run(workdir, finished, data_dir)
+
+
+def test_a_finished_run_is_left_as_it_is(finished, data_dir):
+  before = records(finished, keep_times=True)
+  run(finished, data_dir)
+  assert records(finished, keep_times=True) == before
+
+
+def test_evaluate_checkpoint_repeats_the_last_evaluation(finished, data_dir):
+  measured = train.evaluate_checkpoint(train.prepare(config_of(data_dir)), finished)
+  assert measured == records(finished)[-1]
+
+
+def test_evaluating_nothing(tmp_path, data_dir):
+  with pytest.raises(ValueError, match='holds no checkpoint; train first'):
+    train.evaluate_checkpoint(train.prepare(config_of(data_dir)), str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, data_dir, monkeypatch):
+  original = update.step
+
+  def broken(state, *args):
+    state, measured = original(state, *args)
+    return state, measured | {'loss': measured['loss'] * np.nan}
+
+  monkeypatch.setattr(update, 'step', broken)
+  with pytest.raises(FloatingPointError, match='loss is nan at step 0'):
+    run(tmp_path, data_dir)
+  assert not [name for name in os.listdir(tmp_path / 'checkpoints') if name.isdigit()]
+
+
+@pytest.mark.parametrize('knobs, named', [
+    ({'alloc__rollouts_per_step': 15}, 'total must lie in 16..512'),
+    ({'alloc__rollouts_per_step': 513}, 'total must lie in 16..512'),
+    ({'alloc__low': 0}, 'alloc.low=0 is below 1'),
+    ({'alloc__high': 1}, 'alloc.high=1 is below alloc.low=2'),
+    ({'alloc__rule': 'random'}, "alloc.rule='random' is not one of"),
+    ({'alloc__discount': 0.0}, r'alloc.discount=0.0 is not in \(0, 1\]'),
+    ({'sample__slots': 0}, 'sample.slots=0 is below 1'),
+    ({'sample__refill': 17}, 'sample.refill=17'),
+    ({'sample__temperature': 0.0}, 'sample.temperature=0.0 must be above 0'),
+    ({'evaluate__temperature': -1.0}, 'temperature=-1.0 is below 0'),
+    ({'sample__prompt_length': 20}, r'has 21 tokens, not 1..sample.prompt_length=20; .* at least 21'),
+    ({'sample__completion_length': 19}, 'sample.completion_length=19'),
+    ({'pack__row_length': 42}, 'pack.row_length=42 is below the 43 tokens'),
+    ({'pack__microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
+    ({'tasks__dataset': 'none'}, "tasks.dataset='none' is not one of"),
+    ({'tasks__train_split': 'training'}, "has no split 'training'"),
+    ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
+    ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
+    ({'tasks__train_split': 'train[:7]'}, 'tasks.per_step=8 is more than the 7 tasks'),
+    ({'tasks__per_step': 0}, 'tasks.per_step=0 is below 1'),
+    ({'evaluate__rollouts': 0}, 'evaluate.rollouts=0 is below 1'),
+    ({'num_steps': -1}, 'num_steps=-1 is below 0'),
+    ({'checkpoint__every': 0}, 'checkpoint.every=0 is below 1'),
+    ({'policy__num_kv_heads': 3}, 'policy.num_heads=2 is not a multiple'),
+    ({'rewards__verifier': 'none'}, "rewards.verifier='none' is not one of"),
+    ({'rewards__timeout_s': 0.0}, 'rewards.timeout_s=0.0 must be above 0'),
+    ({'warm_start__per_step': 10_000}, 'warm_start.per_step=10000'),
+])
+def test_bad_input_is_refused_before_anything_is_computed(
+    tmp_path, data_dir, monkeypatch, knobs, named):
+  for module, name in ((policy, 'init'), (warm_start, 'run')):
+    monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('something was computed'))
+  with pytest.raises(ValueError, match=named):
+    run(tmp_path / 'run', data_dir, **knobs)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_duplicate_ids_are_refused(tmp_path, data_dir, monkeypatch):
+  read = tasks.read
+  twice = lambda *args, **kwargs: (lambda t: tasks.check(t + t[:1], 'twice'))(read(*args, **kwargs))
+  monkeypatch.setattr(tasks, 'read', twice)
+  with pytest.raises(ValueError, match='share the id'):
+    run(tmp_path, data_dir)
+
+
+def test_a_workdir_of_another_config_is_refused(finished, data_dir):
+  before = records(finished)
+  with pytest.raises(ValueError, match="alloc.rule was 'knapsack', is 'uniform'"):
+    run(finished, data_dir, alloc__rule='uniform')
+  assert records(finished) == before
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path, data_dir):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='cannot write to --workdir'):
+    run(tmp_path / 'file' / 'run', data_dir)
