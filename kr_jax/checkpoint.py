@@ -33,7 +33,7 @@ class Checkpoints:
     self.close()
 
   def latest(self) -> int | None:
-    """The step of the latest whole checkpoint, None where there is none."""
+    """The step of the latest checkpoint, which may still be on its way; None: there is none."""
     return self._orbax.latest_step()
 
   def save(self, step: int, state: types.TrainState, stats: types.TaskStats) -> None:
@@ -55,7 +55,11 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
     restored = self._orbax.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract), stats=ocp.args.StandardRestore(stats._asdict())))
-    return types.TrainState(**restored['state']), types.TaskStats(**restored['stats'])
+    saved = types.TaskStats(**restored['stats'])
+    if len(saved.rollouts_I) != len(stats.rollouts_I):
+      raise ValueError(f'{self._orbax.directory} holds statistics of {len(saved.rollouts_I)} tasks, '
+                       f'the training split has {len(stats.rollouts_I)}; name another --workdir')
+    return types.TrainState(**restored['state']), saved
 
   def close(self) -> None:
     """Waits for what is being saved."""
@@ -82,7 +86,7 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
   except OSError as error:
     raise ValueError(f'cannot write to --workdir={workdir}: {error.strerror}; '
                      'name a directory that can be written') from error
-  new = _flatten(config)
+  new = _flatten(json.loads(json.dumps(config)))  # as it will be read: tuples are lists
   if os.path.exists(path):
     with open(path) as file:
       old = _flatten(json.load(file))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError  # what pebble raises
 import multiprocessing
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,21 @@ class Scores(NamedTuple):
   errors: int  # verdicts that raised or died
 
 
-def _verify(verifier: Callable[[str, str], bool], pairs: Sequence[tuple[str, str]]) -> list[bool]:
-  return [bool(verifier(completion, answer)) for completion, answer in pairs]
+def _verify(verifier: Callable[[str, str], bool],
+            pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
+  """Verdicts; where the verifier raised, the traceback: an exception might not survive the way."""
+  outcomes = []
+  for completion, answer in pairs:
+    try:
+      outcomes.append(bool(verifier(completion, answer)))
+    except BaseException:  # SystemExit too: it must not end the run
+      outcomes.append(traceback.format_exc())
+  return outcomes
 
 
-def check(*, verifier: str, workers: int, timeout_s: float) -> None:
+def check(*, verifier: str | Callable[[str, str], bool], workers: int, timeout_s: float) -> None:
   """Raises ValueError for a knob out of its range."""
-  if verifier not in VERIFIERS:
+  if isinstance(verifier, str) and verifier not in VERIFIERS:
     raise ValueError(f'rewards.verifier={verifier!r} is not one of {sorted(VERIFIERS)}')
   if workers < 1:
     raise ValueError(f'rewards.workers={workers} is below 1')
@@ -58,13 +67,11 @@ class Workers:
   """
 
   def __init__(self, verifier: str | Callable[[str, str], bool], *, workers: int, timeout_s: float):
+    check(verifier=verifier, workers=workers, timeout_s=timeout_s)
     if isinstance(verifier, str):
-      check(verifier=verifier, workers=workers, timeout_s=timeout_s)
       verifier = VERIFIERS[verifier]
-    self._verifier = verifier
-    self._workers, self._timeout_s = workers, timeout_s
-    # Spawned: a fork of a process with JAX's threads may deadlock.
-    self._pool = pebble.ProcessPool(workers, context=multiprocessing.get_context('spawn'))
+    self._verifier, self._workers, self._timeout_s = verifier, workers, timeout_s
+    self._start()
 
   def __enter__(self) -> Workers:
     return self
@@ -72,41 +79,62 @@ class Workers:
   def __exit__(self, *_) -> None:
     self.close()
 
+  def _start(self) -> None:
+    # Spawned: a fork of a process with JAX's threads may deadlock.
+    self._pool = pebble.ProcessPool(self._workers, context=multiprocessing.get_context('spawn'))
+
   def close(self) -> None:
     self._pool.stop()
     self._pool.join()
 
-  def _send(self, pairs):
-    return self._pool.schedule(_verify, args=(self._verifier, pairs), timeout=self._timeout_s)
+  def _run(self, jobs: Sequence[Sequence[tuple[str, str]]]) -> list[list[bool | str] | Exception]:
+    """Each job's outcomes, or what ended it: TimeoutError, or the death of its process."""
+    results = [RuntimeError('the pool of verifiers broke')] * len(jobs)
+    left = range(len(jobs))
+    for _ in range(3):
+      futures = {}
+      for i in left:
+        try:
+          futures[i] = self._pool.schedule(
+              _verify, args=(self._verifier, jobs[i]), timeout=self._timeout_s)
+        except RuntimeError:  # the pool broke
+          break
+      for i, future in futures.items():
+        try:
+          results[i] = future.result()
+        except Exception as error:
+          results[i] = error
+      if self._pool.active:
+        break
+      # A process that dies at once can take pebble's pool along, and with it jobs that are innocent.
+      self.close()
+      self._start()
+      left = [i for i in left if not isinstance(results[i], (list, TimeoutError))]
+    return results
 
   def score(self, completion_R: Sequence[str], task_R: Sequence[Task]) -> Scores:
-    """Scores R completions, each against its task. Equal pairs are verified once.
+    """Scores R completions, each against its task; equal pairs share one verdict.
 
     Raises:
       RuntimeError: the verifier raised on every pair.
     """
-    pairs = list(dict.fromkeys((c, t.answer) for c, t in zip(completion_R, task_R, strict=True)))
-    verdict, timeouts, errors = {}, set(), {}
-    size = max(1, -(-len(pairs) // self._workers))
+    key_R = [(c, t.answer) for c, t in zip(completion_R, task_R, strict=True)]
+    pairs = list(dict.fromkeys(key_R))
+    size = -(-len(pairs) // (8 * self._workers)) or 1
     chunks = [pairs[i:i + size] for i in range(0, len(pairs), size)]
-    futures = [self._send(chunk) for chunk in chunks]
-    alone = []
-    for chunk, future in zip(chunks, futures):
-      try:
-        verdict.update(zip(chunk, future.result()))
-      except Exception:  # one bad pair: find it, so that its neighbours keep their verdicts
-        alone += chunk
-    futures = [self._send([pair]) for pair in alone]
-    for pair, future in zip(alone, futures):
-      try:
-        verdict[pair], = future.result()
-      except TimeoutError:
-        timeouts.add(pair)
-      except Exception as error:
-        errors[pair] = error
+    outcome = {}
+    for chunk, result in zip(chunks, self._run(chunks)):
+      if isinstance(result, list):
+        outcome.update(zip(chunk, result))
+    # A chunk that did not end: its pairs alone, so that only the bad one loses its verdict.
+    alone = [pair for pair in pairs if pair not in outcome]
+    for pair, result in zip(alone, self._run([[pair] for pair in alone])):
+      outcome[pair] = result[0] if isinstance(result, list) else result
+    errors = {pair: x for pair, x in outcome.items()
+              if not isinstance(x, (bool, TimeoutError))}
     if pairs and len(errors) == len(pairs):
-      raise RuntimeError(f'the verifier failed on all {len(pairs)} completions of the step; the '
-                         'last error is above') from errors[pairs[-1]]
-    key_R = [(c, t.answer) for c, t in zip(completion_R, task_R)]
-    return Scores(np.array([verdict.get(k, False) for k in key_R], np.float32),
-                  sum(k in timeouts for k in key_R), sum(k in errors for k in key_R))
+      raise RuntimeError(f'the verifier failed on all {len(pairs)} completions of the step; on '
+                         f'{pairs[-1]}: {errors[pairs[-1]]}')
+    return Scores(np.array([outcome[key] is True for key in key_R], np.float32),
+                  sum(isinstance(outcome[key], TimeoutError) for key in key_R),
+                  sum(key in errors for key in key_R))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import contextlib
+import hashlib
 import importlib
 import math
 import os
@@ -65,18 +66,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   Raises:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
-  for name, low in (('num_steps', 0), ('evaluate.every', 0), ('evaluate.rollouts', 1),
-                    ('evaluate.tasks', 1), ('evaluate.tasks_per_batch', 1), ('tasks.per_step', 1),
-                    ('checkpoint.every', 1), ('checkpoint.keep', 1), ('warm_start.num_steps', 0),
-                    ('warm_start.per_step', 1), ('warm_start.checkpoint_every', 1)):
-    section, _, knob = name.rpartition('.')
-    if (config[section] if section else config)[knob] < low:
-      raise ValueError(f'{name}={(config[section] if section else config)[knob]} is below {low}')
-  if not 0 < config.alloc.discount <= 1:
-    raise ValueError(f'alloc.discount={config.alloc.discount} is not in (0, 1]')
-  if not config.sample.temperature > 0:
-    raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
-                     'rollouts of a greedy policy are all the same')
+  _check_ranges(config)
   allocate.check(config.tasks.per_step, config.alloc.rollouts_per_step, config.alloc.low,
                  config.alloc.high, config.alloc.rule)
   sample_config = sample.Config(**config.sample)
@@ -123,6 +113,23 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   return setup
 
 
+def _check_ranges(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for a knob of the loop itself out of its range."""
+  for name, low in (('seed', 0), ('num_steps', 0), ('evaluate.every', 0), ('evaluate.rollouts', 1),
+                    ('evaluate.tasks', 1), ('evaluate.tasks_per_batch', 1), ('tasks.per_step', 1),
+                    ('checkpoint.every', 1), ('checkpoint.keep', 1), ('warm_start.num_steps', 0),
+                    ('warm_start.per_step', 1), ('warm_start.checkpoint_every', 1)):
+    section, _, knob = name.rpartition('.')
+    x = (config[section] if section else config)[knob]
+    if x < low:
+      raise ValueError(f'{name}={x} is below {low}')
+  if not 0 < config.alloc.discount <= 1:
+    raise ValueError(f'alloc.discount={config.alloc.discount} is not in (0, 1]')
+  if not config.sample.temperature > 0:
+    raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
+                     'rollouts of a greedy policy are all the same')
+
+
 def workers(setup: Setup) -> rewards.Workers:
   """The verifier processes of a config."""
   return rewards.Workers(**setup.config.rewards)
@@ -164,7 +171,9 @@ def train(setup: Setup, workdir: str) -> None:
     SystemExit: SIGTERM or SIGINT came; all is saved.
   """
   c = setup.config
-  checkpoint.claim(workdir, c.to_dict(), may_change=MAY_CHANGE)
+  # Statistics are kept by row: the rows must be the tasks that they were.
+  ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()
+  checkpoint.claim(workdir, c.to_dict() | {'train_ids': ids}, may_change=MAY_CHANGE)
   M, R = c.tasks.per_step, c.alloc.rollouts_per_step
   state, stats = initial(setup)
   with contextlib.ExitStack() as context:
@@ -175,11 +184,9 @@ def train(setup: Setup, workdir: str) -> None:
     if checkpoints.latest() is not None:
       state, stats = checkpoints.restore(state, stats)
     elif setup.warm_start_tasks:
-      state = update.init(
-          warm_start.run(state.params, setup.warm_start_tasks, state.key, setup.tokenizer,
-                         setup.policy, setup.sample, setup.warm_start, workdir, seed=c.seed,
-                         stopping=stopping),
-          jax.random.key(c.seed), setup.update)
+      state = state._replace(params=warm_start.run(
+          state.params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
+          setup.warm_start, workdir, seed=c.seed, stopping=stopping))
     first_step = int(state.step)
     record = context.enter_context(_Record(setup, workdir, first_step))
     key = jax.random.fold_in(state.key, _ROLLOUTS)
@@ -200,8 +207,8 @@ def train(setup: Setup, workdir: str) -> None:
                                  jax.random.fold_in(key, step), setup.sample, total=R)
       record.flush()  # the last step's, while the device samples this one's
       task_R = np.repeat(np.arange(M), budget_M)
-      scores = pool.score([setup.tokenizer.decode(token_C) for token_C in np.asarray(rollouts.token_RC)],
-                          [tasks_M[m] for m in task_R])
+      text_R = [setup.tokenizer.decode(token_C) for token_C in np.asarray(rollouts.token_RC)]
+      scores = pool.score(text_R, [tasks_M[m] for m in task_R])
       mixed_M = grpo.mixed_tasks(scores.reward_R, task_R, M)
       packed = update.pack_rollouts(rollouts, mixed_M[task_R], setup.update)
       state, measured = update.step(state, rollouts, scores.reward_R, packed, setup.policy,

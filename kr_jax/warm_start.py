@@ -53,17 +53,19 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
       ended_R=np.full(len(tasks), types.ENDED_STOP, np.int32), decode_steps=np.zeros((), np.int32))
 
 
-def run(params: Any, tasks: Sequence[types.Task], key: jax.Array, tokenizer,
-        policy_config: policy.Config, sample_config: sample.Config, config: Config, workdir: str, *,
-        seed: int, stopping: Callable[[], bool]) -> Any:
+def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: policy.Config,
+        sample_config: sample.Config, config: Config, workdir: str, *, seed: int,
+        stopping: Callable[[], bool]) -> Any:
   """Parameters after the stage; from its last checkpoint where it has one.
 
   Args:
+    params: donated.
+    seed: of the order of the tasks.
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
   directory = os.path.join(workdir, 'warm_start')
   no_stats = allocate.init(1)
-  state = update.init(params, key, config.update)
+  state = update.init(params, jax.random.key(seed), config.update)
   with checkpoint.Checkpoints(os.path.join(directory, 'checkpoints')) as checkpoints:
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)

@@ -12,7 +12,10 @@ fi
 extras=""
 if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then extras="tpu"; fi
 "$root/launch/environment.sh" "$extras"
-case " $*" in *" --workdir"*) ;; *) name="$(basename "$config")"; set -- "$@" "--workdir=$root/runs/${name//.py/}";; esac
+case " $*" in
+  *" --workdir"*) ;;
+  *) name="$(basename "${config//.py/}")"; set -- "$@" "--workdir=$root/runs/${name//:/_}";;
+esac
 echo "launch/local.sh: python -m kr_jax.main --config=$config $*"
-cd "$root"
-exec "$root/.venv/bin/python" -m kr_jax.main --config="$config" "$@"
+# configs/ is not installed; it is found beside this script from any directory.
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$root/.venv/bin/python" -m kr_jax.main --config="$config" "$@"

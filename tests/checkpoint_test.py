@@ -1,7 +1,8 @@
 """What is saved comes back, and a workdir is one config's."""
 
-import gc
+import concurrent.futures
 import json
+import multiprocessing
 
 import jax
 import jax.numpy as jnp
@@ -114,22 +115,34 @@ def test_no_checkpoint_to_restore(tmp_path):
       checkpoints.restore(*run(0))
 
 
-def refused(checkpoints, state, stats, message):
-  with pytest.raises(ValueError, match=message):
-    checkpoints.restore(state, stats)
+def refusal_of_other_shapes(directory: str) -> str:
+  """What restoring says where a parameter has another shape than was saved."""
+  state, stats = run(0)
+  with checkpoint.Checkpoints(directory) as checkpoints:
+    checkpoints.save(7, state, stats)
+    try:
+      checkpoints.restore(state._replace(params={**state.params, 'odd': jnp.zeros(4)}), stats)
+    except ValueError as error:
+      return str(error)
+  return ''
 
 
-# Orbax gives up in the midst of reading; what it leaves is collected here, not in another test.
-@pytest.mark.filterwarnings('ignore:coroutine .* was never awaited:RuntimeWarning')
-def test_other_params_are_not_restored(tmp_path):
+def test_params_of_other_shapes_are_not_restored(tmp_path):
+  # In a process of its own: Orbax gives up in the midst of reading, and what it leaves behind
+  # would be a warning, so an error, in whichever test collects it.
+  with concurrent.futures.ProcessPoolExecutor(
+      1, mp_context=multiprocessing.get_context('spawn')) as process:
+    message = process.submit(refusal_of_other_shapes, str(tmp_path)).result()
+  assert '(4,)' in message and '(3,)' in message
+
+
+def test_params_of_other_names_are_not_restored(tmp_path):
   state, stats = run(0)
   with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
     checkpoints.save(7, state, stats)
-    wider = {**state.params, 'odd': jnp.zeros(4)}
-    refused(checkpoints, state._replace(params=wider), stats, r'\(4,\).*\(3,\)')
-    more = {**state.params, 'even': state.params['odd']}
-    refused(checkpoints, state._replace(params=more), stats, 'even')
-  gc.collect()
+    with pytest.raises(ValueError, match='even'):
+      checkpoints.restore(
+          state._replace(params={**state.params, 'even': state.params['odd']}), stats)
 
 
 def test_statistics_of_another_split_are_not_restored(tmp_path):

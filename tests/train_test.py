@@ -214,6 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'tasks__per_step': 0}, 'tasks.per_step=0 is below 1'),
     ({'evaluate__rollouts': 0}, 'evaluate.rollouts=0 is below 1'),
     ({'num_steps': -1}, 'num_steps=-1 is below 0'),
+    ({'seed': -1}, 'seed=-1 is below 0'),
     ({'checkpoint__every': 0}, 'checkpoint.every=0 is below 1'),
     ({'policy__num_kv_heads': 3}, 'policy.num_heads=2 is not a multiple'),
     ({'rewards__verifier': 'none'}, "rewards.verifier='none' is not one of"),
@@ -242,6 +243,15 @@ def test_a_workdir_of_another_config_is_refused(finished, data_dir):
   with pytest.raises(ValueError, match="alloc.rule was 'knapsack', is 'uniform'"):
     run(finished, data_dir, alloc__rule='uniform')
   assert records(finished) == before
+
+
+def test_a_workdir_of_other_tasks_is_refused(finished, tmp_path, data_dir):
+  workdir = tmp_path / 'other'
+  shutil.copytree(finished, workdir)
+  text = (workdir / 'config.json').read_text()
+  (workdir / 'config.json').write_text(text.replace('"train_ids": "', '"train_ids": "0'))
+  with pytest.raises(ValueError, match='train_ids was'):
+    run(workdir, data_dir)
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path, data_dir):

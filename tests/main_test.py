@@ -1,0 +1,55 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def main(*flags, config='configs/arithmetic.py:debug'):
+  return subprocess.run(
+      [sys.executable, '-m', 'kr_jax.main', f'--config={config}', *flags], cwd=ROOT, text=True,
+      capture_output=True, env=os.environ | {'PYTHONWARNINGS': ''})
+
+
+def test_train_report_evaluate(tmp_path, data_dir):
+  flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}')
+  trained = main(*flags)
+  assert trained.returncode == 0, trained.stderr
+  assert 'done: 4 steps' in trained.stdout
+  assert 'Traceback' not in trained.stderr and 'warm start' in trained.stderr
+  summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+  assert summary['rule'] == 'knapsack' and summary['steps'] == 4
+  plots = sorted(p.name for p in (tmp_path / 'run' / 'plots').iterdir())
+  assert plots == ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
+  evaluated = main(*flags, '--mode=evaluate')
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert json.loads(evaluated.stdout)['eval/avg@8'] == summary['avg@8_last']
+
+
+@pytest.mark.parametrize('flags, named', [
+    (('--config.alloc.rul=uniform',), 'Did you mean "rule" instead of "rul"?'),
+    (('--config.aloc.rule=uniform',), 'Did you mean "alloc" instead of "aloc"?'),
+    (('--config.alloc.low=two',), '--config.alloc.low=two: invalid literal'),
+    (('--config.alloc.low=0',), 'alloc.low=0 is below 1'),
+    (('--mode=tain',), 'should be one of <train|evaluate|report>'),
+    (('more',), "unexpected arguments ['more']"),
+    (('--mode=report',), 'train first'),
+])
+def test_bad_flags_are_short_errors(tmp_path, data_dir, flags, named):
+  got = main(f'--workdir={tmp_path}/none', f'--config.tasks.data_dir={data_dir}', *flags)
+  assert got.returncode != 0
+  assert named in got.stderr
+  assert 'Traceback' not in got.stderr
+  assert not (tmp_path / 'none').exists()
+
+
+def test_an_error_inside_a_config_file_is_not_taken_for_a_knob(tmp_path):
+  (tmp_path / 'broken.py').write_text('def get_config():\n  return None.missing\n')
+  got = main(f'--workdir={tmp_path}/none', config=tmp_path / 'broken.py')
+  assert got.returncode != 0 and 'Traceback' in got.stderr and 'missing' in got.stderr

@@ -1,0 +1,56 @@
+"""Solutions as rollouts, and a stage that learns them. Its stop and resume: train_test.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from kr_jax import metrics
+from kr_jax import policy
+from kr_jax import sample
+from kr_jax import tokenizer
+from kr_jax import types
+from kr_jax import update
+from kr_jax import warm_start
+from kr_jax.tokenizer import STOP
+
+TOKENIZER = tokenizer.Characters('abc')
+SAMPLE = sample.Config(slots=8, refill=1, prompt_length=3, completion_length=4, temperature=1.0)
+
+
+def task(i, prompt, solution):
+  return types.Task(id=f't{i}', index=i, prompt=prompt, answer='', difficulty=1, solution=solution,
+                    tokens=TOKENIZER.encode(prompt))
+
+
+def test_solutions_by_hand():
+  rollouts = warm_start.solutions([task(0, 'ab', 'cab'), task(1, 'c', 'a')], TOKENIZER, SAMPLE)
+  assert rollouts.token_RC.tolist() == [[4, 2, 3, STOP], [2, STOP, 0, 0]]
+  assert rollouts.length_R.tolist() == [4, 2]
+  assert rollouts.prompts.token_MP.tolist() == [[2, 3, 0], [4, 0, 0]]
+  assert rollouts.task_R.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('solution', ['', 'abca'])
+def test_solutions_that_do_not_fit(solution):
+  with pytest.raises(ValueError, match='sample.completion_length=4'):
+    warm_start.solutions([task(0, 'a', solution)], TOKENIZER, SAMPLE)
+
+
+def test_the_stage_learns_its_solutions(tmp_path):
+  config = policy.Config(
+      vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,
+      hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
+      tie_embeddings=True, dtype='float32')
+  tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'bb', 'b'), task(3, 'aaa', 'ccc')]
+  stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=update.Config(
+      learning_rate=3e-2, warmup_steps=2, decay_steps=100, weight_decay=0.0, max_grad_norm=1.0,
+      row_length=14, microbatch_rows=1, clip_low=0.2, clip_high=0.2, temperature=1.0))
+  params = warm_start.run(
+      policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
+      stage, str(tmp_path), seed=0, stopping=lambda: False)
+  losses = [r['loss'] for r in metrics.read(tmp_path / 'warm_start' / 'metrics.jsonl')]
+  assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.1
+  prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
+  rollouts = sample.rollouts(config, params, prompts, np.ones(4), jax.random.key(2),
+                             SAMPLE._replace(temperature=0.0), total=4)
+  assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']
