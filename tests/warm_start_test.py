@@ -49,7 +49,7 @@ def test_the_stage_learns_its_solutions(tmp_path):
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
       stage, str(tmp_path), seed=0, stopping=lambda: False)
   losses = [r['loss'] for r in metrics.read(tmp_path / 'warm_start' / 'metrics.jsonl')]
-  assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.1
+  assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.2
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
   rollouts = sample.rollouts(config, params, prompts, np.ones(4), jax.random.key(2),
                              SAMPLE._replace(temperature=0.0), total=4)
