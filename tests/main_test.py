@@ -17,6 +17,7 @@ def main(*flags, config='configs/arithmetic.py:debug'):
       capture_output=True, env=os.environ | {'PYTHONWARNINGS': ''})
 
 
+@pytest.mark.slow
 def test_train_report_evaluate(tmp_path, data_dir):
   flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}')
   trained = main(*flags)

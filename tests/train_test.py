@@ -108,6 +108,7 @@ def test_the_record_of_a_run(finished):
   assert wall_s == sorted(wall_s)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   """Over budgets that change, an evaluation and checkpoints; from a cold start."""
   jax.clear_caches()
@@ -121,10 +122,12 @@ def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):
   assert_same_run(run(tmp_path, data_dir), finished, data_dir)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(finished, tmp_path, data_dir):
   assert records(run(tmp_path, data_dir, seed=1)) != records(finished)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, data_dir):
   run(tmp_path, data_dir, num_steps=2)
   run(tmp_path, data_dir)
@@ -141,6 +144,7 @@ def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   assert_same_run(tmp_path, finished, data_dir)
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, monkeypatch):
   with monkeypatch.context() as patch:
     send_sigterm_in(patch, update, 'imitate', 3)
