@@ -39,7 +39,7 @@ def _score_name(config: dict[str, Any]) -> str:
 
 def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
               config: dict[str, Any]) -> dict[str, Any]:
-  """The run in one object. Means and sums are over all steps; times are seconds of training."""
+  """The run in one object. Means and sums are over all steps; wall_s leaves the warm start out."""
   score = _score_name(config)
   column = lambda name: np.array([r[name] for r in steps], float)
   first, last = evaluations[0], evaluations[-1]
@@ -53,6 +53,7 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
       f'{score}_last_stderr': last[f'eval/{score}_stderr'],
       f'{score}_rise': last[f'eval/{score}'] - first[f'eval/{score}'],
       'effective_gradient_ratio': float(column('effective_gradient_ratio').mean()),
+      'expected_gradient_ratio': float(column('expected_gradient_ratio').mean()),
       'uniform_gradient_ratio': float(column('uniform_gradient_ratio').mean()),
       'mixed_tasks': float(column('mixed_tasks').mean()),
       'objective': float(column('objective').mean()),
@@ -117,7 +118,8 @@ def _ratio(figure, axes, steps, _) -> None:
   x = [r['step'] for r in steps]
   window = max(1, len(steps) // 15)
   for name, label, color in (
-      ('effective_gradient_ratio', 'this run', 'tab:blue'),
+      ('effective_gradient_ratio', 'this run, observed', 'tab:blue'),
+      ('expected_gradient_ratio', 'this run, expected from the estimates', 'tab:green'),
       ('uniform_gradient_ratio', 'uniform budgets, expected from the same estimates',
        'tab:orange')):
     y = np.array([r[name] for r in steps])

@@ -43,7 +43,8 @@ RECORDS = [
 SUMMARY = {
     'rule': 'knapsack', 'seed': 5, 'steps': 3, 'wall_s': 8.5,
     'avg@4_first': 0.25, 'avg@4_last': 0.75, 'avg@4_last_stderr': 0.125, 'avg@4_rise': 0.5,
-    'effective_gradient_ratio': 0.5, 'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0,
+    'effective_gradient_ratio': 0.5, 'expected_gradient_ratio': 0.5,
+    'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0,
     'objective': 2.0, 'uniform_objective': 0.75, 'budget_min': 1, 'budget_max': 7, 'rollouts': 24,
     'tokens_generated': 210, 'tokens_updated': 90, 'compile_count': 11,
     'verifier_timeouts': 3, 'verifier_errors': 3,

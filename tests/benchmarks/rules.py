@@ -53,7 +53,7 @@ def compare(summaries: dict[str, list[dict]]) -> dict:
   first = next(iter(summaries.values()))[0]
   score = next(k for k in first if k.endswith('_rise')).removesuffix('_rise')
   names = (f'{score}_first', f'{score}_last', f'{score}_rise', 'effective_gradient_ratio',
-           'uniform_gradient_ratio', 'mixed_tasks', 'objective', 'uniform_objective', 'budget_max',
+           'expected_gradient_ratio', 'uniform_gradient_ratio', 'mixed_tasks', 'objective', 'uniform_objective', 'budget_max',
            'rollouts', 'tokens_generated', 'tokens_updated', 'wall_s')
   result = {rule: {name: {'mean': float(np.mean([s[name] for s in runs])),
                           'seeds': [s[name] for s in runs]} for name in names}
