@@ -45,21 +45,22 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report each file otherwise
   from kr_jax import report  # heavy: see above
   from kr_jax import train
+  workdir = _WORKDIR.value
   try:
     if _MODE.value == 'report':
-      report.write(_WORKDIR.value)
+      print(json.dumps(report.write(workdir), indent=1))
       return
     setup = train.prepare(_CONFIG.value)
     if _MODE.value == 'evaluate':
-      measured = train.evaluate_checkpoint(setup, _WORKDIR.value)
-      print(json.dumps(measured, indent=1))
+      print(json.dumps(train.evaluate_checkpoint(setup, workdir), indent=1))
       return
-    train.train(setup, _WORKDIR.value)
-  except ValueError as error:
+    train.claim(setup, workdir)
+  except ValueError as error:  # the user's; later ones are ours, and keep their traceback
     sys.exit(f'error: {error}')
-  report.write(_WORKDIR.value)
-  print(f'done: {setup.config.num_steps} steps; see {os.path.join(_WORKDIR.value, "summary.json")} '
-        f'and {os.path.join(_WORKDIR.value, "plots")}')
+  train.train(setup, workdir)
+  report.write(workdir)
+  print(f'done: {setup.config.num_steps} steps; see {os.path.join(workdir, "summary.json")} and '
+        f'{os.path.join(workdir, "plots")}')
 
 
 if __name__ == '__main__':

@@ -160,6 +160,13 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, float]:
     return {'step': int(state.step), **evaluation(setup, state.params, state.key, pool)}
 
 
+def claim(setup: Setup, workdir: str) -> None:
+  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's."""
+  # Statistics are kept by row: the rows must be the tasks that they were.
+  ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()
+  checkpoint.claim(workdir, setup.config.to_dict() | {'train_ids': ids}, may_change=MAY_CHANGE)
+
+
 def train(setup: Setup, workdir: str) -> None:
   """Trains to config.num_steps in `workdir`, from where its last checkpoint stands.
 
@@ -171,9 +178,7 @@ def train(setup: Setup, workdir: str) -> None:
     SystemExit: SIGTERM or SIGINT came; all is saved.
   """
   c = setup.config
-  # Statistics are kept by row: the rows must be the tasks that they were.
-  ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()
-  checkpoint.claim(workdir, c.to_dict() | {'train_ids': ids}, may_change=MAY_CHANGE)
+  claim(setup, workdir)
   M, R = c.tasks.per_step, c.alloc.rollouts_per_step
   state, stats = initial(setup)
   with contextlib.ExitStack() as context:
@@ -259,6 +264,7 @@ class _Record:
         first_step=first_step)
     self._bar = metrics.progress(setup.config.alloc.rule, first_step, setup.config.num_steps)
     self._shown = {}
+    # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
     before = [r['wall_s'] for r in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
 
