@@ -41,7 +41,7 @@ def test_the_stage_learns_its_solutions(tmp_path):
       vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,
       hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
       tie_embeddings=True, dtype='float32')
-  tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'bb', 'b'), task(3, 'aaa', 'ccc')]
+  tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
   stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=update.Config(
       learning_rate=3e-2, warmup_steps=2, decay_steps=100, weight_decay=0.0, max_grad_norm=1.0,
       row_length=14, microbatch_rows=1, clip_low=0.2, clip_high=0.2, temperature=1.0))
@@ -49,7 +49,7 @@ def test_the_stage_learns_its_solutions(tmp_path):
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
       stage, str(tmp_path), seed=0, stopping=lambda: False)
   losses = [r['loss'] for r in metrics.read(tmp_path / 'warm_start' / 'metrics.jsonl')]
-  assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.2
+  assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
   rollouts = sample.rollouts(config, params, prompts, np.ones(4), jax.random.key(2),
                              SAMPLE._replace(temperature=0.0), total=4)
