@@ -43,7 +43,7 @@ def success_rates(policy_config: policy.Config, params: Any, tasks: Sequence[typ
     token_RC = np.asarray(rollouts.token_RC)[:len(some) * k]
     scores = workers.score([tokenizer.decode(token_C) for token_C in token_RC],
                            [task for task in some for _ in range(k)])
-    rates.append(scores.reward_R.reshape(len(some), k).mean(axis=1, dtype=float))
+    rates.append(scores.verdict_R.reshape(len(some), k).mean(axis=1, dtype=float))
   return np.concatenate(rates)
 
 

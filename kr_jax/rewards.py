@@ -1,14 +1,20 @@
-"""Completion text -> reward: 1.0 where the verifier says yes, else 0.0, in worker processes.
+"""Completion text -> verdict and reward, in worker processes.
+
+A verifier takes (completion, answer) and returns whether it is right; or (right, reward), where the
+policy is to learn from another reward than 1.0 and 0.0. Success rates count what is right, whatever
+the reward.
 
 A verifier runs on text that a policy wrote, so it may hang, raise or die. It runs in processes that
-are killed at the time limit and started again; what it did not finish scores 0.0 and is counted. A
-verifier that raises on everything is a bug, not a verdict: then the step fails with its error.
+are killed at the time limit and started again; what it did not finish is wrong, earns 0.0 and is
+counted. A verifier that raises on everything is a bug, not a verdict: then the step fails with its
+error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError  # what pebble raises
+import math
 import multiprocessing
 import traceback
 from typing import NamedTuple
@@ -24,30 +30,36 @@ def ends_with(completion: str, answer: str) -> bool:
   return completion.endswith(answer)
 
 
-VERIFIERS: dict[str, Callable[[str, str], bool]] = {'ends_with': ends_with}
+Verifier = Callable[[str, str], bool | tuple[bool, float]]
+VERIFIERS: dict[str, Verifier] = {'ends_with': ends_with}
 
 
 class Scores(NamedTuple):
   """The verdicts on R rollouts."""
 
-  reward_R: np.ndarray  # float32, 1.0 or 0.0
+  verdict_R: np.ndarray  # float32, 1.0 or 0.0
+  reward_R: np.ndarray  # float32, the verdict unless the verifier said otherwise
   timeouts: int  # verdicts that did not come within the limit
   errors: int  # verdicts that raised or died
 
 
-def _verify(verifier: Callable[[str, str], bool],
-            pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
-  """Verdicts; where the verifier raised, the traceback: an exception might not survive the way."""
+def _verify(verifier: Verifier, pairs: Sequence[tuple[str, str]]) -> list[tuple[bool, float] | str]:
+  """(verdict, reward) of each; where the verifier raised, the traceback: an exception might not
+  survive the way."""
   outcomes = []
   for completion, answer in pairs:
     try:
-      outcomes.append(bool(verifier(completion, answer)))
+      outcome = verifier(completion, answer)
+      verdict, reward = outcome if isinstance(outcome, tuple) else (outcome, bool(outcome))
+      if not math.isfinite(reward):
+        raise ValueError(f'the reward of {completion!r} is {reward}; rewards must be finite')
+      outcomes.append((bool(verdict), float(reward)))
     except BaseException:  # SystemExit too: it must not end the run
       outcomes.append(traceback.format_exc())
   return outcomes
 
 
-def check(*, verifier: str | Callable[[str, str], bool], workers: int, timeout_s: float) -> None:
+def check(*, verifier: str | Verifier, workers: int, timeout_s: float) -> None:
   """Raises ValueError for a knob out of its range."""
   if isinstance(verifier, str) and verifier not in VERIFIERS:
     raise ValueError(f'rewards.verifier={verifier!r} is not one of {sorted(VERIFIERS)}')
@@ -61,12 +73,12 @@ class Workers:
   """A pool of verifier processes; close it, or use it as a context.
 
   Args:
-    verifier: a name in VERIFIERS, or a picklable (completion, answer) -> bool.
+    verifier: a name in VERIFIERS, or one of your own that can be pickled.
     workers: processes.
     timeout_s: seconds one verdict may take.
   """
 
-  def __init__(self, verifier: str | Callable[[str, str], bool], *, workers: int, timeout_s: float):
+  def __init__(self, verifier: str | Verifier, *, workers: int, timeout_s: float):
     check(verifier=verifier, workers=workers, timeout_s=timeout_s)
     if isinstance(verifier, str):
       verifier = VERIFIERS[verifier]
@@ -87,7 +99,8 @@ class Workers:
     self._pool.stop()
     self._pool.join()
 
-  def _run(self, jobs: Sequence[Sequence[tuple[str, str]]]) -> list[list[bool | str] | Exception]:
+  def _run(self, jobs: Sequence[Sequence[tuple[str, str]]]
+           ) -> list[list[tuple[bool, float] | str] | Exception]:
     """Each job's outcomes, or what ended it: TimeoutError, or the death of its process."""
     results = [RuntimeError('the pool of verifiers broke')] * len(jobs)
     left = range(len(jobs))
@@ -131,10 +144,12 @@ class Workers:
     for pair, result in zip(alone, self._run([[pair] for pair in alone])):
       outcome[pair] = result[0] if isinstance(result, list) else result
     errors = {pair: x for pair, x in outcome.items()
-              if not isinstance(x, (bool, TimeoutError))}
+              if not isinstance(x, (tuple, TimeoutError))}
     if pairs and len(errors) == len(pairs):
       raise RuntimeError(f'the verifier failed on all {len(pairs)} completions of the step; on '
                          f'{pairs[-1]}: {errors[pairs[-1]]}')
-    return Scores(np.array([outcome[key] is True for key in key_R], np.float32),
+    scored = {pair: x if isinstance(x, tuple) else (False, 0.0) for pair, x in outcome.items()}
+    return Scores(np.array([scored[key][0] for key in key_R], np.float32),
+                  np.array([scored[key][1] for key in key_R], np.float32),
                   sum(isinstance(outcome[key], TimeoutError) for key in key_R),
                   sum(key in errors for key in key_R))

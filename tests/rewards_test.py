@@ -61,6 +61,11 @@ def noting(completion: str, answer: str) -> bool:
   return True
 
 
+def shaping(completion: str, answer: str) -> tuple[bool, float]:
+  """Right or not, and a reward that falls with the length; 'nan' has a reward that is none."""
+  return completion.endswith(answer), float('nan') if completion == 'nan' else -len(completion) / 4
+
+
 def tasks(*answers: str) -> list[types.Task]:
   return [types.Task(id=f'made/{i}', index=i, prompt='', answer=answer, difficulty=1, solution='',
                      tokens=(2,)) for i, answer in enumerate(answers)]
@@ -69,7 +74,8 @@ def tasks(*answers: str) -> list[types.Task]:
 def score(workers: rewards.Workers, *completions: str) -> tuple[list[float], int, int]:
   """Verdicts on completions of tasks whose answer is '7'."""
   scores = workers.score(completions, tasks(*['7'] * len(completions)))
-  assert scores.reward_R.dtype == np.float32
+  assert scores.reward_R.dtype == scores.verdict_R.dtype == np.float32
+  np.testing.assert_array_equal(scores.reward_R, scores.verdict_R)
   return scores.reward_R.tolist(), scores.timeouts, scores.errors
 
 
@@ -96,6 +102,14 @@ def test_verdicts_are_those_of_the_verifier(workers):
       assert scores.reward_R.tolist() == [c.endswith(a) for c, a in pairs]
 
     same()
+
+
+def test_a_verifier_may_set_the_reward_beside_its_verdict():
+  with rewards.Workers(shaping, workers=1, timeout_s=LONG_S) as pool:
+    scores = pool.score(['7', '8', 'nan', '77', ''], tasks(*'77777'))
+  assert scores.verdict_R.tolist() == [1, 0, 0, 1, 0]
+  assert scores.reward_R.tolist() == [-0.25, -0.25, 0, -0.5, 0]
+  assert (scores.timeouts, scores.errors) == (0, 1)  # a reward must be finite
 
 
 def test_equal_pairs_are_verified_once(tmp_path):
