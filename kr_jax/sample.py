@@ -6,7 +6,8 @@
         every slot samples a token; slots whose rollout ended become free
 
 A budget is data, not a shape: R is fixed, `task_R` repeats each task by its budget, and one
-compilation serves every allocation.
+compilation serves every allocation. Where the budgets sum to less than R, the rest of the queue is
+never taken.
 
 The key of a token is folded from (step, task, number of the rollout in its group, position). So a
 rollout's tokens depend on nothing else: not on S, its slot, its neighbours or the other budgets.
@@ -71,7 +72,7 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
 
   Args:
     prompts: of M tasks.
-    budget_M: host integers >= 0 with sum R = total.
+    budget_M: host integers >= 0 that sum to at most R = total.
     key: of the step.
     total: R. It names the compiled program; budgets do not.
 
@@ -80,11 +81,11 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
     temperature; greedy: at temperature 1).
 
   Raises:
-    ValueError: budgets that are negative or do not sum to R.
+    ValueError: budgets that are negative or sum to more than R.
   """
   budget_M = np.asarray(budget_M, np.int32)
-  if budget_M.min() < 0 or budget_M.sum() != total:
-    raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to {total}')
+  if budget_M.min() < 0 or budget_M.sum() > total:
+    raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
   return _rollouts(policy_config, params, prompts, budget_M, key, config, total)
 
 
@@ -92,7 +93,8 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
 def _rollouts(policy_config, params, prompts, budget_M, key, config, R) -> types.Rollouts:
   M, P = prompts.token_MP.shape
   S, C = min(config.slots, R), config.completion_length
-  task_R = jnp.repeat(jnp.arange(M), budget_M, total_repeat_length=R)
+  end = jnp.sum(budget_M)
+  task_R = jnp.repeat(jnp.arange(M), budget_M, total_repeat_length=R)  # beyond the end M - 1
   first_M = jnp.cumsum(budget_M) - budget_M
   number_R = jnp.arange(R) - first_M[task_R]
   fold = jax.vmap(jax.random.fold_in)
@@ -105,7 +107,7 @@ def _rollouts(policy_config, params, prompts, budget_M, key, config, R) -> types
     """Free slots take the next rollouts of the queue."""
     free_S = d.rollout_S == R
     next_S = d.queued + jnp.cumsum(free_S) - 1
-    taken_S = free_S & (next_S < R)
+    taken_S = free_S & (next_S < end)
     rollout_S = jnp.where(taken_S, next_S, d.rollout_S)
     task_S = task_R[jnp.minimum(rollout_S, R - 1)]
 
@@ -153,7 +155,7 @@ def _rollouts(policy_config, params, prompts, budget_M, key, config, R) -> types
 
   def keep_decoding(d: _Decoding) -> Array:
     free = jnp.sum(d.rollout_S == R)
-    return (free < S) & ((free < config.refill) | (d.queued == R))
+    return (free < S) & ((free < config.refill) | (d.queued == end))
 
   def empty(prefix_LMPKH):
     L, _, _, K, H = prefix_LMPKH.shape
@@ -171,9 +173,10 @@ def _rollouts(policy_config, params, prompts, budget_M, key, config, R) -> types
       length_R=jnp.zeros(R, int),
       ended_R=jnp.full(R, types.NOT_SAMPLED))
   d = jax.lax.while_loop(
-      lambda d: (d.queued < R) | jnp.any(d.rollout_S < R),
+      lambda d: (d.queued < end) | jnp.any(d.rollout_S < R),
       lambda d: jax.lax.while_loop(keep_decoding, decode, take(d)),
       d)
   return types.Rollouts(
-      prompts=types.Prompts(*map(jnp.asarray, prompts)), task_R=task_R, token_RC=d.token_RC,
-      logp_RC=d.logp_RC, length_R=d.length_R, ended_R=d.ended_R, decode_steps=d.steps)
+      prompts=types.Prompts(*map(jnp.asarray, prompts)),
+      task_R=jnp.where(jnp.arange(R) < end, task_R, M), token_RC=d.token_RC, logp_RC=d.logp_RC,
+      length_R=d.length_R, ended_R=d.ended_R, decode_steps=d.steps)

@@ -101,9 +101,22 @@ def test_rollouts_of_one_task_differ_and_so_do_steps(params):
 def test_budgets_do_not_compile_again(params):
   run(params, [4, 4, 8])
   before = sample._rollouts._cache_size()
-  for budget_M in ([16, 0, 0], [1, 14, 1], [5, 5, 6]):
-    assert np.all(run(params, budget_M).length_R > 0)
+  for budget_M in ([16, 0, 0], [1, 14, 1], [5, 5, 6], [2, 0, 3]):
+    rollouts = sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=16)
+    assert np.sum(np.asarray(rollouts.length_R) > 0) == sum(budget_M)
   assert sample._rollouts._cache_size() == before
+
+
+@pytest.mark.parametrize('budget_M', [[2, 1, 4], [0, 0, 1], [3, 0, 0], [1, 9, 5]])
+def test_budgets_below_the_total_leave_the_rest_unsampled(params, budget_M):
+  want = run(params, budget_M)
+  n = sum(budget_M)
+  got = sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=16)
+  for name in ('task_R', 'token_RC', 'logp_RC', 'length_R', 'ended_R'):
+    x, rest = np.asarray(getattr(got, name))[:n], np.asarray(getattr(got, name))[n:]
+    np.testing.assert_allclose(x, getattr(want, name), atol=1e-5)
+    assert np.all(rest == (3 if name == 'task_R' else 0)), name
+  assert int(got.decode_steps) <= int(want.decode_steps)  # S is no smaller
 
 
 def one_token(token, logit=60.0):
@@ -133,9 +146,9 @@ def test_a_completion_nothing_ends_is_cut_at_its_length(params):
   assert rollouts.ended_R.tolist() == [types.ENDED_LENGTH] * 7
 
 
-@pytest.mark.parametrize('budget_M', [[1, 2, 2], [7, -1, 0]])
+@pytest.mark.parametrize('budget_M', [[1, 2, 4], [7, -1, 0]])
 def test_bad_budgets(params, budget_M):
-  with pytest.raises(ValueError, match='must be >= 0 and sum to 6'):
+  with pytest.raises(ValueError, match='must be >= 0 and sum to at most 6'):
     sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=6)
 
 
