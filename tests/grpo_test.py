@@ -1,6 +1,7 @@
 """Advantages are those of each ragged group alone; the clip takes gradients where it says so."""
 
 import functools
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,16 +17,22 @@ CLIP = {'clip_low': 0.2, 'clip_high': 0.28}
 NUM_TASKS, NUM_ROLLOUTS = 6, 14
 
 
-def advantage_by_loops(reward_R, task_R, num_tasks: int, eps: float = 1e-6) -> np.ndarray:
+kinds = pytest.mark.parametrize('kind', grpo.ADVANTAGES)
+
+
+def advantage_by_loops(reward_R, task_R, num_tasks: int, kind: str, eps: float = 1e-6
+                       ) -> np.ndarray:
   advantage_R = np.zeros(len(reward_R))
   for task in range(num_tasks):
     group = [r for r in range(len(reward_R)) if task_R[r] == task]
     rewards = [float(reward_R[r]) for r in group]
     if len(set(rewards)) > 1:
-      mean = sum(rewards) / len(rewards)
-      std = (sum((x - mean) ** 2 for x in rewards) / len(rewards)) ** 0.5
+      n, mean = len(rewards), sum(rewards) / len(rewards)
+      std = (sum((x - mean) ** 2 for x in rewards) / n) ** 0.5
       for r in group:
-        advantage_R[r] = (reward_R[r] - mean) / (std + eps)
+        of_others = (sum(rewards) - reward_R[r]) / (n - 1)
+        advantage_R[r] = ((reward_R[r] - mean) / (std + eps) if kind == 'std'
+                          else reward_R[r] - of_others)
   return advantage_R
 
 
@@ -61,18 +68,53 @@ def test_advantage_by_hand():
   assert advantage_R.dtype == jnp.float32
 
 
+def test_leave_one_out_advantage_by_hand():
+  """Of each reward the mean of the others; the groups of the test above."""
+  task_R = np.array([0, 0, 0, 0, 1, 3, 3, 4, 4, 4, 5, 5], np.int32)
+  reward_R = np.array([0, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1], np.float32)
+  np.testing.assert_allclose(
+      grpo.advantage(reward_R, task_R, 6, kind='loo'),
+      [-1 / 3, 1, -1 / 3, -1 / 3, 0, 0, 0, 0, 0, 0, -1, 1], rtol=1e-6)
+
+
+@kinds
+def test_what_is_no_rollout_has_no_advantage_and_changes_none(kind):
+  task_R = np.array([0, 0, 1, 1, 1, 2, 2], np.int32)
+  reward_R = np.array([0, 1, 1, 0, 0, 5, 7], np.float32)
+  advantage_R = np.asarray(grpo.advantage(reward_R, task_R, 2, kind=kind))
+  np.testing.assert_array_equal(advantage_R[5:], [0, 0])
+  np.testing.assert_array_equal(
+      advantage_R[:5], grpo.advantage(reward_R[:5], task_R[:5], 2, kind=kind))
+  np.testing.assert_array_equal(grpo.mixed_tasks(reward_R, task_R, 2), [True, True])
+
+
+@pytest.mark.parametrize('p, budget', [(0.05, 8), (0.5, 3), (0.9, 20)])
+def test_leave_one_out_pushes_by_the_budget_times_the_gradient(p, budget):
+  """E[sum A_r (v_r - p)] = N p (1-p), by enumeration; with 'std' it is not proportional to N."""
+  push = {'loo': 0.0, 'std': 0.0}
+  for k in range(budget + 1):
+    verdict_R = np.float32([1] * k + [0] * (budget - k))
+    chance = math.comb(budget, k) * p ** k * (1 - p) ** (budget - k)
+    for kind in push:
+      advantage_R = np.asarray(grpo.advantage(verdict_R, np.zeros(budget, np.int32), 1, kind=kind))
+      push[kind] += chance * float(advantage_R @ (verdict_R - np.float32(p)))
+  assert push['loo'] == pytest.approx(budget * p * (1 - p), rel=1e-4)
+  assert push['std'] != pytest.approx(budget * p * (1 - p), rel=1e-2)
+
+
 def test_advantage_eps_by_hand():
   advantage_R = grpo.advantage(np.array([0, 1], np.float32), np.zeros(2, np.int32), 1, eps=0.5)
   np.testing.assert_allclose(advantage_R, [-0.5, 0.5], rtol=1e-6)
 
 
+@kinds
 @pytest.mark.parametrize('reward', [0.7, 0.1, 1e6 + 0.1])
-def test_groups_of_equal_rewards_have_exactly_none(reward):
+def test_groups_of_equal_rewards_have_exactly_none(kind, reward):
   """The sum of three 0.7 is not thrice 0.7 in float32."""
   for n in (3, 93):
     task_R = np.array([0, 0] + [1] * n, np.int32)
     reward_R = np.array([0, 1] + [reward] * n, np.float32)
-    advantage_R = np.asarray(grpo.advantage(reward_R, task_R, 2))
+    advantage_R = np.asarray(grpo.advantage(reward_R, task_R, 2, kind=kind))
     assert np.all(advantage_R[2:] == 0) and np.all(advantage_R[:2] != 0)
 
 
@@ -84,11 +126,12 @@ def test_advantage_of_a_rare_success_is_not_clipped():
   assert advantage_R.sum() == pytest.approx(0, abs=1e-4)
 
 
+@kinds
 @given(reward_R=rewards, task_R=groups)
 @few(max_examples=60)
-def test_advantage_is_the_loop_over_groups(reward_R, task_R):
-  advantage_R = np.asarray(grpo.advantage(reward_R, task_R, NUM_TASKS))
-  np.testing.assert_allclose(advantage_R, advantage_by_loops(reward_R, task_R, NUM_TASKS),
+def test_advantage_is_the_loop_over_groups(kind, reward_R, task_R):
+  advantage_R = np.asarray(grpo.advantage(reward_R, task_R, NUM_TASKS, kind=kind))
+  np.testing.assert_allclose(advantage_R, advantage_by_loops(reward_R, task_R, NUM_TASKS, kind),
                              rtol=1e-4, atol=1e-5)
   sum_M = np.bincount(task_R, weights=advantage_R, minlength=NUM_TASKS)
   np.testing.assert_allclose(sum_M, 0, atol=1e-5)
