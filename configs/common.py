@@ -17,11 +17,19 @@ def base() -> ml_collections.ConfigDict:
   c.tasks.per_step = 32  # M
 
   c.alloc = ml_collections.ConfigDict()
+  c.alloc.preset = ''  # or 'paper', which sets rule, estimate, value and cost to the paper's
   c.alloc.rule = 'knapsack'  # or 'uniform'
-  c.alloc.rollouts_per_step = 256  # R
+  c.alloc.rollouts_per_step = 256  # R; where the cost is tokens, R at the most
   c.alloc.low = 2  # least rollouts a task gets, >= 1
   c.alloc.high = 128  # most rollouts a task gets
+  c.alloc.estimate = 'posterior'  # of success rates; or 'window', the paper's
   c.alloc.discount = 0.98  # share of the evidence on success rates that a step leaves, (0, 1]
+  c.alloc.value = 'infogain'  # of a task's rollouts; or 'variance', 'snr' (kr_jax/value.py)
+  c.alloc.nu = 2.0  # of 'snr': noise-to-signal ratio of a rollout's gradient, until it is measured
+  c.alloc.nu_every = 0  # steps from one measurement of nu to the next, 1.7 updates each; 0: none
+  c.alloc.solver = 'dp'  # or 'greedy', for tens of thousands of tasks
+  c.alloc.cost = 'rollouts'  # what a step has a fixed number of; or 'tokens', of completions
+  c.alloc.tokens_per_step = 0  # expected completion tokens of a step, where the cost is tokens
 
   c.policy = ml_collections.ConfigDict()
   c.policy.num_layers = 4  # L
@@ -59,6 +67,7 @@ def base() -> ml_collections.ConfigDict:
   c.grpo = ml_collections.ConfigDict()
   c.grpo.clip_low = 0.2  # bounds of the ratio to the sampling policy: 1 - clip_low, 1 + clip_high
   c.grpo.clip_high = 0.28
+  c.grpo.advantage = 'std'  # reward - mean of the group, over its std; or 'loo', leave-one-out
 
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.learning_rate = 1e-4

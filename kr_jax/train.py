@@ -26,6 +26,7 @@ import numpy as np
 
 from kr_jax import allocate
 from kr_jax import checkpoint
+from kr_jax import estimate
 from kr_jax import evaluate
 from kr_jax import grpo
 from kr_jax import metrics
@@ -40,15 +41,19 @@ from kr_jax import update
 from kr_jax import warm_start
 
 # Streams of random keys.
-_INIT, _ROLLOUTS, _EVALUATE = range(3)
+_INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
 MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every')
+# Knobs of alloc that a preset sets, whatever they say.
+PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
+                             'cost': 'rollouts'}}
 
 
 class Setup(NamedTuple):
   """A checked config, as the loop's parts take it."""
 
   config: ml_collections.ConfigDict
+  alloc: ml_collections.ConfigDict  # with its preset
   tokenizer: tokenizer_lib.Characters
   policy: policy.Config
   sample: sample.Config
@@ -67,8 +72,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
   _check_ranges(config)
-  allocate.check(config.tasks.per_step, config.alloc.rollouts_per_step, config.alloc.low,
-                 config.alloc.high, config.alloc.rule)
+  alloc = _alloc(config)
   sample_config = sample.Config(**config.sample)
   evaluate_config = sample_config._replace(temperature=config.evaluate.temperature)
   update_config = update.Config(**config.grpo, **config.optimizer, **config.pack,
@@ -96,7 +100,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     return tasks
 
   setup = Setup(
-      config=config, tokenizer=tokenizer,
+      config=config, alloc=alloc, tokenizer=tokenizer,
       policy=policy.Config(vocab_size=tokenizer.vocab_size, **config.policy),
       sample=sample_config, evaluate=evaluate_config, update=update_config,
       warm_start=warm_start.Config(
@@ -118,16 +122,56 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
   for name, low in (('seed', 0), ('num_steps', 0), ('evaluate.every', 0), ('evaluate.rollouts', 1),
                     ('evaluate.tasks', 1), ('evaluate.tasks_per_batch', 1), ('tasks.per_step', 1),
                     ('checkpoint.every', 1), ('checkpoint.keep', 1), ('warm_start.num_steps', 0),
-                    ('warm_start.per_step', 1), ('warm_start.checkpoint_every', 1)):
+                    ('warm_start.per_step', 1), ('warm_start.checkpoint_every', 1),
+                    ('alloc.nu_every', 0)):
     section, _, knob = name.rpartition('.')
     x = (config[section] if section else config)[knob]
     if x < low:
       raise ValueError(f'{name}={x} is below {low}')
-  if not 0 < config.alloc.discount <= 1:
-    raise ValueError(f'alloc.discount={config.alloc.discount} is not in (0, 1]')
   if not config.sample.temperature > 0:
     raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
                      'rollouts of a greedy policy are all the same')
+
+
+def _alloc(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The section alloc with its preset. Raises ValueError for what no step could follow."""
+  alloc = config.alloc.copy_and_resolve_references()
+  M, R, C = config.tasks.per_step, alloc.rollouts_per_step, config.sample.completion_length
+  for name, known in (('preset', tuple(PRESETS)), ('estimate', estimate.ESTIMATES),
+                      ('cost', ('rollouts', 'tokens'))):
+    if alloc[name] not in known:
+      raise ValueError(f'alloc.{name}={alloc[name]!r} is not one of {known}')
+  alloc.update(PRESETS[alloc.preset])
+  if not 0 < alloc.discount <= 1:
+    raise ValueError(f'alloc.discount={alloc.discount} is not in (0, 1]')
+  if alloc.nu_every and alloc.value != 'snr':
+    raise ValueError(f"alloc.nu_every={alloc.nu_every} measures what alloc.value={alloc.value!r} does "
+                     "not read; set alloc.value='snr', or alloc.nu_every=0")
+  allocate.check(M, R, alloc.low, alloc.high, alloc.rule)
+  if alloc.cost == 'tokens' and not alloc.low * M <= alloc.tokens_per_step <= R * C:
+    raise ValueError(
+        f'alloc.tokens_per_step={alloc.tokens_per_step} is not in {alloc.low * M}..{R * C}: from a '
+        'token for each of alloc.low * tasks.per_step rollouts to sample.completion_length for each of '
+        'alloc.rollouts_per_step')
+  _budgets(alloc, estimate.init(M), np.arange(M), C)  # and what the allocator itself refuses
+  return alloc
+
+
+def _budgets(alloc: ml_collections.ConfigDict, stats: types.TaskStats, index_M: np.ndarray,
+             completion_length: int) -> np.ndarray:
+  """budget_M: how many rollouts each task of a step gets, by what is known of them."""
+  success_rate_M = (estimate.posterior if alloc.estimate == 'posterior' else estimate.window)(
+      stats, index_M)
+  total, cost_M = alloc.rollouts_per_step, None
+  if alloc.cost == 'tokens':
+    # No rollout counts less than a share of one in R, so that there are never more than R.
+    cost_M = np.maximum(estimate.tokens(stats, index_M, default=completion_length),
+                        alloc.tokens_per_step / alloc.rollouts_per_step)
+    # Where the policy has become so wordy that the least budgets cost more, they are what is spent.
+    total = max(alloc.tokens_per_step, alloc.low * cost_M.sum())
+  return allocate.budgets(
+      success_rate_M, total, low=alloc.low, high=alloc.high, rule=alloc.rule, value=alloc.value,
+      nu=estimate.nu(stats, default=alloc.nu), solver=alloc.solver, cost_M=cost_M)
 
 
 def workers(setup: Setup) -> rewards.Workers:
@@ -149,7 +193,7 @@ def initial(setup: Setup) -> tuple[types.TrainState, types.TaskStats]:
   """State and statistics before any training."""
   key = jax.random.key(setup.config.seed)
   params = policy.init(setup.policy, jax.random.fold_in(key, _INIT))
-  return update.init(params, key, setup.update), allocate.init(len(setup.train_tasks))
+  return update.init(params, key, setup.update), estimate.init(len(setup.train_tasks))
 
 
 def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, float]:
@@ -177,9 +221,9 @@ def train(setup: Setup, workdir: str) -> None:
     FloatingPointError: the loss or the gradient is not finite.
     SystemExit: SIGTERM or SIGINT came; all is saved.
   """
-  c = setup.config
+  c, alloc = setup.config, setup.alloc
   claim(setup, workdir)
-  M, R = c.tasks.per_step, c.alloc.rollouts_per_step
+  R = alloc.rollouts_per_step
   state, stats = initial(setup)
   with contextlib.ExitStack() as context:
     stopping = context.enter_context(_StopSignal())
@@ -194,7 +238,7 @@ def train(setup: Setup, workdir: str) -> None:
           setup.warm_start, workdir, seed=c.seed, stopping=stopping))
     first_step = int(state.step)
     record = context.enter_context(_Record(setup, workdir, first_step))
-    key = jax.random.fold_in(state.key, _ROLLOUTS)
+    key, noise_key = (jax.random.fold_in(state.key, stream) for stream in (_ROLLOUTS, _NOISE))
 
     def evaluated(step):
       if not record.has_evaluation(step):
@@ -203,24 +247,26 @@ def train(setup: Setup, workdir: str) -> None:
     for step in range(first_step, c.num_steps):
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
         evaluated(step)
-      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=M, seed=c.seed)
+      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
-      success_rate_M = allocate.posterior(stats, prompts.index_M)
-      budget_M = allocate.budgets(success_rate_M, R, low=c.alloc.low, high=c.alloc.high,
-                                  rule=c.alloc.rule)
+      budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
       rollouts = sample.rollouts(setup.policy, state.params, prompts, budget_M,
                                  jax.random.fold_in(key, step), setup.sample, total=R)
       record.flush()  # the last step's, while the device samples this one's
-      task_R = np.repeat(np.arange(M), budget_M)
-      text_R = [setup.tokenizer.decode(token_C) for token_C in np.asarray(rollouts.token_RC)]
-      scores = pool.score(text_R, [tasks_M[m] for m in task_R])
-      mixed_M = grpo.mixed_tasks(scores.reward_R, task_R, M)
-      packed = update.pack_rollouts(rollouts, mixed_M[task_R], setup.update)
+      scores = _scores(setup, pool, tasks_M, rollouts)
+      learns_M = grpo.mixed_tasks(scores.reward_R, rollouts.task_R, len(tasks_M))
+      packed = update.pack_rollouts(rollouts, np.append(learns_M, False)[rollouts.task_R], setup.update)
+      if alloc.nu_every and step % alloc.nu_every == 0:
+        noise = update.gradient_noise(
+            state.params, rollouts, scores.verdict_R, packed, jax.random.fold_in(noise_key, step),
+            setup.policy, setup.update)
       state, measured = update.step(state, rollouts, scores.reward_R, packed, setup.policy,
                                     setup.update)
-      stats = allocate.observe(stats, prompts.index_M, task_R, scores.reward_R,
-                               discount=c.alloc.discount)
-      record.step(step, success_rate_M, budget_M, rollouts, scores, mixed_M, measured)
+      record.step(step, stats, budget_M, rollouts, scores, measured)
+      stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
+                               rollouts.length_R, discount=alloc.discount)
+      if alloc.nu_every and step % alloc.nu_every == 0:
+        stats = estimate.observe_gradient(stats, noise, discount=alloc.discount ** alloc.nu_every)
       done = step + 1
       if stopping() or done == c.num_steps or done % c.checkpoint.every == 0:
         record.flush()  # which stops at a loss that is not finite, before it is saved
@@ -229,6 +275,17 @@ def train(setup: Setup, workdir: str) -> None:
         raise SystemExit(f'stopped after {done} of {c.num_steps} steps; '
                          'run the same command again to go on')
     evaluated(c.num_steps)
+
+
+def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
+            rollouts: types.Rollouts) -> rewards.Scores:
+  """Verdicts and rewards of a step; 0 where there is no rollout."""
+  m_R = [int(m) for m in np.asarray(rollouts.task_R) if m < len(tasks_M)]
+  token_RC = np.asarray(rollouts.token_RC)
+  scores = pool.score([setup.tokenizer.decode(token_C) for token_C in token_RC[:len(m_R)]],
+                      [tasks_M[m] for m in m_R])
+  fill = lambda x: np.pad(x, (0, len(token_RC) - len(x)))
+  return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
 
 
 class _StopSignal:
@@ -262,7 +319,8 @@ class _Record:
     self._writer = metrics.Writer(
         workdir, keep=lambda r: r['step'] < first_step + ('reward_mean' not in r),
         first_step=first_step)
-    self._bar = metrics.progress(setup.config.alloc.rule, first_step, setup.config.num_steps)
+    self._bar = metrics.progress(setup.alloc.preset or setup.alloc.rule, first_step,
+                                 setup.config.num_steps)
     self._shown = {}
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
     before = [r['wall_s'] for r in self._writer.records]
@@ -287,29 +345,35 @@ class _Record:
     self._bar.write(f'step {step}: avg@{k} of held-out tasks {measured[f"eval/avg@{k}"]:.3f} '
                     f'± {measured[f"eval/avg@{k}_stderr"]:.3f}')
 
-  def step(self, step, success_rate_M, budget_M, rollouts, scores, mixed_M, measured) -> None:
-    uniform_M = allocate.budgets(success_rate_M, int(budget_M.sum()), low=1,
-                                 high=int(budget_M.sum()), rule='uniform')
-    mean_M = success_rate_M.a_M / (success_rate_M.a_M + success_rate_M.b_M)
-    bins = np.minimum((mean_M * 10).astype(int), 9)
-    length_R = np.asarray(rollouts.length_R)
+  def step(self, step, stats, budget_M, rollouts, scores, measured) -> None:
+    """Notes a step. stats: from before it. What is expected is so under the posterior, whatever the
+    estimate that the budgets came from, so that rules can be compared."""
+    alloc, n = self._setup.alloc, int(budget_M.sum())
+    success_rate_M = estimate.posterior(stats, rollouts.prompts.index_M)
+    nu = estimate.nu(stats, default=alloc.nu)
+    uniform_M = allocate.budgets(success_rate_M, n, low=1, high=n, rule='uniform')
+    objective = lambda budget_M: allocate.objective(success_rate_M, budget_M, alloc.value, nu)
+    mixed_M = grpo.mixed_tasks(scores.verdict_R, rollouts.task_R, len(budget_M))
+    bins = np.minimum((estimate.mean_rate(success_rate_M) * 10).astype(int), 9)
     logp_RC = np.asarray(rollouts.logp_RC)
-    tokens = int(length_R.sum())
+    tokens = int(np.asarray(rollouts.length_R).sum())
     self._last = step, measured, {
-        'reward_mean': float(scores.reward_R.mean()),
-        'effective_gradient_ratio': float(budget_M @ mixed_M / budget_M.sum()),
+        'reward_mean': float(scores.reward_R.sum() / n),
+        'success_rate': float(scores.verdict_R.sum() / n),
+        'effective_gradient_ratio': float(budget_M @ mixed_M / n),
         'expected_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, budget_M),
         'uniform_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, uniform_M),
         'mixed_tasks': int(mixed_M.sum()),
-        'objective': allocate.objective(success_rate_M, budget_M),
-        'uniform_objective': allocate.objective(success_rate_M, uniform_M),
+        'objective': objective(budget_M),
+        'uniform_objective': objective(uniform_M),
+        'nu': nu,
         'budget_min': int(budget_M.min()),
         'budget_max': int(budget_M.max()),
-        'rollouts_total': int(budget_M.sum()),
+        'rollouts_total': n,
         'tokens_generated': tokens,
-        'truncated': float(np.mean(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH)),
+        'truncated': float(np.sum(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH) / n),
         'slot_utilization': tokens / (int(rollouts.decode_steps)
-                                      * min(self._setup.sample.slots, len(length_R))),
+                                      * min(self._setup.sample.slots, len(logp_RC))),
         # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
         'entropy': -float(logp_RC.sum(dtype=float)) / tokens,
         'verifier_timeouts': scores.timeouts,

@@ -6,7 +6,7 @@ Arrays are named by shape, one letter an axis, as a suffix:
     I tasks in a split  P prompt tokens        C completion tokens   T = P + C, or a packed row
     B rows of a batch   L layers               D model               F feed-forward
     N query heads       K key/value heads      H head width          V vocabulary
-    S cache slots
+    S cache slots       W rollouts of a window
 
 Imports nothing heavy: reward workers load this module at every start.
 """
@@ -47,11 +47,11 @@ class Rollouts(NamedTuple):
   """R completions of M tasks: one step's experience."""
 
   prompts: Prompts
-  task_R: Array  # int32 in 0..M-1, non-decreasing: which task
+  task_R: Array  # int32, non-decreasing: which task, in 0..M-1; M where there is no rollout
   token_RC: Array  # int32, padded on the right; the stop token is part of it
   logp_RC: Array  # float32, log-probability of each token when it was sampled
-  length_R: Array  # int32, 1..C: completion tokens, the stop token counted
-  ended_R: Array  # int32: ENDED_STOP or ENDED_LENGTH
+  length_R: Array  # int32, 1..C: completion tokens, the stop token counted; 0: no rollout
+  ended_R: Array  # int32: ENDED_STOP, ENDED_LENGTH or NOT_SAMPLED
   decode_steps: Array  # int32 scalar: iterations of the decode loop
 
 
@@ -60,7 +60,11 @@ class TaskStats(NamedTuple):
 
   successes_I: np.ndarray  # float64, discounted count of verified rollouts
   failures_I: np.ndarray  # float64, discounted count of the others
+  tokens_I: np.ndarray  # float64, discounted count of both's completion tokens
   rollouts_I: np.ndarray  # int64, rollouts ever spent
+  recent_IW: np.ndarray  # int8, the last 16 verdicts, the newest last; -1 where there were fewer
+  window_rate_I: np.ndarray  # float64, the paper's estimate after the task's last group
+  gradient: np.ndarray  # float64 [4], discounted sums: signal, its scale, noise, its scale
 
 
 class TrainState(NamedTuple):

@@ -4,7 +4,8 @@ The gradient is a sum over tokens divided by one global count, accumulated over 
 as rows are in use: it does not depend on the packing or on the size of a microbatch, and a step in
 which half the groups are constant costs about half.
 
-`step` learns from rewards (GRPO), `imitate` from given completions (maximum likelihood).
+`step` learns from rewards (GRPO), `imitate` from given completions (maximum likelihood);
+`gradient_noise` measures how much of a rollout's gradient is noise.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Config(NamedTuple):
   microbatch_rows: int  # B
   clip_low: float
   clip_high: float
+  advantage: str  # 'std' or 'loo'
   temperature: float  # at which the rollouts were sampled
 
 
@@ -54,6 +56,8 @@ def check(config: Config) -> None:
                     ('clip_low', 0), ('clip_high', 0), ('microbatch_rows', 1)):
     if not getattr(config, name) >= low:
       raise ValueError(f'{name}={getattr(config, name)} is below {low}')
+  if config.advantage not in grpo.ADVANTAGES:
+    raise ValueError(f'grpo.advantage={config.advantage!r} is not one of {grpo.ADVANTAGES}')
   for name in ('max_grad_norm', 'temperature'):
     if not getattr(config, name) > 0:
       raise ValueError(f'{name}={getattr(config, name)} must be above 0')
@@ -75,8 +79,8 @@ def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) 
   """Rows of the rollouts to keep, in the one shape that any R rollouts fit (on the host)."""
   R, C = rollouts.token_RC.shape
   P = rollouts.prompts.token_MP.shape[1]
-  length_R = (np.asarray(rollouts.prompts.length_M)[np.asarray(rollouts.task_R)]
-              + np.asarray(rollouts.length_R))
+  length_M = np.append(rollouts.prompts.length_M, 0)  # no rollout, no prompt
+  length_R = length_M[np.asarray(rollouts.task_R)] + np.asarray(rollouts.length_R)
   microbatches = -(-pack.max_rows(R, P + C, config.row_length) // config.microbatch_rows)
   return pack.rows(length_R, keep_R, num_rows=microbatches * config.microbatch_rows,
                    row_length=config.row_length)
@@ -88,9 +92,12 @@ def init(params: Any, key: Array, config: Config) -> types.TrainState:
   return types.TrainState(jnp.array(0), params, optimizer(config).init(params), key)
 
 
-def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, rollout_BT: Array,
-          position_BT: Array, temperature: float) -> Scores:
-  """Log-probabilities of the completion tokens that stand in packed rows."""
+def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, packed: pack.Packed,
+          microbatch: Array, config: Config) -> Scores:
+  """Log-probabilities of the completion tokens that stand in the rows of a microbatch."""
+  rows = config.microbatch_rows
+  cut = lambda x_BT: jax.lax.dynamic_slice_in_dim(x_BT, microbatch * rows, rows)
+  rollout_BT, position_BT = cut(packed.rollout_BT), cut(packed.position_BT)
   prompts = rollouts.prompts
   R, C = rollouts.token_RC.shape
   P = prompts.token_MP.shape[1]
@@ -106,9 +113,18 @@ def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, r
   c_BT = jnp.clip(target_BT, 0, C - 1)
   logits_BTV = policy.logits(policy_config, params, token_BT, position_BT, rollout_BT)
   logp_BT = jnp.take_along_axis(
-      jax.nn.log_softmax(logits_BTV / temperature),
+      jax.nn.log_softmax(logits_BTV / config.temperature),
       rollouts.token_RC[r_BT, c_BT][..., None], axis=-1)[..., 0]
   return Scores(logp_BT, rollouts.logp_RC[r_BT, c_BT], rollout_BT, mask_BT)
+
+
+def _sum_over_microbatches(function, packed: pack.Packed, config: Config) -> Any:
+  """The sum of function(i), a tree, over the microbatches i that have rows in use."""
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                      jax.eval_shape(function, jnp.array(0)))
+  return jax.lax.fori_loop(
+      0, (packed.num_rows + config.microbatch_rows - 1) // config.microbatch_rows,
+      lambda i, total: jax.tree.map(jnp.add, total, function(i)), zero)
 
 
 def _apply(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packed, token_loss,
@@ -118,23 +134,17 @@ def _apply(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packe
   token_loss: Scores -> (loss_BT, {name: count_BT}); the counts are summed over tokens.
   """
   normalizer = jnp.maximum(jnp.sum(rollouts.length_R), 1)
-  rows = config.microbatch_rows
 
   def loss_and_counts(params, i):
-    cut = lambda x_BT: jax.lax.dynamic_slice_in_dim(x_BT, i * rows, rows)
-    scores = score(policy_config, params, rollouts, cut(packed.rollout_BT), cut(packed.position_BT),
-                   config.temperature)
+    scores = score(policy_config, params, rollouts, packed, i, config)
     loss_BT, counts = token_loss(scores)
     counts = counts | {'tokens_updated': jnp.ones_like(scores.mask_BT)}
     total = lambda x_BT: jnp.sum(jnp.where(scores.mask_BT, x_BT, 0))
     return total(loss_BT) / normalizer, {k: total(v) for k, v in counts.items()}
 
   gradient = jax.value_and_grad(loss_and_counts, has_aux=True)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                      jax.eval_shape(gradient, state.params, jnp.array(0)))
-  (loss, counts), grads = jax.lax.fori_loop(
-      0, (packed.num_rows + rows - 1) // rows,
-      lambda i, total: jax.tree.map(jnp.add, total, gradient(state.params, i)), zero)
+  (loss, counts), grads = _sum_over_microbatches(
+      lambda i: gradient(state.params, i), packed, config)
 
   def move(_):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -160,7 +170,8 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, pac
   Returns:
     The state, and scalars: loss, grad_norm (before the clip), tokens_updated, clip_fraction.
   """
-  advantage_R = grpo.advantage(reward_R, rollouts.task_R, rollouts.prompts.length_M.shape[0])
+  advantage_R = grpo.advantage(reward_R, rollouts.task_R, rollouts.prompts.length_M.shape[0],
+                               kind=config.advantage)
 
   def token_loss(s: Scores):
     # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
@@ -182,3 +193,57 @@ def imitate(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Pack
             ) -> tuple[types.TrainState, dict[str, Array]]:
   """One maximum-likelihood update on completions that are given. As `step`; donates the state."""
   return _apply(state, rollouts, packed, lambda s: (-s.logp_BT, {}), policy_config, config)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def gradient_noise(params: Any, rollouts: types.Rollouts, verdict_R: Array, packed: pack.Packed,
+                   key: Array, policy_config: policy.Config, config: Config) -> Array:
+  """Signal and noise of a rollout's gradient, from two halves of the batch.
+
+  In the model of value.snr the score s_r = grad log prob(rollout r) of a task with success rate p is
+  (v_r - p) x + noise of power nu |x|^2, v the verdict. Each half h of a group is a group of its own,
+  with leave-one-out advantages A_r, which sum to 0, so that p drops out:
+
+      g_h = sum over tasks, sign * sum over r in h, A_r s_r        c_h = sum over r in h, A_r v_r
+      E[g_0 . g_1]     = |x|^2 sum over tasks, c_0 c_1
+      E[|g_0 - g_1|^2] = |x|^2 sum over tasks, (c_0 - c_1)^2 + nu |x|^2 sum over r, A_r^2
+
+  A random sign of each task puts the directions x of different tasks at right angles on the mean.
+  Tasks with two successes and two failures or more tell of the signal. It costs a forward and two
+  backward passes.
+
+  Args:
+    verdict_R: float32, 1.0 or 0.0.
+    packed: rows with all rollouts of the groups whose verdicts differ.
+    key: of the signs, new every step.
+
+  Returns:
+    float32 [4], to be summed over steps: signal and its scale, noise and its scale, so that
+    signal / its scale estimates |x|^2, and noise / its scale nu |x|^2 (estimate.nu).
+  """
+  M, task_R = rollouts.prompts.length_M.shape[0], rollouts.task_R
+  right_R = verdict_R > 0
+  # Of each outcome of a task every other rollout, as task_R does not fall.
+  half_R = jnp.where(right_R, jnp.cumsum(right_R), jnp.cumsum(~right_R)) % 2
+  group_R = 2 * task_R + half_R
+  advantage_R = grpo.advantage(verdict_R, group_R, 2 * M, kind='loo')
+  sign_R = jax.random.rademacher(key, (M,), jnp.float32)[jnp.minimum(task_R, M - 1)]
+  weight_2R = jnp.where(half_R[None] == jnp.arange(2)[:, None], sign_R * advantage_R, 0.0)
+
+  def half_gradients(i):
+    def weighted_logp(params):
+      s = score(policy_config, params, rollouts, packed, i, config)
+      weight_2BT = weight_2R[:, jnp.maximum(s.rollout_BT, 0)]
+      return jnp.einsum('hbt,bt->h', weight_2BT, jnp.where(s.mask_BT, s.logp_BT, 0.0))
+
+    return jax.jacrev(weighted_logp)(params)
+
+  halves = _sum_over_microbatches(half_gradients, packed, config)
+  c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
+  signal = optax.tree.vdot(*(jax.tree.map(lambda g: g[h], halves) for h in (0, 1)))
+  signal_scale = jnp.sum(c_2M[0] * c_2M[1])
+  spread = optax.tree.norm(jax.tree.map(lambda g: g[0] - g[1], halves), squared=True)
+  noise = spread - jnp.sum((c_2M[0] - c_2M[1]) ** 2) * signal / jnp.maximum(signal_scale, 1e-30)
+  # Without a signal's scale there is no knowing what of the spread is noise.
+  return jnp.where(signal_scale > 0,
+                   jnp.stack([signal, signal_scale, noise, jnp.sum(advantage_R ** 2)]), 0.0)

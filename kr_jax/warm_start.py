@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kr_jax import allocate
 from kr_jax import checkpoint
+from kr_jax import estimate
 from kr_jax import metrics
 from kr_jax import policy
 from kr_jax import sample
@@ -64,7 +64,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
   directory = os.path.join(workdir, 'warm_start')
-  no_stats = allocate.init(1)
+  no_stats = estimate.init(1)
   state = update.init(params, jax.random.key(seed), config.update)
   with checkpoint.Checkpoints(os.path.join(directory, 'checkpoints')) as checkpoints:
     if checkpoints.latest() is not None:

@@ -27,7 +27,9 @@ def run(seed: int, step: int = 7, I: int = 5) -> tuple[types.TrainState, types.T
   grads = jax.tree.map(lambda x: x * 0 + x.dtype.type(0.3), {**params, 'odd': jnp.ones(3)})
   _, opt_state = optimizer.update(grads, optimizer.init(params), params)
   return (types.TrainState(jnp.int32(step), params, opt_state, jax.random.key(seed)),
-          types.TaskStats(rng.random(I) / 3, rng.random(I) / 7, rng.integers(2**40, 2**50, I)))
+          types.TaskStats(
+              rng.random(I) / 3, rng.random(I) / 7, rng.random(I) / 9, rng.integers(2**40, 2**50, I),
+              rng.integers(-1, 2, (I, 16), np.int8), rng.random(I) / 11, rng.random(4) / 13))
 
 
 def same(x, y) -> None:

@@ -22,7 +22,7 @@ POLICY = policy.Config(
 SAMPLE = sample.Config(slots=16, refill=4, prompt_length=32, completion_length=32, temperature=1.0)
 UPDATE = update.Config(
     learning_rate=1e-4, warmup_steps=0, decay_steps=0, weight_decay=0.0, max_grad_norm=1.0,
-    row_length=128, microbatch_rows=4, clip_low=0.2, clip_high=0.28, temperature=1.0)
+    row_length=128, microbatch_rows=4, clip_low=0.2, clip_high=0.28, advantage='std', temperature=1.0)
 M, R, P, C = 8, 64, 32, 32
 
 
@@ -53,11 +53,10 @@ def abstract_state():
 
 
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
-def test_allocation_compiles(topology):
-  program = compile_for(
-      topology, jax.jit(lambda value_MJ: allocate.knapsack(value_MJ, capacity=R - 2 * M)),
-      (np.zeros((M, 31), np.int32),))
-  assert program.memory_analysis().temp_size_in_bytes > 0
+def test_the_allocator_beside_its_kernel_compiles(topology):
+  gain_MG, units = np.zeros((M, 31), np.float32), np.int32(R - 2 * M)
+  compile_for(topology, allocate.greedy, (gain_MG, units))
+  compile_for(topology, allocate._even, (gain_MG.astype(np.int32), np.zeros(M, np.int32)))
 
 
 @pytest.mark.slow
@@ -74,15 +73,29 @@ def test_the_sampler_compiles(topology):
   assert program.memory_analysis().temp_size_in_bytes < 3 * cache
 
 
+def empty_rows():
+  rows = -(-pack.max_rows(R, P + C, UPDATE.row_length) // UPDATE.microbatch_rows)
+  shape = (rows * UPDATE.microbatch_rows, UPDATE.row_length)
+  return pack.Packed(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.array(1, np.int32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v6e:2x2'])
+def test_the_measurement_of_noise_compiles(topology):
+  state = abstract_state()
+  program = compile_for(
+      topology, update.gradient_noise,
+      (state.params, abstract_rollouts(), np.zeros(R, np.float32), empty_rows(), state.key),
+      POLICY, UPDATE)
+  assert program.memory_analysis().output_size_in_bytes < 1024  # four numbers, in a tile
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('topology', ['v5e:2x2', 'v6e:2x2'])
 def test_the_update_compiles(topology):
-  rows = -(-pack.max_rows(R, P + C, UPDATE.row_length) // UPDATE.microbatch_rows)
-  shape = (rows * UPDATE.microbatch_rows, UPDATE.row_length)
-  packed = pack.Packed(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.array(1, np.int32))
   program = compile_for(
-      topology, update.step, (abstract_state(), abstract_rollouts(), np.zeros(R, np.float32), packed),
-      POLICY, UPDATE)
+      topology, update.step,
+      (abstract_state(), abstract_rollouts(), np.zeros(R, np.float32), empty_rows()), POLICY, UPDATE)
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state().params))
   # The donated state is updated in place.
   assert program.memory_analysis().alias_size_in_bytes >= 3 * params

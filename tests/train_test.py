@@ -11,6 +11,7 @@ import pytest
 
 from configs import arithmetic
 from kr_jax import checkpoint
+from kr_jax import estimate
 from kr_jax import metrics
 from kr_jax import policy
 from kr_jax import tasks
@@ -100,6 +101,8 @@ def test_the_record_of_a_run(finished):
     assert r['objective'] >= r['uniform_objective'] - 1e-9
     assert 0 < r['entropy'] < 2 * np.log(16)
     assert r['clip_fraction'] == 0  # one update a batch is on-policy
+    assert r['success_rate'] == r['reward_mean']
+    assert r['nu'] == 2
   assert any(r['mixed_tasks'] for r in steps)
   evaluations = [r for r in rows if 'eval/avg@8' in r]
   assert [r['step'] for r in evaluations] == [0, 2, 4]
@@ -116,6 +119,70 @@ def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   steps = [r for r in records(workdir, keep_times=True) if 'reward_mean' in r]
   assert len({json.dumps(r['budget_by_success_rate']) for r in steps}) > 4
   assert len({r['compile_count'] for r in steps[2:]}) == 1
+
+
+@pytest.mark.slow
+def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_dir):
+  """All that differs from the default; stopped and gone on with; nothing compiles from step two on."""
+  knobs = {'alloc__value': 'snr', 'alloc__nu_every': 2, 'alloc__cost': 'tokens',
+           'alloc__tokens_per_step': 400, 'grpo__advantage': 'loo', 'evaluate__every': 0,
+           'tasks__train_split': 'train[:16]'}
+  steps_of = lambda workdir, **kw: [r for r in records(workdir, **kw) if 'reward_mean' in r]
+  jax.clear_caches()
+  workdir = run(tmp_path / 'whole', data_dir, num_steps=8, **knobs)
+  steps = steps_of(workdir, keep_times=True)
+  assert len({r['compile_count'] for r in steps[2:]}) == 1
+  assert all(r['budget_min'] >= 2 and r['rollouts_total'] <= 32 for r in steps)
+  assert len({r['rollouts_total'] for r in steps}) > 1
+  assert steps[0]['nu'] == 2 and len({r['nu'] for r in steps}) > 2
+  run(tmp_path / 'parts', data_dir, num_steps=4, **knobs)
+  parts = run(tmp_path / 'parts', data_dir, num_steps=8, **knobs)
+  assert steps_of(parts) == steps_of(workdir)
+
+
+def test_the_papers_rule(tmp_path, data_dir):
+  """Its preset overrides what the other knobs say."""
+  workdir = run(tmp_path, data_dir, num_steps=5, alloc__preset='paper', alloc__value='snr',
+                alloc__solver='greedy', tasks__train_split='train[:16]', evaluate__every=0)
+  steps = [r for r in records(workdir) if 'reward_mean' in r]
+  assert [r['budget_max'] for r in steps[:4]] == [4] * 4  # uniform until a task was seen 8 times
+  assert steps[4]['budget_max'] > 4 and steps[4]['budget_min'] == 2
+  assert [r['rollouts_total'] for r in steps] == [32] * 5
+
+
+def test_budgets_of_tokens():
+  alloc = config_of('', alloc__cost='tokens', alloc__tokens_per_step=100).alloc
+  stats = estimate.init(8)
+  budgets_of = lambda alloc, stats: train._budgets(alloc, stats, np.arange(8), 22)
+  # Until any completion was seen, all are as long as they may be: 16 rollouts cost 352.
+  assert budgets_of(alloc, stats).tolist() == [2] * 8  # the least, though they cost more
+  seen = estimate.observe(stats, np.arange(8), np.arange(8), np.ones(8), np.full(8, 5), discount=1.0)
+  budget_M = budgets_of(alloc, seen)
+  assert budget_M.sum() * 5 == 100 and budget_M.min() >= 2
+  # However short they are, there are R rollouts at the most.
+  alloc.tokens_per_step = 700
+  assert budgets_of(alloc, seen).sum() == 32
+  alloc.update(rule='uniform', tokens_per_step=125)
+  assert budgets_of(alloc, seen).tolist() == [4] + [3] * 7
+
+
+@pytest.mark.slow
+def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, data_dir, monkeypatch):
+  from kr_jax import rewards
+  monkeypatch.setitem(rewards.VERIFIERS, 'ends_with', shaped)
+  workdir = run(tmp_path, data_dir)
+  steps = [r for r in records(workdir) if 'reward_mean' in r]
+  assert all(r['reward_mean'] < 0 <= r['success_rate'] <= 1 for r in steps)
+  _, stats = state_of(workdir, data_dir)
+  counted = sum(r['success_rate'] * r['rollouts_total'] * 0.98 ** (3 - r['step']) for r in steps)
+  assert stats.successes_I.sum() == pytest.approx(counted) and counted > 0
+  assert all(0 <= r['eval/avg@8'] <= 1 for r in records(workdir) if 'eval/avg@8' in r)
+  # Groups whose verdicts are all the same learn from rewards that are not.
+  assert all(r['tokens_updated'] > 0 for r in steps)
+
+
+def shaped(completion, answer):
+  return has_a_one(completion, answer), -1 - len(completion)
 
 
 def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):
@@ -202,6 +269,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'alloc__high': 1}, 'alloc.high=1 is below alloc.low=2'),
     ({'alloc__rule': 'random'}, "alloc.rule='random' is not one of"),
     ({'alloc__discount': 0.0}, r'alloc.discount=0.0 is not in \(0, 1\]'),
+    ({'alloc__preset': 'verl'}, r"alloc.preset='verl' is not one of \('', 'paper'\)"),
+    ({'alloc__estimate': 'mean'}, "alloc.estimate='mean' is not one of"),
+    ({'alloc__value': 'entropy'}, "alloc.value='entropy' is not one of"),
+    ({'alloc__nu': 0.0}, 'alloc.nu=0.0 must be a positive number'),
+    ({'alloc__nu_every': -1}, 'alloc.nu_every=-1 is below 0'),
+    ({'alloc__nu_every': 5}, "alloc.nu_every=5 measures what alloc.value='infogain' does not read"),
+    ({'alloc__solver': 'milp'}, "alloc.solver='milp' is not one of"),
+    ({'alloc__cost': 'seconds'}, "alloc.cost='seconds' is not one of"),
+    ({'alloc__cost': 'tokens'}, 'alloc.tokens_per_step=0 is not in 16..704'),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 705}, 'tokens_per_step=705 is not in 16..704'),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__solver': 'greedy'},
+     "solver='greedy' is exact for equal costs only"),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__estimate': 'window'},
+     "the paper's rule knows no costs"),
+    ({'grpo__advantage': 'max'}, "grpo.advantage='max' is not one of"),
     ({'sample__slots': 0}, 'sample.slots=0 is below 1'),
     ({'sample__refill': 17}, 'sample.refill=17'),
     ({'sample__temperature': 0.0}, 'sample.temperature=0.0 must be above 0'),

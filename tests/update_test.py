@@ -19,7 +19,7 @@ POLICY = policy.Config(
     dtype='float32')
 CONFIG = update.Config(
     learning_rate=1e-2, warmup_steps=0, decay_steps=0, weight_decay=0.0, max_grad_norm=1e9,
-    row_length=24, microbatch_rows=2, clip_low=0.2, clip_high=0.28, temperature=0.8)
+    row_length=24, microbatch_rows=2, clip_low=0.2, clip_high=0.28, advantage='std', temperature=0.8)
 P, C = 4, 5
 # By group: mixed, empty, one rollout, all right, all wrong, mixed.
 BUDGET_M = [4, 0, 1, 3, 2, 5]
@@ -100,6 +100,15 @@ def one_sgd_step(config, rollouts, reward_R, keep_R, monkeypatch):
   return jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params), metrics
 
 
+def padded(rollouts, reward_R, more=3):
+  """The same step with `more` rows beyond its rollouts."""
+  pad = lambda x, value=0: np.concatenate([x, np.full((more, *x.shape[1:]), value, x.dtype)])
+  return rollouts._replace(
+      task_R=pad(rollouts.task_R, len(BUDGET_M)), token_RC=pad(rollouts.token_RC),
+      logp_RC=pad(rollouts.logp_RC), length_R=pad(rollouts.length_R), ended_R=pad(rollouts.ended_R)
+  ), pad(reward_R)
+
+
 def assert_close(tree, other, tolerance=1e-5):
   scale = max(float(np.max(np.abs(x))) for x in jax.tree.leaves(other))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * scale), tree, other)
@@ -128,6 +137,149 @@ def test_the_gradient_does_not_depend_on_packing(monkeypatch, row_length, microb
   # Rollouts without an advantage change nothing, whether they are dropped or kept.
   kept, _ = one_sgd_step(config, rollouts, REWARD_R, np.ones(len(MIXED_R), bool), monkeypatch)
   assert_close(kept, want)
+
+
+def test_rows_beyond_the_rollouts_change_nothing(monkeypatch):
+  rollouts = make_rollouts()
+  want, wanted = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
+  got, metrics = one_sgd_step(CONFIG, *padded(rollouts, REWARD_R), np.append(MIXED_R, [False] * 3),
+                              monkeypatch)
+  assert_close(got, want)
+  assert metrics['tokens_updated'] == wanted['tokens_updated']
+  np.testing.assert_allclose(metrics['loss'], wanted['loss'], rtol=1e-6)
+
+
+def test_the_leave_one_out_advantage_is_that_of_grpo(monkeypatch):
+  rollouts = make_rollouts()
+  std, _ = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
+  loo, _ = one_sgd_step(CONFIG._replace(advantage='loo'), rollouts, REWARD_R, MIXED_R, monkeypatch)
+  # The first group alone: 'std' divides by 1/2, 'loo' multiplies by 4/3.
+  first_R = MIXED_R & (rollouts.task_R == 0)
+  one = lambda advantage: one_sgd_step(CONFIG._replace(advantage=advantage), rollouts,
+                                       np.where(first_R, REWARD_R, 0), first_R, monkeypatch)[0]
+  assert_close(one('loo'), jax.tree.map(lambda g: g * (4 / 3) / 2, one('std')), 1e-4)
+  with pytest.raises(AssertionError):
+    assert_close(loo, std, 0.1)
+
+
+# The noise of the gradient.
+
+
+def halves_of(verdict_R, task_R):
+  """Every other rollout of an outcome of a task; which half begins is not specified."""
+  half_R, seen = np.zeros(len(verdict_R), int), {0: 0, 1: 0}
+  for r, v in enumerate(verdict_R):
+    seen[int(v)] += 1
+    half_R[r] = seen[int(v)] % 2
+  return half_R
+
+
+def noise_by_loops(score_RG, verdict_R, task_R, sign_M):
+  """The docstring of update.gradient_noise, rollout by rollout. score_RG: of each the gradient."""
+  half_R = halves_of(verdict_R, task_R)
+  gradient, scale, squares = np.zeros((2, score_RG.shape[1])), np.zeros((2, len(sign_M))), 0.0
+  for m, h in np.ndindex(len(sign_M), 2):
+    group = [r for r in range(len(task_R)) if task_R[r] == m and half_R[r] == h]
+    for r in group:
+      others = [verdict_R[o] for o in group if o != r]
+      advantage = verdict_R[r] - np.mean(others) if others else 0.0
+      gradient[h] += sign_M[m] * advantage * score_RG[r]
+      scale[h, m] += advantage * verdict_R[r]
+      squares += advantage ** 2
+  signal, signal_scale = gradient[0] @ gradient[1], scale[0] @ scale[1]
+  if signal_scale == 0:
+    return np.zeros(4)
+  spread = np.sum((gradient[0] - gradient[1]) ** 2)
+  noise = spread - signal / signal_scale * np.sum((scale[0] - scale[1]) ** 2)
+  return np.array([signal, signal_scale, noise, squares])
+
+
+@pytest.mark.parametrize('beyond', [0, 3])
+def test_gradient_noise_equals_a_loop_over_rollouts(beyond):
+  rollouts = make_rollouts()
+  params = state_of().params
+
+  def rollout_logps(params):
+    logp_RC = logps(params, rollouts, rows(rollouts), CONFIG.temperature)
+    return jnp.sum(jnp.where(jnp.arange(C)[None] < rollouts.length_R[:, None], logp_RC, 0), axis=1)
+
+  score_R = jax.jit(jax.jacrev(rollout_logps))(params)
+  score_RG = np.concatenate(
+      [np.asarray(x, float).reshape(len(REWARD_R), -1) for x in jax.tree.leaves(score_R)], axis=1)
+  key = jax.random.key(7)
+  sign_M = np.asarray(jax.random.rademacher(key, (len(BUDGET_M),), np.float32))
+  want = noise_by_loops(score_RG, REWARD_R, rollouts.task_R, sign_M)
+  keep_R = MIXED_R
+  if beyond:
+    rollouts, reward_R = padded(rollouts, REWARD_R, beyond)
+    keep_R = np.append(MIXED_R, [False] * beyond)
+  else:
+    reward_R = REWARD_R
+  packed = update.pack_rollouts(rollouts, keep_R, CONFIG)
+  got = update.gradient_noise(params, rollouts, reward_R, packed, key, POLICY, CONFIG)
+  assert want[1] > 0
+  np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+def test_gradient_noise_by_hand():
+  """Four rollouts, two right, scores 1, 2, 3, 4 on one parameter.
+
+  Halves: successes 1 and 2, failures 3 and 4, so (1, 3) and (2, 4); with two rollouts A = 1 and -1:
+  gradients 1 - 3 = 2 - 4 = -2, scales 1 and 1, no spread, four A^2.
+  """
+  np.testing.assert_allclose(
+      noise_by_loops(np.array([[1.0], [2], [3], [4]]), np.array([1, 1, 0, 0.0]), np.zeros(4, int),
+                     np.array([-1.0])), [4, 1, 0, 4])
+
+
+def test_without_two_of_either_outcome_there_is_no_measurement():
+  rollouts = make_rollouts()
+  verdict_R = np.zeros(len(REWARD_R), np.float32)
+  verdict_R[0] = 1
+  packed = update.pack_rollouts(rollouts, rollouts.task_R == 0, CONFIG)
+  got = update.gradient_noise(state_of().params, rollouts, verdict_R, packed, jax.random.key(0),
+                              POLICY, CONFIG)
+  np.testing.assert_array_equal(got, np.zeros(4))
+
+
+@pytest.mark.parametrize('nu', [0.5, 8.0])
+@pytest.mark.parametrize('alignment', [0.0, 0.4])
+def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
+  """Scores (v - p) x + noise of power nu |x|^2, of tasks whose x share a direction."""
+  M, N, G, steps = 48, 8, 128, 40
+  task_R = np.repeat(np.arange(M), N).astype(np.int32)
+  R, rng = M * N, np.random.default_rng(3)
+  unit = lambda *shape: (lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True))(
+      rng.normal(size=shape))
+  x_MG = alignment ** 0.5 * unit(1, G) + (1 - alignment) ** 0.5 * unit(M, G)
+  rollouts = make_rollouts()
+  rollouts = rollouts._replace(
+      prompts=types.Prompts(np.ones((M, 1), np.int32), np.ones(M, np.int32),
+                            np.arange(M, dtype=np.int32)),
+      task_R=task_R, length_R=np.ones(R, np.int32), token_RC=np.zeros((R, 1), np.int32))
+
+  def planted(policy_config, params, rollouts, packed, microbatch, config):
+    # logp of a rollout is linear in the parameters; its score stands in logp_RC.
+    rollout_BT = jax.lax.dynamic_slice_in_dim(packed.rollout_BT, microbatch * 2, 2)
+    logp_BT = rollouts.logp_RC[jnp.maximum(rollout_BT, 0)] @ params
+    first_BT = jax.lax.dynamic_slice_in_dim(packed.position_BT, microbatch * 2, 2) == 0
+    return update.Scores(logp_BT, logp_BT, rollout_BT, first_BT & (rollout_BT >= 0))
+
+  monkeypatch.setattr(update, 'score', planted)
+  config = CONFIG._replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
+  total = np.zeros(4)
+  p_M = rng.uniform(0.2, 0.8, M)
+  for step in range(steps):
+    verdict_R = (rng.uniform(size=R) < p_M[task_R]).astype(np.float32)
+    noise_RG = nu ** 0.5 * rng.normal(size=(R, G)) / G ** 0.5
+    score_RG = (verdict_R - p_M[task_R])[:, None] * x_MG[task_R] + noise_RG
+    rollouts = rollouts._replace(logp_RC=score_RG.astype(np.float32))
+    packed = update.pack_rollouts(rollouts, np.ones(R, bool), config)
+    total += np.asarray(update.gradient_noise(
+        np.zeros(G, np.float32), rollouts, verdict_R, packed, jax.random.key(step), POLICY, config))
+  signal, signal_scale, noise, noise_scale = total
+  assert signal / signal_scale == pytest.approx(1, rel=0.25)
+  assert noise / noise_scale == pytest.approx(nu, rel=0.1)
 
 
 def test_without_a_mixed_group_nothing_moves():
@@ -211,6 +363,7 @@ def test_the_learning_rate_warms_up_stays_or_decays():
     ({'microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
     ({'clip_low': float('nan')}, 'clip_low=nan'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm=0.0 must be above 0'),
+    ({'advantage': 'max'}, r"grpo.advantage='max' is not one of \('std', 'loo'\)"),
 ])
 def test_bad_config(changed, named):
   with pytest.raises(ValueError, match=named):

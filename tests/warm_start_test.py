@@ -44,7 +44,8 @@ def test_the_stage_learns_its_solutions(tmp_path):
   tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
   stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=update.Config(
       learning_rate=3e-2, warmup_steps=2, decay_steps=100, weight_decay=0.0, max_grad_norm=1.0,
-      row_length=14, microbatch_rows=1, clip_low=0.2, clip_high=0.2, temperature=1.0))
+      row_length=14, microbatch_rows=1, clip_low=0.2, clip_high=0.2, advantage='std',
+      temperature=1.0))
   params = warm_start.run(
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
       stage, str(tmp_path), seed=0, stopping=lambda: False)
