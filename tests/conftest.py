@@ -1,11 +1,15 @@
-"""Eight CPU devices, no silent broadcasting over ranks, one set of arithmetic data for all tests."""
+"""Eight CPU devices, no silent broadcasting over ranks, one set of arithmetic data for all tests.
+
+Programs of the tests are small and many: XLA builds them in half the time if it does not optimise.
+"""
 
 import os
 import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu compiles here, it does not look for a TPU host
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+                           ' --xla_backend_optimization_level=0')
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))  # configs/ is not installed
 
 import jax  # after the environment is set

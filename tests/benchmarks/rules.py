@@ -1,9 +1,10 @@
 """Trains one config under several allocation rules and seeds, at the same rollouts, and compares.
 
-    .venv/bin/python tests/benchmarks/rules.py --workdir=runs/rules [--config=configs/arithmetic.py]
+    .venv/bin/python -m tests.benchmarks.rules --workdir=runs/rules [--config=configs/arithmetic.py]
         [--rules uniform knapsack] [--seeds 0 1 2] [--jobs 1] [--json]
         [-- --config.num_steps=100 ...]
 
+A rule is a value of alloc.rule, or knobs: alloc.value=snr,alloc.nu_every=10,grpo.advantage=loo.
 Runs that are finished are not run again. The rise is held-out avg@k after the last step less before
 the first. Rules of one seed start from the same warm start, so the difference of their last scores is
 taken by seed; its interval is Student's t over the seeds.
@@ -28,6 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str]) -> dict:
   """The summary of one run."""
+  knobs = rule if '=' in rule else f'alloc.rule={rule}'
   directory = os.path.join(workdir, f'{rule}_{seed}')
   summary = os.path.join(directory, 'summary.json')
   if not os.path.exists(summary):
@@ -35,7 +37,7 @@ def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str]) -
     with open(os.path.join(directory, 'log.txt'), 'a') as log:
       subprocess.run(
           [sys.executable, '-m', 'kr_jax.main', f'--config={config}', f'--workdir={directory}',
-           f'--config.alloc.rule={rule}', f'--config.seed={seed}', *overrides],
+           *(f'--config.{knob}' for knob in knobs.split(',')), f'--config.seed={seed}', *overrides],
           check=True, cwd=ROOT, stdout=log, stderr=log)
   with open(summary) as file:
     return json.load(file)
@@ -53,8 +55,8 @@ def compare(summaries: dict[str, list[dict]]) -> dict:
   first = next(iter(summaries.values()))[0]
   score = next(k for k in first if k.endswith('_rise')).removesuffix('_rise')
   names = (f'{score}_first', f'{score}_last', f'{score}_rise', 'effective_gradient_ratio',
-           'expected_gradient_ratio', 'uniform_gradient_ratio', 'mixed_tasks', 'objective', 'uniform_objective', 'budget_max',
-           'rollouts', 'tokens_generated', 'tokens_updated', 'wall_s')
+           'expected_gradient_ratio', 'uniform_gradient_ratio', 'mixed_tasks', 'objective',
+           'uniform_objective', 'budget_max', 'rollouts', 'tokens_generated', 'tokens_updated', 'wall_s')
   result = {rule: {name: {'mean': float(np.mean([s[name] for s in runs])),
                           'seeds': [s[name] for s in runs]} for name in names}
             for rule, runs in summaries.items()}
