@@ -25,8 +25,8 @@ def base() -> ml_collections.ConfigDict:
   c.alloc.estimate = 'posterior'  # of success rates; or 'window', the paper's
   c.alloc.discount = 0.98  # share of the evidence on success rates that a step leaves, (0, 1]
   c.alloc.value = 'infogain'  # of a task's rollouts; or 'variance', 'snr' (kr_jax/value.py)
-  c.alloc.nu = 2.0  # of 'snr': noise-to-signal ratio of a rollout's gradient, until it is measured
-  c.alloc.nu_every = 0  # steps from one measurement of nu to the next, 1.7 updates each; 0: none
+  c.alloc.nu = 2.0  # of 'snr': noise-to-signal ratio of a rollout's gradient, until measured
+  c.alloc.nu_every = 0  # steps from one measurement of nu, of 1.6 updates, to the next; 0: none
   c.alloc.solver = 'dp'  # or 'greedy', for tens of thousands of tasks
   c.alloc.cost = 'rollouts'  # what a step has a fixed number of; or 'tokens', of completions
   c.alloc.tokens_per_step = 0  # expected completion tokens of a step, where the cost is tokens

@@ -11,7 +11,7 @@ LAYERS = (
     ('sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
     ('tasks', 'rewards', 'allocate', 'estimate', 'policy', 'pack'),
     ('weights', 'sample', 'grpo', 'checkpoint', 'resources'),
-    ('update', 'evaluate'),
+    ('update', 'evaluate', 'worlds'),
     ('warm_start',),
     ('train', 'report', 'preflight', 'simulate'),
     ('main',),

@@ -6,8 +6,8 @@
 
 A rule is a value of alloc.rule, or knobs: alloc.value=snr,alloc.nu_every=10,grpo.advantage=loo.
 Runs that are finished are not run again. The rise is held-out avg@k after the last step less before
-the first. Rules of one seed start from the same warm start, so the difference of their last scores is
-taken by seed; its interval is Student's t over the seeds.
+the first. Rules of one seed start from one warm start, that of the first, so the difference of their
+last scores is taken by seed; its interval is Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -27,13 +28,18 @@ from scipy import stats
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str]) -> dict:
-  """The summary of one run."""
+def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str],
+        warm_start: str | None) -> dict:
+  """The summary of one run, which starts from the warm start of another run of the seed."""
   knobs = rule if '=' in rule else f'alloc.rule={rule}'
   directory = os.path.join(workdir, f'{rule}_{seed}')
   summary = os.path.join(directory, 'summary.json')
   if not os.path.exists(summary):
     os.makedirs(directory, exist_ok=True)
+    ours = os.path.join(directory, 'warm_start')
+    if warm_start and os.path.exists(warm_start) and not os.path.exists(ours):
+      shutil.copytree(warm_start, f'{ours}.tmp', dirs_exist_ok=True)
+      os.replace(f'{ours}.tmp', ours)
     with open(os.path.join(directory, 'log.txt'), 'a') as log:
       subprocess.run(
           [sys.executable, '-m', 'kr_jax.main', f'--config={config}', f'--workdir={directory}',
@@ -41,6 +47,14 @@ def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str]) -
           check=True, cwd=ROOT, stdout=log, stderr=log)
   with open(summary) as file:
     return json.load(file)
+
+
+def run_seed(config: str, workdir: str, rules: list[str], seed: int, overrides: list[str]
+             ) -> list[dict]:
+  """The summaries of one seed, by rule."""
+  first = os.path.join(workdir, f'{rules[0]}_{seed}', 'warm_start')
+  return [run(config, workdir, rule, seed, overrides, None if rule == rules[0] else first)
+          for rule in rules]
 
 
 def interval(x: np.ndarray) -> list[float]:
@@ -77,15 +91,15 @@ def main() -> None:
   parser.add_argument('--workdir', required=True)
   parser.add_argument('--rules', nargs='+', default=['uniform', 'knapsack'])
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-  parser.add_argument('--jobs', type=int, default=1, help='runs at once; times are of one at 1')
+  parser.add_argument('--jobs', type=int, default=1, help='seeds at once; times are of one at 1')
   parser.add_argument('--json', action='store_true', help='print one JSON object last')
   parser.add_argument('overrides', nargs='*', help='after --: flags of kr_jax.main')
   args = parser.parse_args()
   with futures.ThreadPoolExecutor(args.jobs) as pool:
-    jobs = {(rule, seed): pool.submit(run, args.config, os.path.abspath(args.workdir), rule, seed,
-                                      args.overrides)
-            for seed in args.seeds for rule in args.rules}
-    summaries = {rule: [jobs[rule, seed].result() for seed in args.seeds] for rule in args.rules}
+    by_seed = list(pool.map(
+        lambda seed: run_seed(args.config, os.path.abspath(args.workdir), args.rules, seed,
+                              args.overrides), args.seeds))
+    summaries = dict(zip(args.rules, map(list, zip(*by_seed))))
   result = compare(summaries)
   for rule, figures in result.items():
     print(rule)
