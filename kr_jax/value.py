@@ -77,7 +77,8 @@ def snr(budget: Array, p: Array, nu: float) -> np.ndarray:
   once the group is mixed. nu -> 0: all tasks with two rollouts count whole; nu large: linear in N.
   """
   q = p * (1 - p)
-  return q * (budget - 1) * q / ((budget - 1) * q + nu)
+  signal = (budget - 1) * q
+  return q * signal / (signal + nu)
 
 
 VALUES = {'infogain': infogain, 'variance': variance, 'snr': snr}
@@ -133,7 +134,12 @@ def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'in
   if value in _POWERS:
     return _closed_form(success_rate, budget, *_POWERS[value])
   if isinstance(success_rate, Beta):
-    return _quadrature(success_rate, budget, value)
+    if budget.ndim == 2:
+      return _quadrature(success_rate, budget, value)
+    # Each posterior once, in an order of their own: equal tasks have equal values to the last bit,
+    # whatever their places.
+    once, of_M = np.unique(np.stack(success_rate, axis=1), axis=0, return_inverse=True)
+    return _quadrature(Beta(*once.T), budget, value)[of_M]
   return value(budget.astype(float), np.asarray(success_rate, float)[:, None])
 
 
@@ -167,21 +173,31 @@ _NODES = 80
 
 
 def _quadrature(posterior: Beta, budget: np.ndarray, value: Value) -> np.ndarray:
-  """E[V] = E[q] E'[V / q], q = p (1-p), with E' under Beta(a+1, b+1), whose tails are never heavy."""
-  out = np.empty((len(posterior.a_M), budget.shape[-1]))
-  rows = 1 + 2 ** 22 // (_NODES * budget.shape[-1])  # some 32 MB at a time
-  for start in range(0, len(out), rows):
-    a, b = (np.asarray(x_M, float)[start:start + rows, None] for x_M in posterior)
-    mean_q = a * b / ((a + b) * (a + b + 1))
-    a, b = a + 1, b + 1
-    sd = np.sqrt(1 / a + 1 / b)
-    left, right = 5 * sd + 18 / a, 5 * sd + 18 / b
-    x = np.log(a / b) - left + (left + right) * np.linspace(0, 1, _NODES)
+  """E[V] = E[q] E'[V / q], q = p (1-p), with E' under Beta(a+1, b+1), whose tails are never heavy.
+
+  Tasks with posteriors of like width and place share their nodes, and so the values there: the sum
+  over nodes is a product of matrices.
+  """
+  a_M, b_M = (np.asarray(x_M, float) for x_M in posterior)
+  mean_q_M = a_M * b_M / ((a_M + b_M) * (a_M + b_M + 1))
+  a_M, b_M = a_M + 1, b_M + 1
+  mode_M, sd_M = np.log(a_M / b_M), np.sqrt(1 / a_M + 1 / b_M)
+  left_M, right_M = mode_M - 5 * sd_M - 18 / a_M, mode_M + 5 * sd_M + 18 / b_M
+  octave_M = np.floor(np.log2((right_M - left_M) / (_NODES - 1)))  # of the distance of nodes
+  place_M = np.floor(mode_M / (_NODES * 2 ** octave_M))
+  group_M = np.unique(np.stack([octave_M, place_M]), axis=1, return_inverse=True)[1]
+  out = np.empty((len(a_M), budget.shape[-1]))
+  for group in range(group_M.max(initial=-1) + 1):
+    m = np.flatnonzero(group_M == group)
+    step = 2 ** octave_M[m[0]]
+    x = step * np.arange(np.floor(left_M[m].min() / step), np.ceil(right_M[m].max() / step) + 1)
     log_p, log_not_p = -np.logaddexp(0, -x), -np.logaddexp(0, x)
-    density = a * log_p + b * log_not_p
+    density = np.outer(a_M[m], log_p) + np.outer(b_M[m], log_not_p)
     weight = np.exp(density - density.max(axis=1, keepdims=True))
-    weight *= mean_q / weight.sum(axis=1, keepdims=True) / np.exp(log_p + log_not_p)
-    n = budget[None, None] if budget.ndim == 1 else budget[start:start + rows, None]
-    v = value(n.astype(float), np.exp(log_p)[..., None])
-    out[start:start + rows] = np.einsum('mkj,mk->mj', v, weight)
+    weight *= (mean_q_M[m] / weight.sum(axis=1))[:, None] / np.exp(log_p + log_not_p)
+    if budget.ndim == 1:
+      out[m] = weight @ value(budget.astype(float), np.exp(log_p)[:, None])
+    else:
+      for j in range(budget.shape[1]):
+        out[m, j] = np.sum(weight * value(budget[m, j, None].astype(float), np.exp(log_p)), axis=1)
   return out

@@ -192,8 +192,8 @@ class LearningSetup(NamedTuple):
   per_task: int = 8
   low: int = 1
   high: int = 64
-  steps: int = 480
-  length: float = 3.0
+  steps: int = 1920
+  length: float = 1.0
   discount: float = 0.98
   seeds: int = 4
   seed: int = 0

@@ -1,7 +1,10 @@
 """Budgets maximise the summed value within what there is, and share evenly among equals."""
 
+import doctest
 import functools
 import itertools
+import pathlib
+import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1108,3 +1111,12 @@ def test_expectations_over_all_outcomes():
     mixed_tasks += probability * sum(mixed)
   assert allocate.expected_gradient_ratio(p_M, budget_M) == pytest.approx(ratio, rel=1e-12)
   assert allocate.expected_mixed_tasks(p_M, budget_M) == pytest.approx(mixed_tasks, rel=1e-12)
+
+
+def test_the_examples_of_the_readme():
+  readme = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+  blocks = '\n'.join(re.findall(r'```python\n(.*?)```', readme, re.DOTALL))
+  runner = doctest.DocTestRunner()
+  runner.run(doctest.DocTestParser().get_doctest(blocks, {}, 'README.md', None, None))
+  tried = runner.summarize()
+  assert tried.attempted >= 5 and not tried.failed
