@@ -148,7 +148,8 @@ def _gains(success_rate: Array | Beta, low: int, high: int, value: str | Value, 
   nothing = _NO_GAIN * np.abs(value_MJ).max(initial=0.0)
   gain_MG[np.abs(gain_MG) <= nothing] = 0.0
   falling_MG = np.minimum.accumulate(gain_MG, axis=1)
-  concave = bool(np.all(gain_MG - falling_MG <= 10 * nothing))
+  # The named values are, whatever a sum rounds.
+  concave = isinstance(value, str) or bool(np.all(gain_MG - falling_MG <= 10 * nothing))
   return (falling_MG if concave else gain_MG), concave
 
 
@@ -179,8 +180,8 @@ def _with_costs(success_rate: Array | Beta, capacity: float, low: int, high: int
     raise ValueError(f'cost_M[{bad}]={cost_M[bad]} must be a positive number')
   if solver == 'greedy':
     raise ValueError("solver='greedy' is exact for equal costs only; use solver='dp' with cost_M")
-  least = low * cost_M.sum()
-  if not least <= capacity < np.inf:
+  least = np.full(M, low) @ cost_M
+  if not least <= capacity * (1 + 1e-12) < np.inf:  # whichever way its user summed up
     raise ValueError(f'a capacity of {capacity} does not hold {low} rollouts of each of {M} tasks, '
                      f'which cost {least}; raise the capacity or lower alloc.low')
   if rule == 'uniform':
@@ -194,9 +195,11 @@ def _with_costs(success_rate: Array | Beta, capacity: float, low: int, high: int
   whole = np.all(cost_M == np.rint(cost_M)) and capacity <= _COST_UNITS
   unit = 1.0 if whole else capacity / _COST_UNITS
   value_MJ = np.pad(np.cumsum(_fixed_point(gain_MG), axis=1, dtype=np.int32), ((0, 0), (1, 0)))
+  # Less a hair, as sums of costs round; what it takes is filled up again.
+  spend = capacity - least if whole else max(capacity * (1 - 1e-12) - least, 0)
   unit_M = knapsack(
       value_MJ, np.minimum(np.ceil(cost_M / unit), 2 ** 30).astype(np.int32),
-      int((capacity - least) / unit), capacity=int(capacity) if whole else _COST_UNITS, exact=False)
+      int(spend / unit), capacity=int(capacity) if whole else _COST_UNITS, exact=False)
   budget_M = low + np.asarray(unit_M)
   return _fill_up(budget_M, gain_MG, cost_M, capacity, low)
 
@@ -205,17 +208,20 @@ def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capa
              low: int) -> np.ndarray:
   """Adds the rollouts that still fit and add value, the most value for its cost first."""
   rows, G = np.arange(len(budget_M)), gain_MG.shape[1]
-  budget_M = budget_M.copy()
+  budget_M, fits_M = budget_M.copy(), np.full(len(budget_M), True)
   while G:
     gain_M = np.where(budget_M < low + G, gain_MG[rows, np.minimum(budget_M - low, G - 1)], 0)
-    # The sum itself is compared: what is left after a subtraction might not fit when added again.
-    fits_M = budget_M @ cost_M + cost_M <= capacity
     worth_M = np.where(fits_M & (gain_M > 0), gain_M / cost_M, 0)
     if not worth_M.any():
       break
     # Of equals the lowest budget, then the first.
     best_M = worth_M == worth_M.max()
-    budget_M[np.argmin(np.where(best_M, budget_M, np.iinfo(np.int32).max))] += 1
+    m = np.argmin(np.where(best_M, budget_M, np.iinfo(np.int32).max))
+    budget_M[m] += 1
+    # The sum itself is compared, as its user would: another way to it might round otherwise.
+    if budget_M @ cost_M > capacity:
+      budget_M[m] -= 1
+      fits_M[m] = False
   return budget_M
 
 

@@ -93,11 +93,12 @@ def within_capacity(budget_M, cost_M, capacity: float, low: int, high: int, valu
   cost_M = np.asarray(cost_M, float)
   assert budget_M.shape == cost_M.shape and budget_M.dtype == np.int32
   assert budget_M.min() >= low and budget_M.max() <= high
-  assert budget_M @ cost_M <= capacity
+  # The least budgets may be all there is, summed in another order.
+  assert budget_M @ cost_M <= capacity or np.all(budget_M == low)
   more_M = np.minimum(budget_M + 1, high)
   rows = np.arange(len(budget_M))
   gain_M = value_MJ[rows, more_M - low] - value_MJ[rows, budget_M - low]
-  fits_M = budget_M @ cost_M + cost_M <= capacity
+  fits_M = np.array([np.where(rows == m, more_M, budget_M) @ cost_M <= capacity for m in rows])
   assert not np.any(fits_M & (gain_M > 1e-12 * value_MJ.max()))
 
 
