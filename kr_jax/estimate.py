@@ -27,6 +27,7 @@ _KNOWN = 8  # rollouts before it counts
 _LENGTH_CONCENTRATION = 4.0
 # Bounds of a measured nu: at either end the budgets have long stopped to change with it.
 _NU_BOUNDS = (0.05, 200.0)
+_NU_BELIEF = 20.0  # in its default, in units of signal_scale
 
 
 def init(num_tasks: int) -> types.TaskStats:
@@ -129,15 +130,18 @@ def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float
 
 
 def nu(stats: types.TaskStats, *, default: float) -> float:
-  """The noise-to-signal ratio of a rollout's gradient, as measured so far; else the default.
+  """The noise-to-signal ratio of a rollout's gradient, as measured so far, within 0.05..200.
 
-  With the measured (S, s, E, e): (E / e) / (S / s), within 0.05..200. No signal that can be told
-  from the noise counts as the upper bound.
+  With the measured (S, s, E, e) and v = E / e, the noise: v / ((S + k v / default) / (s + k)). So it
+  goes from the default to (E / e) / (S / s) as the measurements come to outweigh k, which is about
+  what ten mixed groups of eight tell: a first signal may be far off, and below 0.
   """
   signal, signal_scale, noise, noise_scale = stats.gradient
   if not (signal_scale > 0 and noise_scale > 0):
     return default
   low, high = _NU_BOUNDS
-  if signal <= 0:
-    return high
-  return float(np.clip(noise / noise_scale * signal_scale / signal, low, high))
+  noise /= noise_scale
+  signal = (signal + _NU_BELIEF * noise / default) / (signal_scale + _NU_BELIEF)
+  if noise <= 0:
+    return low
+  return float(np.clip(noise / signal, low, high)) if signal > 0 else high

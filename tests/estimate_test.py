@@ -342,9 +342,16 @@ def measured(*gradient: float) -> types.TaskStats:
 
 
 def test_nu_by_hand():
-  """Noise 9 / 3, signal 2 / 4."""
+  """Noise 9 / 3; signal 2 of scale 4, and 3 / 2 of scale 20: 32 / 24."""
   nu = estimate.nu(measured(2, 4, 9, 3), default=2.0)
-  assert nu == pytest.approx(6) and isinstance(nu, float)
+  assert nu == pytest.approx(2.25) and isinstance(nu, float)
+
+
+def test_nu_goes_from_the_default_to_what_is_measured():
+  of = lambda n: estimate.nu(measured(2 * n, 4 * n, 9 * n, 3 * n), default=2.0)
+  assert of(1e-9) == pytest.approx(2) and of(1e9) == pytest.approx(6)
+  assert np.all(np.diff([of(n) for n in (0.1, 1, 10, 100)]) > 0)
+  assert 2 < estimate.nu(measured(-1, 4, 9, 3), default=2.0) < 4  # one bad measurement is no proof
 
 
 def test_nu_is_the_default_where_nothing_was_measured():
@@ -356,9 +363,12 @@ def test_nu_is_the_default_where_nothing_was_measured():
 @pytest.mark.parametrize('gradient, nu', [
     ((1, 1, 0.04, 1), 0.05), ((1, 1, 0.06, 1), 0.06), ((1, 1, 0, 1), 0.05), ((1, 1, -1, 1), 0.05),
     ((1, 1, 199, 1), 199), ((1, 1, 201, 1), 200), ((1e-300, 1, 1, 1), 200),
-    ((0, 1, 1, 1), 200), ((-1, 1, 1, 1), 200), ((-1, 1, -1, 1), 200)])
+    ((0, 1, 1, 1), 200), ((-1, 1, 1, 1), 200), ((-1, 1, -1, 1), 0.05)])
 def test_nu_keeps_to_its_bounds(gradient, nu):
-  assert estimate.nu(measured(*gradient), default=2.0) == pytest.approx(nu)
+  """Where so much was measured that the default no longer counts."""
+  signal, signal_scale, noise, noise_scale = gradient
+  many = measured(1e12 * signal, 1e12 * signal_scale, noise, noise_scale)
+  assert estimate.nu(many, default=2.0) == pytest.approx(nu)
 
 
 def test_observe_gradient_by_hand():
@@ -374,12 +384,12 @@ def test_observe_gradient_by_hand():
 def test_nu_is_a_ratio_of_sums():
   stats = estimate.init(1)
   for gradient in ((3, 1, 2, 1), (-1, 1, 4, 1)):  # signal 2 / 2 and noise 6 / 2
-    stats = estimate.observe_gradient(stats, np.array(gradient, float), discount=1.0)
+    stats = estimate.observe_gradient(stats, 1e12 * np.array(gradient), discount=1.0)
   assert estimate.nu(stats, default=9.0) == pytest.approx(3)
 
 
 def test_old_measurements_of_the_gradient_fade():
   stats = measured(1, 1, 100, 1)
   for _ in range(100):
-    stats = estimate.observe_gradient(stats, np.array([1, 1, 4, 1]), discount=0.8)
+    stats = estimate.observe_gradient(stats, 1e12 * np.array([1, 1, 4, 1]), discount=0.8)
   assert estimate.nu(stats, default=9.0) == pytest.approx(4)
