@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Sets up .venv with what the tests need and runs them:  launch/test.sh [pytest arguments]
+# A process for each core; -n 0 runs all in one, as a debugger needs.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/launch/environment.sh" test
 cd "$root"
+set -- -n auto --dist loadfile "$@"
 echo "launch/test.sh: python -m pytest $*"
 exec "$root/.venv/bin/python" -m pytest "$@"

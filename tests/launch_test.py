@@ -50,8 +50,8 @@ def test_local_takes_a_config_and_flags(clone):
 def test_test_and_ci_run_pytest_with_its_extra(clone):
   out = run(clone / 'launch' / 'test.sh', '-k', 'name')
   assert any(line.endswith(f'-e {clone}[test]') for line in out)
-  assert out[-1] == 'python -m pytest -k name'
-  assert run(clone / '.ci' / 'run')[-1] == 'python -m pytest'
+  assert out[-1] == 'python -m pytest -n auto --dist loadfile -k name'
+  assert run(clone / '.ci' / 'run')[-1] == 'python -m pytest -n auto --dist loadfile'
 
 
 def test_a_changed_setup_is_installed_again(clone):
