@@ -32,7 +32,8 @@ RULES = ('uniform', 'knapsack')
 SOLVERS = ('dp', 'greedy')
 # Table entries that a capacity is cut into, where costs are no integers or it is larger.
 _COST_UNITS = 2 ** 14
-# A gain this small beside the largest value is the rounding of a difference.
+# A gain this small beside the largest value is the rounding of a difference, as is one that is no
+# normal number.
 _NO_GAIN = 1e-13
 
 
@@ -145,7 +146,7 @@ def _gains(success_rate: Array | Beta, low: int, high: int, value: str | Value, 
     raise ValueError(f'the value of {low + bad[1]} rollouts of task {bad[0]} is '
                      f'{value_MJ[tuple(bad)]}; values must be finite')
   gain_MG = np.diff(value_MJ, axis=1)
-  nothing = _NO_GAIN * np.abs(value_MJ).max(initial=0.0)
+  nothing = max(_NO_GAIN * np.abs(value_MJ).max(initial=0.0), np.finfo(float).tiny)
   gain_MG[np.abs(gain_MG) <= nothing] = 0.0
   falling_MG = np.minimum.accumulate(gain_MG, axis=1)
   # The named values are, whatever a sum rounds.

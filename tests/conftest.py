@@ -8,6 +8,7 @@ import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu compiles here, it does not look for a TPU host
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # nor does it need one to itself
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
                            ' --xla_backend_optimization_level=0')
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))  # configs/ is not installed

@@ -19,6 +19,7 @@ from kr_jax import train
 from kr_jax import update
 from kr_jax import warm_start
 
+slow = pytest.mark.slow
 # A second run in one process finds its programs compiled, and time goes on.
 NOT_REPEATED = ('wall_s', 'compile_count')
 
@@ -111,7 +112,7 @@ def test_the_record_of_a_run(finished):
   assert wall_s == sorted(wall_s)
 
 
-@pytest.mark.slow
+@slow
 def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   """Over budgets that change, an evaluation and checkpoints; from a cold start."""
   jax.clear_caches()
@@ -121,7 +122,7 @@ def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   assert len({r['compile_count'] for r in steps[2:]}) == 1
 
 
-@pytest.mark.slow
+@slow
 def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_dir):
   """All that differs from the default; stopped and gone on with; nothing compiles from step two on."""
   knobs = {'alloc__value': 'snr', 'alloc__nu_every': 2, 'alloc__cost': 'tokens',
@@ -166,7 +167,7 @@ def test_budgets_of_tokens():
   assert budgets_of(alloc, seen).tolist() == [4] + [3] * 7
 
 
-@pytest.mark.slow
+@slow
 def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, data_dir, monkeypatch):
   from kr_jax import rewards
   monkeypatch.setitem(rewards.VERIFIERS, 'ends_with', shaped)
@@ -189,19 +190,19 @@ def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):
   assert_same_run(run(tmp_path, data_dir), finished, data_dir)
 
 
-@pytest.mark.slow
+@slow
 def test_another_seed_gives_another_run(finished, tmp_path, data_dir):
   assert records(run(tmp_path, data_dir, seed=1)) != records(finished)
 
 
-@pytest.mark.slow
+@slow
 def test_a_longer_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, data_dir):
   run(tmp_path, data_dir, num_steps=2)
   run(tmp_path, data_dir)
   assert_same_run(tmp_path, finished, data_dir)
 
 
-@pytest.mark.parametrize('step', [1, 2, 3])
+@pytest.mark.parametrize('step', [pytest.param(1, marks=slow), 2, pytest.param(3, marks=slow)])
 def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   with monkeypatch.context() as patch:
     send_sigterm_in(patch, update, 'step', step)
@@ -211,7 +212,7 @@ def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   assert_same_run(tmp_path, finished, data_dir)
 
 
-@pytest.mark.slow
+@slow
 def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, monkeypatch):
   with monkeypatch.context() as patch:
     send_sigterm_in(patch, update, 'imitate', 3)

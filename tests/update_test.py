@@ -194,7 +194,7 @@ def noise_by_loops(score_RG, verdict_R, task_R, sign_M):
   return np.array([signal, signal_scale, noise, squares])
 
 
-@pytest.mark.parametrize('beyond', [0, 3])
+@pytest.mark.parametrize('beyond', [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_noise_equals_a_loop_over_rollouts(beyond):
   rollouts = make_rollouts()
   params = state_of().params

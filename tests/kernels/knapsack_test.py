@@ -116,7 +116,8 @@ def test_ties(backend):
   np.testing.assert_array_equal(solve(backend, value_MJ, [1, 2], 2, False), [2, 0])
 
 
-@pytest.mark.parametrize('backend, examples', [('reference', 100), ('xla', 150), ('kernel', 80)])
+@pytest.mark.parametrize('backend, examples', [('reference', 100), ('xla', 150), ('kernel', 40),
+                                               pytest.param('kernel', 400, marks=pytest.mark.slow)])
 def test_is_the_best_of_all(backend, examples):
   @given(problem=problems())
   @few(max_examples=examples)
@@ -268,7 +269,9 @@ def test_compiles_for_tpus(topology, M, J, capacity, exact):
   assert program.memory_analysis().temp_size_in_bytes < 1.2 * 4 * M * capacity + 2 ** 23
 
 
-@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.parametrize('topology', [
+    topology if topology == 'v5e:2x2' else pytest.param(topology, marks=pytest.mark.slow)
+    for topology in TOPOLOGIES])
 def test_the_largest_table_fits(topology):
   capacity = next(c for c in itertools.count(2 ** 20, -1024) if tiles.fits(c))
   assert capacity > 10 ** 6
