@@ -99,7 +99,8 @@ def within_capacity(budget_M, cost_M, capacity: float, low: int, high: int, valu
   rows = np.arange(len(budget_M))
   gain_M = value_MJ[rows, more_M - low] - value_MJ[rows, budget_M - low]
   fits_M = np.array([np.where(rows == m, more_M, budget_M) @ cost_M <= capacity for m in rows])
-  assert not np.any(fits_M & (gain_M > 1e-12 * value_MJ.max()))
+  nothing = max(1e-12 * value_MJ.max(), np.finfo(float).tiny)
+  assert not np.any(fits_M & (gain_M > nothing))
 
 
 rates = st.floats(0, 1)
