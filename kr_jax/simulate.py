@@ -182,7 +182,8 @@ def parser() -> argparse.ArgumentParser:
   commands = top.add_subparsers(dest='world', required=True)
   made = {}
   for name, text in (('static', 'how good are the budgets of one step? (seconds)'),
-                     ('learning', 'how fast does each rule learn? (minutes)')):
+                     ('learning', 'how fast does each rule learn? (half an hour; fewer --method, --sigma '
+                      'or --steps take less)')):
     made[name] = commands.add_parser(name, help=text, description=text,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made[name].add_argument('--out', default='runs/simulate', help='directory of the JSON and PNG')
