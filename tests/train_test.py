@@ -141,6 +141,7 @@ def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_
   assert steps_of(parts) == steps_of(workdir)
 
 
+@slow
 def test_the_papers_rule(tmp_path, data_dir):
   """Its preset overrides what the other knobs say."""
   workdir = run(tmp_path, data_dir, num_steps=5, alloc__preset='paper', alloc__value='snr',

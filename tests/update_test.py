@@ -127,7 +127,8 @@ def test_loss_and_gradient_equal_a_loop_over_rollouts(monkeypatch):
   assert 0 < metrics['clip_fraction'] < 1
 
 
-@pytest.mark.parametrize('row_length, microbatch_rows', [(9, 1), (24, 7), (135, 1)])
+@pytest.mark.parametrize('row_length, microbatch_rows', [
+    pytest.param(9, 1, marks=pytest.mark.slow), (24, 7), pytest.param(135, 1, marks=pytest.mark.slow)])
 def test_the_gradient_does_not_depend_on_packing(monkeypatch, row_length, microbatch_rows):
   rollouts = make_rollouts()
   want, _ = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
