@@ -80,7 +80,8 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
     Without cost_M it sums to R exactly and has the largest summed value: 'greedy' to the rounding of
     each gain to float32, 'dp' to the rounding of gains to 2^-29 of what all tasks' values sum to. Of
     equal gains the lower budgets get the first, then the later tasks.
-    With cost_M sum(cost * budget) <= capacity, and no rollout that fits and adds value is left out.
+    With cost_M sum(cost * budget) <= capacity (by a rounding more, if that is what the least budgets
+    sum to), and no rollout that fits and adds value is left out.
     It has the largest value of all if the costs are integers and the capacity is at most 2^14; else
     costs are first rounded up to a 2^14th of it.
 

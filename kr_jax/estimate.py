@@ -124,8 +124,10 @@ def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndar
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:
-  """Adds the measurement that `update.step` makes of the gradient: (signal, its scale, noise, its
-  scale). A ratio of sums is steadier than a mean of ratios, whose signal can be near 0."""
+  """Adds what `update.gradient_noise` measured: (signal, its scale, noise, its scale).
+
+  A ratio of sums is steadier than a mean of ratios, whose signal can be near 0.
+  """
   return stats._replace(gradient=discount * stats.gradient + np.asarray(gradient, float))
 
 

@@ -55,23 +55,26 @@ def learning_table(rows: list[dict[str, Any]]) -> str:
   lines = []
   for start, group in itertools.groupby(rows, lambda row: row['start']):
     group = list(group)
-    first = group[0]['success_ST'][worlds.BASELINE][:, 0].mean()
+    first = group[0]['success_by_seed'][worlds.BASELINE][:, 0].mean()
     line = lambda name, cells: f'{name:24}' + ''.join(f'{cell:>18}' for cell in cells)
     lines += ['', f'start logits {start[0]:g} ± {start[1]:g}: the share of the rollouts of '
               f'{worlds.BASELINE} that reaches its final success',
               line('', [f'sigma {row["sigma"]:g}' for row in group])]
     lines += [line(name, [_cell(row['share'][name]) for row in group])
               for name in group[0]['share']]
-    last = [row['success_ST'][worlds.BASELINE][:, -1].mean() for row in group]
+    last = [row['success_by_seed'][worlds.BASELINE][:, -1].mean() for row in group]
     lines.append(line(f'its success, {first:.3f} to', [f'{x:.3f}' for x in last]))
   return '\n'.join(lines[1:])
 
 
-def _cell(share_S: list[float | None]) -> str:
-  """Mean and range over seeds."""
-  if None in share_S:
-    return f'never ({share_S.count(None)} of {len(share_S)})'
-  return f'{np.mean(share_S):.2f} ({min(share_S):.2f}-{max(share_S):.2f})'
+def _cell(share_by_seed: list[float | None]) -> str:
+  """Mean and range over seeds; or how many of them got there."""
+  reached = len(share_by_seed) - share_by_seed.count(None)
+  if not reached:
+    return 'never'
+  if reached < len(share_by_seed):
+    return f'in {reached} of {len(share_by_seed)}'
+  return f'{np.mean(share_by_seed):.2f} ({min(share_by_seed):.2f}-{max(share_by_seed):.2f})'
 
 
 # Plots.
@@ -124,11 +127,11 @@ def plot_learning(rows: list[dict[str, Any]], rollouts_per_step: int) -> Figure:
   figure = Figure(3.2 * columns, 2.7 * height + 0.8)
   axes_list = figure.subplots(height, columns, squeeze=False).flat
   for axes, row in zip(axes_list, rows):
-    for (name, success_ST), color in zip(row['success_ST'].items(),
+    for (name, success_by_seed), color in zip(row['success_by_seed'].items(),
                                          matplotlib.colormaps['tab10'].colors):
-      x = np.arange(success_ST.shape[1]) * rollouts_per_step / 1000
-      axes.fill_between(x, success_ST.min(0), success_ST.max(0), color=color, alpha=0.12, lw=0)
-      axes.plot(x, success_ST.mean(0), color=color, lw=1.2, label=name)
+      x = np.arange(success_by_seed.shape[1]) * rollouts_per_step / 1000
+      axes.fill_between(x, success_by_seed.min(0), success_by_seed.max(0), color=color, alpha=0.12, lw=0)
+      axes.plot(x, success_by_seed.mean(0), color=color, lw=1.2, label=name)
     axes.set_title(f'start {row["start"][0]:g} ± {row["start"][1]:g}, sigma {row["sigma"]:g}',
                    fontsize=9)
     axes.tick_params(labelsize=8)
@@ -172,7 +175,7 @@ def _draw_from(rates: Any, name: str) -> worlds.Population:
     # A bool is an int to Python.
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
       raise ValueError(f'{name} has {rate!r} at place {i}; success rates are numbers in [0, 1]')
-  return lambda rng, M: rng.choice(np.array(rates, float), M)
+  return worlds.Population(lambda rng, M: rng.choice(np.array(rates, float), M))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,12 +257,12 @@ def run_learning(args: argparse.Namespace) -> dict[str, Any]:
   figure = plot_learning(rows, setup.per_step * setup.per_task)
   figure.savefig(os.path.join(args.out, 'learning.png'))
   print(learning_table(rows))
-  print(f'\nmean (least-most) of {setup.seeds} seeds; never: not within the rollouts of '
-        f'{worlds.BASELINE}')
+  print(f'\nmean (least-most) of {setup.seeds} seeds, or in how many it was reached within the '
+        f'rollouts of {worlds.BASELINE}')
   results = [{'start': row['start'], 'sigma': row['sigma'], 'share': row['share'],
-              'success_first': row['success_ST'][worlds.BASELINE][:, 0].tolist(),
-              'success_last': {name: success_ST[:, -1].tolist()
-                               for name, success_ST in row['success_ST'].items()}}
+              'success_first': row['success_by_seed'][worlds.BASELINE][:, 0].tolist(),
+              'success_last': {name: success_by_seed[:, -1].tolist()
+                               for name, success_by_seed in row['success_by_seed'].items()}}
              for row in rows]
   return {'config': setup._asdict() | {'methods': methods, 'starts': [list(x) for x in starts],
                                        'sigmas': sigmas}, 'results': results}

@@ -254,13 +254,12 @@ def train(setup: Setup, workdir: str) -> None:
                                  jax.random.fold_in(key, step), setup.sample, total=R)
       record.flush()  # the last step's, while the device samples this one's
       scores = _scores(setup, pool, tasks_M, rollouts)
-      learns_M = grpo.mixed_tasks(scores.reward_R, rollouts.task_R, len(tasks_M))
-      packed = update.pack_rollouts(rollouts, np.append(learns_M, False)[rollouts.task_R], setup.update)
       if alloc.nu_every and step % alloc.nu_every == 0:
         noise = update.gradient_noise(
-            state.params, rollouts, scores.verdict_R, packed, jax.random.fold_in(noise_key, step),
-            setup.policy, setup.update)
-      state, measured = update.step(state, rollouts, scores.reward_R, packed, setup.policy,
+            state.params, rollouts, scores.verdict_R, _packed(setup, rollouts, scores.verdict_R),
+            jax.random.fold_in(noise_key, step), setup.policy, setup.update)
+      state, measured = update.step(state, rollouts, scores.reward_R,
+                                    _packed(setup, rollouts, scores.reward_R), setup.policy,
                                     setup.update)
       record.step(step, stats, budget_M, rollouts, scores, measured)
       stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
@@ -286,6 +285,13 @@ def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
                       [tasks_M[m] for m in m_R])
   fill = lambda x: np.pad(x, (0, len(token_RC) - len(x)))
   return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
+
+
+def _packed(setup: Setup, rollouts: types.Rollouts, reward_R: np.ndarray) -> pack.Packed:
+  """Rows of the rollouts whose group has different rewards; the others have no gradient."""
+  M = len(rollouts.prompts.length_M)
+  mixed_M = grpo.mixed_tasks(reward_R, rollouts.task_R, M)
+  return update.pack_rollouts(rollouts, np.append(mixed_M, False)[rollouts.task_R], setup.update)
 
 
 class _StopSignal:

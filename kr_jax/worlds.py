@@ -47,10 +47,8 @@ from kr_jax import tasks
 from kr_jax import value as value_lib
 from kr_jax.types import Array, TaskStats
 
-Population = Callable[[np.random.Generator, int], np.ndarray]  # (rng, M) -> p_M
-
 MEASURES = ('objective', 'mixed_tasks', 'effective_gradient_ratio')
-RULES = ('uniform', 'paper', 'point', 'posterior', 'oracle')
+RULES = ('uniform', 'paper', 'point', 'posterior', 'known prior', 'oracle')
 BASELINE = 'uniform:std'
 _BETWEEN_FAMILIES = 0.5  # share of the variance of the start logits
 
@@ -58,9 +56,16 @@ _BETWEEN_FAMILIES = 0.5  # share of the variance of the start logits
 # The static world.
 
 
+class Population(NamedTuple):
+  """Where success rates come from."""
+
+  draw: Callable[[np.random.Generator, int], np.ndarray]  # (rng, M) -> p_M
+  prior: tuple[float, float] | None = None  # (a, b), of a Beta distribution
+
+
 def beta_populations() -> dict[str, Population]:
   """Even, flat, U-shaped as late in training, and hard."""
-  return {f'Beta({a:g},{b:g})': functools.partial(_beta, a, b)
+  return {f'Beta({a:g},{b:g})': Population(functools.partial(_beta, a, b), (a, b))
           for a, b in ((0.5, 0.5), (1, 1), (0.2, 0.2), (0.15, 0.6))}
 
 
@@ -87,8 +92,9 @@ def static(populations: dict[str, Population], setup: StaticSetup) -> dict[str, 
 
   Returns:
     {population: {rule: {measure: [mean, half width of the 95 % interval]}}}. Of MEASURES,
-    'objective' is in per cent of the oracle's, the others are expected under the true rates. The
-    last rule, 'posterior - paper', is the difference of the two, paired by repeat.
+    'objective' is in per cent of the oracle's, the others are expected under the true rates.
+    'known prior', the posterior under the prior that the population has, if that is a Beta's, is the
+    best that any rule can expect of the history. 'X - paper' is a difference paired by repeat.
 
   Raises:
     ValueError: an option out of its range.
@@ -97,16 +103,18 @@ def static(populations: dict[str, Population], setup: StaticSetup) -> dict[str, 
   value_lib.check(setup.value, setup.nu)
   result = {}
   bar = tqdm.tqdm(total=len(populations) * setup.repeats, desc='static', unit='repeat')
-  for name, draw in populations.items():
+  for name, population in populations.items():
     judged = []
     for repeat in range(setup.repeats):
       rng = np.random.default_rng((setup.seed, repeat))
-      p_M = draw(rng, setup.tasks)
-      budgets = rule_budgets(p_M, observed(p_M, setup.history, rng), setup)
+      p_M = population.draw(rng, setup.tasks)
+      budgets = rule_budgets(p_M, observed(p_M, setup.history, rng), population.prior, setup)
       judged.append(judge(p_M, budgets, setup))
       bar.update()
-    by_rule = {rule: np.array([j[rule] for j in judged]) for rule in RULES}
-    by_rule['posterior - paper'] = by_rule['posterior'] - by_rule['paper']
+    by_rule = {rule: np.array([j[rule] for j in judged]) for rule in RULES if rule in judged[0]}
+    for rule in ('posterior', 'known prior'):
+      if rule in by_rule:
+        by_rule[f'{rule} - paper'] = by_rule[rule] - by_rule['paper']
     result[name] = {rule: dict(zip(MEASURES, map(interval, x.T))) for rule, x in by_rule.items()}
   bar.close()
   return result
@@ -130,7 +138,8 @@ def observed(p_M: np.ndarray, history: int, rng: np.random.Generator) -> TaskSta
                           np.ones(len(task_R)), discount=1.0)
 
 
-def rule_budgets(p_M: np.ndarray, stats: TaskStats, setup: StaticSetup) -> dict[str, np.ndarray]:
+def rule_budgets(p_M: np.ndarray, stats: TaskStats, prior: tuple[float, float] | None,
+                 setup: StaticSetup) -> dict[str, np.ndarray]:
   """budget_M by each of RULES; only 'oracle' sees the true rates p_M."""
   index_M = np.arange(len(p_M))
   n_M = stats.successes_I + stats.failures_I
@@ -140,6 +149,9 @@ def rule_budgets(p_M: np.ndarray, stats: TaskStats, setup: StaticSetup) -> dict[
       'posterior': estimate.posterior(stats, index_M),
       'oracle': p_M,
   }
+  if prior is not None:
+    success_rates['known prior'] = value_lib.Beta(stats.successes_I + prior[0],
+                                                  stats.failures_I + prior[1])
   # All named values are concave, so the greedy choice is exact.
   solve = lambda success_rate, rule: allocate.budgets(
       success_rate, len(p_M) * setup.per_task, low=setup.low, high=setup.high, rule=rule,
@@ -327,7 +339,7 @@ def learning(methods: Sequence[str], starts: Sequence[tuple[float, float]],
 
   Returns:
     An object for each start and sigma: 'start', 'sigma' and, by method and seed, 'share' (of the
-    baseline's rollouts, to reach its final success; None: not within them) and 'success_ST', the
+    baseline's rollouts, to reach its final success; None: not within them) and 'success_by_seed', the
     true mean success over all tasks (a trailing mean over an epoch), from before the first step on.
 
   Raises:
@@ -343,14 +355,14 @@ def learning(methods: Sequence[str], starts: Sequence[tuple[float, float]],
     for seed in range(setup.seed, setup.seed + setup.seeds):
       world = make_world(start, setup, seed)
       for name, method in parsed.items():
-        success_T = learn(world, method, setup, sigma=sigma, seed=seed)
-        success[name].append(smooth(success_T, setup.tasks // setup.per_step))
+        curve = learn(world, method, setup, sigma=sigma, seed=seed)
+        success[name].append(smooth(curve, setup.tasks // setup.per_step))
         bar.update()
     rows.append({
         'start': list(start), 'sigma': sigma,
         'share': {name: list(map(share_needed, runs, success[BASELINE]))
                   for name, runs in success.items()},
-        'success_ST': {name: np.array(runs) for name, runs in success.items()}})
+        'success_by_seed': {name: np.array(runs) for name, runs in success.items()}})
   bar.close()
   return rows
 

@@ -20,7 +20,7 @@ def test_populations_of_the_user(tmp_path, text, names):
   path.write_text(text)
   populations = simulate.read_populations(str(path))
   assert list(populations) == names
-  p_M = populations[names[0]](np.random.default_rng(0), 50)
+  p_M = populations[names[0]].draw(np.random.default_rng(0), 50)
   assert p_M.shape == (50,)
   assert set(p_M) == set(np.ravel(json.loads(text) if names == ['rates.json'] else [0.25]))
 
@@ -50,10 +50,10 @@ def test_a_population_that_is_not_there():
 
 
 def test_never_is_said():
-  row = {'start': [0, 1], 'sigma': 0.0, 'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25]},
-         'success_ST': {'uniform:std': np.array([[0.25, 0.5], [0.25, 0.75]])}}
+  row = {'start': [0, 1], 'sigma': 0.0, 'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
+         'success_by_seed': {'uniform:std': np.array([[0.25, 0.5], [0.25, 0.75]])}}
   table = simulate.learning_table([row])
-  assert '0.75 (0.50-1.00)' in table and 'never (1 of 2)' in table
+  assert '0.75 (0.50-1.00)' in table and 'in 1 of 2' in table and 'never' in table
   assert '0.250 to' in table and '0.625' in table
 
 

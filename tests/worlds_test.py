@@ -17,7 +17,7 @@ LEARNING = LearningSetup(tasks=64, features=6, per_step=16, steps=8, seeds=2)
 
 def of(*rates):
   """The population that holds exactly these tasks."""
-  return {'mine': lambda rng, M: np.array(rates, float)}
+  return {'mine': worlds.Population(lambda rng, M: np.array(rates, float))}
 
 
 # The static world.
@@ -42,12 +42,15 @@ def test_budgets_of_each_rule_by_hand():
   stats = estimate.observe(
       estimate.init(3), np.arange(3), task_R, np.repeat([1, 0, 0, 1.0], [4, 4, 8, 8]),
       np.ones(24), discount=1.0)
-  budgets = worlds.rule_budgets(p_M, stats, StaticSetup(per_task=4))
+  budgets = worlds.rule_budgets(p_M, stats, (0.5, 0.5), StaticSetup(per_task=4))
   np.testing.assert_array_equal(budgets['uniform'], [4, 4, 4])
   # ln(0.1) / ln(0.5) = 3 more for the task at 1/2; the surplus to the task at 0.
   np.testing.assert_array_equal(budgets['paper'], [5, 5, 2])
   np.testing.assert_array_equal(budgets['point'], [8, 2, 2])
   np.testing.assert_array_equal(budgets['oracle'], allocate.budgets(p_M, 12))
+  np.testing.assert_array_equal(
+      budgets['known prior'],
+      allocate.budgets(allocate.Beta([4.5, 0.5, 8.5], [4.5, 8.5, 0.5]), 12, solver='greedy'))
   assert budgets['posterior'].sum() == 12 and budgets['posterior'][1] > budgets['posterior'][2]
 
 
@@ -57,7 +60,7 @@ def test_no_rule_beats_the_oracle(value):
   for seed in range(3):
     rng = np.random.default_rng(seed)
     p_M = rng.beta(0.5, 0.5, setup.tasks)
-    budgets = worlds.rule_budgets(p_M, worlds.observed(p_M, setup.history, rng), setup)
+    budgets = worlds.rule_budgets(p_M, worlds.observed(p_M, setup.history, rng), (0.5, 0.5), setup)
     for rule, (objective, *_) in worlds.judge(p_M, budgets, setup).items():
       assert budgets[rule].sum() == setup.tasks * setup.per_task
       assert objective <= 100 + 1e-4
@@ -66,7 +69,7 @@ def test_no_rule_beats_the_oracle(value):
 def test_without_history_no_rule_tells_tasks_apart():
   p_M = np.random.default_rng(0).uniform(size=STATIC.tasks)
   stats = worlds.observed(p_M, 0, np.random.default_rng(0))
-  budgets = worlds.rule_budgets(p_M, stats, STATIC)
+  budgets = worlds.rule_budgets(p_M, stats, None, STATIC)
   for rule in ('uniform', 'paper', 'point', 'posterior'):
     np.testing.assert_array_equal(budgets[rule], np.full(STATIC.tasks, STATIC.per_task))
 
@@ -90,8 +93,9 @@ def test_static_repeats_with_its_seed():
   assert list(one) == ['Beta(0.5,0.5)', 'Beta(1,1)', 'Beta(0.2,0.2)', 'Beta(0.15,0.6)']
   for by_rule in one.values():
     for measure in worlds.MEASURES:
-      assert by_rule['posterior - paper'][measure][0] == pytest.approx(
-          by_rule['posterior'][measure][0] - by_rule['paper'][measure][0], abs=1e-9)
+      for rule in ('posterior', 'known prior'):
+        assert by_rule[f'{rule} - paper'][measure][0] == pytest.approx(
+            by_rule[rule][measure][0] - by_rule['paper'][measure][0], abs=1e-9)
 
 
 @pytest.mark.parametrize('change, match', [
@@ -170,15 +174,15 @@ def test_an_update_has_the_length_and_learns():
   """One task, one feature of 2: each step moves theta by the length, the logit by twice that."""
   setup = LearningSetup(tasks=1, features=1, per_step=1, per_task=64, steps=5, length=0.25)
   world = worlds.World(np.full((1, 1), 2.0), np.zeros(1))
-  success_T = worlds.learn(world, Method('uniform', 'infogain', 1.0, 'loo'), setup, sigma=0.0, seed=0)
-  np.testing.assert_allclose(success_T, 1 / (1 + np.exp(-0.5 * np.arange(6))), rtol=1e-12)
+  success = worlds.learn(world, Method('uniform', 'infogain', 1.0, 'loo'), setup, sigma=0.0, seed=0)
+  np.testing.assert_allclose(success, 1 / (1 + np.exp(-0.5 * np.arange(6))), rtol=1e-12)
 
 
 def test_nothing_moves_where_no_group_is_mixed():
   world = worlds.make_world((-800.0, 0.0), LEARNING, seed=0)
   method = worlds.parse_method('posterior:snr:2:loo')
-  success_T = worlds.learn(world, method, LEARNING, sigma=5.0, seed=0)
-  np.testing.assert_array_equal(success_T, np.zeros(9))
+  success = worlds.learn(world, method, LEARNING, sigma=5.0, seed=0)
+  np.testing.assert_array_equal(success, np.zeros(9))
 
 
 def test_smooth_by_hand():
@@ -240,11 +244,11 @@ def test_learning_repeats_with_its_seed():
   run = lambda setup: worlds.learning(['posterior:snr:2:loo'], [(-1.5, 3.0)], [2.0], setup)[0]
   one, again, other = run(LEARNING), run(LEARNING), run(LEARNING._replace(seed=7))
   assert list(one['share']) == ['uniform:std', 'posterior:snr:2:loo']
-  for name, success_ST in one['success_ST'].items():
-    assert success_ST.shape == (2, 9)
-    np.testing.assert_array_equal(success_ST, again['success_ST'][name])
-    assert np.all(success_ST != other['success_ST'][name])
-    assert np.all(success_ST[0] != success_ST[1])
+  for name, success_by_seed in one['success_by_seed'].items():
+    assert success_by_seed.shape == (2, 9)
+    np.testing.assert_array_equal(success_by_seed, again['success_by_seed'][name])
+    assert np.all(success_by_seed != other['success_by_seed'][name])
+    assert np.all(success_by_seed[0] != success_by_seed[1])
   assert one['share']['uniform:std'] == [1.0, 1.0]
 
 
