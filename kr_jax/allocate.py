@@ -256,7 +256,7 @@ def _window(window: Window, total: int, low: int, high: int, value: str | Value,
                            nu, solver, most_units=total - low * len(p_M))
 
 
-# --- gains, the largest first -------------------------------------------------------------------
+# Gains, the largest first.
 
 
 @jax.jit
@@ -326,7 +326,7 @@ def _fill(least_M: Array, most_M: Array, units: Array) -> Array:
   return unit_M + (can_M & (turn_M <= units - jnp.sum(unit_M)))
 
 
-# --- what a step's budgets are expected to give -------------------------------------------------
+# What a step's budgets are expected to give.
 
 
 def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain',
