@@ -44,6 +44,9 @@ def base() -> ml_collections.ConfigDict:
   c.policy.qkv_bias = False
   c.policy.tie_embeddings = True
   c.policy.dtype = 'float32'  # of the computation: float32 or bfloat16
+  c.policy.remat = 'none'  # what training computes twice to save memory: 'none', 'dots', 'attention', 'full'
+  c.policy.lora_rank = 0  # of adapters, which alone are trained then; 0: all is trained
+  c.policy.lora_alpha = 16.0  # adapters are scaled by lora_alpha / lora_rank
 
   c.warm_start = ml_collections.ConfigDict()
   c.warm_start.num_steps = 0  # supervised updates before reinforcement learning
@@ -65,14 +68,31 @@ def base() -> ml_collections.ConfigDict:
   c.rewards.timeout_s = 5.0  # seconds a verdict may take
 
   c.grpo = ml_collections.ConfigDict()
-  c.grpo.clip_low = 0.2  # bounds of the ratio to the sampling policy: 1 - clip_low, 1 + clip_high
+  c.grpo.preset = ''  # or a name in kr_jax.grpo.PRESETS, which sets what its paper publishes
+  c.grpo.advantage = 'std'  # reward - mean of the group, over its std; or 'loo', leave-one-out, 'mean'
+  c.grpo.weight = 'rollout'  # of a task of N rollouts: N; or 'task', 1, or 'sqrt', sqrt(N)
+  c.grpo.aggregate = 'token'  # mean over tokens; or 'rollout', of rollouts' means, or 'constant'
+  c.grpo.loss = 'grpo'  # a ratio a token; or 'gspo', a ratio a rollout, or 'cispo'
+  c.grpo.clip_low = 0.2  # bounds of the ratio to the old policy: 1 - clip_low, 1 + clip_high
   c.grpo.clip_high = 0.28
-  c.grpo.advantage = 'std'  # reward - mean of the group, over its std; or 'loo', leave-one-out
+  c.grpo.dual_clip = 0.0  # most that a ratio multiplies a negative advantage by; 0: no bound
+  c.grpo.kl = 'k3'  # estimate of the divergence from the initial policy; or 'k1'
+  c.grpo.kl_coef = 0.0  # its weight in the loss
+  c.grpo.entropy_coef = 0.0  # weight of the policy's entropy, which is raised
+  c.grpo.tis_cap = 0.0  # cap of a token's weight for trainer against sampler; 0: not weighed
 
   c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.epochs = 1  # passes over a step's rollouts
+  c.optimizer.minibatches = 1  # updates of a pass, each from whole tasks
   c.optimizer.learning_rate = 1e-4
+  c.optimizer.schedule = 'constant'  # of the rate after the warm-up; or 'linear', 'cosine'
   c.optimizer.warmup_steps = 0  # updates of linear warm-up
-  c.optimizer.weight_decay = 0.0
+  c.optimizer.decay_steps = 0  # updates after which the rate stands at its final share
+  c.optimizer.final_rate = 0.0  # that share of learning_rate
+  c.optimizer.b1 = 0.9  # of Adam
+  c.optimizer.b2 = 0.99
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 0.0  # of matrices; norms and biases have none
   c.optimizer.max_grad_norm = 1.0  # global norm above which gradients are scaled down
 
   c.pack = ml_collections.ConfigDict()

@@ -36,6 +36,13 @@ class Checkpoints:
     """The step of the latest checkpoint, which may still be on its way; None: there is none."""
     return self._orbax.latest_step()
 
+  def require(self) -> int:
+    """The step of the latest checkpoint. Raises ValueError if there is none."""
+    step = self.latest()
+    if step is None:
+      raise ValueError(f'{self._orbax.directory} holds no checkpoint; train first')
+    return step
+
   def save(self, step: int, state: types.TrainState, stats: types.TaskStats) -> None:
     """Saves under the number of updates done; does nothing where that is saved."""
     if step != self.latest():
@@ -49,9 +56,7 @@ class Checkpoints:
     Raises:
       ValueError: there is none, or it has other shapes.
     """
-    step = self.latest()
-    if step is None:
-      raise ValueError(f'{self._orbax.directory} holds no checkpoint; train first')
+    step = self.require()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
     restored = self._orbax.restore(step, args=ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract), stats=ocp.args.StandardRestore(stats._asdict())))

@@ -1,19 +1,35 @@
-"""Group-relative advantages and the clipped policy loss.
+"""Group-relative advantages and the family of clipped policy losses.
 
-    A_r = (reward_r - mean_g) / (std_g + eps)        'std',   g = task_R[r]
-    A_r = (reward_r - mean_g) N_g / (N_g - 1)        'loo',   the mean of the others as baseline
-    loss_t = -min(w_t A, clip(w_t, 1 - low, 1 + high) A),   w_t = exp(logp_t - old_logp_t)
+    advantage    A_r = (reward_r - mean_g) / (std_g + eps)      'std',   g = task_R[r]
+                       (reward_r - mean_g) N_g / (N_g - 1)      'loo',   the mean of the others as baseline
+                        reward_r - mean_g                       'mean'
+    ratio        w_t = exp(logp_t - old_logp_t)                 'grpo', 'cispo'
+                       exp(mean over the rollout's tokens of logp - old_logp)    'gspo'
+    loss         l_t = -min(w A, clip(w, 1 - low, 1 + high) A)  'grpo', 'gspo'
+                 -stop_gradient(clip(w, 1 - low, 1 + high)) A logp_t             'cispo'
+    whole        sum over tokens, weight_r [tis_t l_t + kl_coef kl_t - entropy_coef entropy_t]
 
 Groups are ragged, so their statistics are segment sums over `task_R`; nothing is reshaped.
-With 'loo' a task of N rollouts and success rate p pushes by N times the gradient of p; with 'std' by a
-factor that depends on N and p, and is largest for rare successes among many rollouts.
-Sources: Shao et al. 2024, arXiv 2402.03300, eq. 3 (GRPO); Kool et al. 2019, Buy 4 REINFORCE samples,
-get a baseline for free, eq. 8 (leave-one-out); Yu et al. 2025, arXiv 2503.14476, eq. 10
-(DAPO: separate bounds, mean over tokens). Differs: population standard deviation (ddof 0), and
-advantages are not clipped, which would push a task with few successes down on the whole.
+
+The weight of a task is a decision: N, 1 or sqrt(N) of its N rollouts (`weight`), shared out by rollouts
+or by tokens (`aggregate`, see `token_weights`). With 'loo' and weight 'task' the expected gradient of
+a task does not depend on its budget; with 'std' it does, whatever the weight: the factor depends on N
+and the success rate, and is largest for rare successes among many rollouts.
+
+Sources: Shao et al. 2024, arXiv 2402.03300, eq. 3 (GRPO) and 4 (k3); Kool et al. 2019, Buy 4 REINFORCE
+samples, get a baseline for free, eq. 8, and Ahmadian et al. 2024, arXiv 2402.14740, section 3 (RLOO);
+Liu et al. 2025, arXiv 2503.20783, section 3.2 (Dr. GRPO); Yu et al. 2025, arXiv 2503.14476, eq. 10
+(DAPO); Zheng et al. 2025, arXiv 2507.18071, eq. 5-7 (GSPO); MiniMax 2025, arXiv 2506.13585, eq. 4
+(CISPO); Ye et al. 2020, arXiv 1912.09729, eq. 5 (dual clip); Tang and Munos 2025, arXiv 2506.09477
+(gradients of KL estimates); Yao et al. 2025, Your efficient RL framework secretly brings you
+off-policy RL training (truncated importance sampling).
+Differs: population standard deviation (ddof 0), and advantages are not clipped, which would push a
+task with few successes down on the whole.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +37,60 @@ import numpy as np
 
 from kr_jax.types import Array
 
-ADVANTAGES = ('std', 'loo')
+ADVANTAGES = ('std', 'loo', 'mean')
+WEIGHTS = ('rollout', 'task', 'sqrt')
+AGGREGATES = ('token', 'rollout', 'constant')
+LOSSES = ('grpo', 'gspo', 'cispo')
+KLS = ('k1', 'k3')
+# Knobs that a preset sets, whatever they say: what its paper publishes.
+PRESETS = {
+    '': {},
+    'grpo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'rollout', 'loss': 'grpo',
+             'kl': 'k3', 'kl_coef': 0.04},
+    'dr_grpo': {'advantage': 'mean', 'weight': 'rollout', 'aggregate': 'constant', 'loss': 'grpo',
+                'kl_coef': 0.0},
+    'dapo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'grpo',
+             'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.0},
+    'gspo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'rollout', 'loss': 'gspo',
+             'clip_low': 3e-4, 'clip_high': 4e-4, 'kl_coef': 0.0},
+    # A ratio is not bounded from below.
+    'cispo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'cispo',
+              'clip_low': 1.0, 'kl_coef': 0.0},
+    'rloo': {'advantage': 'loo', 'weight': 'rollout', 'aggregate': 'constant', 'loss': 'grpo'},
+    # Of Knapsack RL, arXiv 2509.25849.
+    'paper': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'grpo',
+              'clip_low': 0.2, 'clip_high': 0.28, 'dual_clip': 10.0, 'kl_coef': 0.0},
+}
+
+
+class Config(NamedTuple):
+  """Which loss."""
+
+  advantage: str  # in ADVANTAGES
+  weight: str  # in WEIGHTS
+  aggregate: str  # in AGGREGATES
+  loss: str  # in LOSSES
+  clip_low: float
+  clip_high: float
+  dual_clip: float  # most that a ratio multiplies a negative advantage by; 0: no bound
+  kl: str  # in KLS
+  kl_coef: float  # of the KL divergence from the initial policy
+  entropy_coef: float
+  tis_cap: float  # most that a token is weighed by for trainer against sampler; 0: not weighed
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for a knob out of its range."""
+  for name, known in (('advantage', ADVANTAGES), ('weight', WEIGHTS), ('aggregate', AGGREGATES),
+                      ('loss', LOSSES), ('kl', KLS)):
+    if getattr(config, name) not in known:
+      raise ValueError(f'grpo.{name}={getattr(config, name)!r} is not one of {known}')
+  for name in ('clip_low', 'clip_high', 'kl_coef', 'entropy_coef', 'tis_cap'):
+    if not getattr(config, name) >= 0:
+      raise ValueError(f'grpo.{name}={getattr(config, name)} is below 0')
+  if not (config.dual_clip == 0 or config.dual_clip > 1 + config.clip_high):
+    raise ValueError(f'grpo.dual_clip={config.dual_clip} must be above 1 + grpo.clip_high='
+                     f'{1 + config.clip_high}, or 0 for none')
 
 
 def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'std',
@@ -33,7 +102,7 @@ def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'st
     task_R: int32 in 0..M-1, the group of each rollout; groups may have any size, 0 and 1 included.
       Rollouts of task M are of no group, and have 0.
     num_tasks: M.
-    kind: 'std' or 'loo'.
+    kind: in ADVANTAGES.
     eps: added to the std.
   """
   sum_of = lambda x_R: jax.ops.segment_sum(x_R, task_R, num_tasks)
@@ -42,22 +111,89 @@ def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'st
   centred_R = reward_R - (sum_of(reward_R) / count_M)[of_R]
   if kind == 'std':
     scale_M = 1 / (jnp.sqrt(sum_of(jnp.square(centred_R)) / count_M) + eps)
-  else:
+  elif kind == 'loo':
     scale_M = count_M / jnp.maximum(count_M - 1, 1)
+  else:
+    scale_M = jnp.ones_like(count_M)
   # Decided by the rewards themselves: a mean of equal rewards may be off by a rounding.
   mixed_M = (jax.ops.segment_max(reward_R, task_R, num_tasks)
              > jax.ops.segment_min(reward_R, task_R, num_tasks))
   return jnp.where(mixed_M[of_R] & (task_R < num_tasks), centred_R * scale_M[of_R], 0.0)
 
 
-def clipped_loss(logp: Array, old_logp: Array, advantage: Array, *, clip_low: float,
-                 clip_high: float) -> tuple[Array, Array]:
-  """The loss of each token, and whether the clip took its gradient. Any one shape."""
-  # e^30 lies beyond any clip; without a bound, an overflow would make the gradient NaN.
-  ratio = jnp.exp(jnp.minimum(logp - old_logp, 30.0))
-  free = ratio * advantage
-  bounded = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
-  return -jnp.minimum(free, bounded), bounded < free
+def token_weights(task_R: Array, length_R: Array, num_tasks: int, *, weight: str, aggregate: str,
+                  completion_length: int) -> Array:
+  """What each token of a rollout counts in the loss.
+
+  A task of N rollouts weighs f = N ('rollout'), 1 ('task') or sqrt(N) ('sqrt'), each of its rollouts
+  f / N, and a token of a rollout of n tokens, over the sum that makes the loss a mean:
+
+      'token'     f / N        / sum over rollouts of f n / N    mean over all tokens (DAPO)
+      'rollout'   f / (N n)    / sum over tasks of f             mean over rollouts of their means (GRPO)
+      'constant'  f / (N C)    / sum over tasks of f             no longer rollout counts more (Dr. GRPO)
+
+  So a task's tokens weigh f together with 'rollout', f times their mean number n with 'token' and
+  'constant', relative to those of other tasks.
+
+  Args:
+    task_R: int32 in 0..M; M where there is no rollout.
+    length_R: int32, completion tokens; 0 where there is no rollout.
+    num_tasks: M.
+    weight: in WEIGHTS.
+    aggregate: in AGGREGATES.
+    completion_length: C.
+
+  Returns:
+    weight_R, float32; 0 where there is no rollout.
+  """
+  count_M = jax.ops.segment_sum(jnp.ones(task_R.shape, jnp.float32), task_R, num_tasks)
+  power = {'rollout': 0.0, 'task': -1.0, 'sqrt': -0.5}[weight]
+  share_R = jnp.maximum(count_M, 1)[jnp.minimum(task_R, num_tasks - 1)] ** power
+  share_R = jnp.where((task_R < num_tasks) & (length_R > 0), share_R, 0.0)
+  n_R = jnp.maximum(length_R, 1).astype(jnp.float32)
+  a_token_R, total_R = {'token': (share_R, share_R * n_R), 'rollout': (share_R / n_R, share_R),
+                        'constant': (share_R / completion_length, share_R)}[aggregate]
+  total = jnp.sum(total_R)
+  return a_token_R / jnp.where(total > 0, total, 1.0)
+
+
+def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: Config
+                ) -> tuple[Array, Array, Array]:
+  """The loss of each token, and whether a bound took its gradient: at the lower end of the ratio, or
+  at its upper end. Any one shape.
+
+  Args:
+    log_ratio: log of the token's ratio, or of its rollout's with 'gspo'.
+    logp: read with 'cispo' only, whose gradient goes through it and not through the ratio.
+  """
+  # No ratio means anything at e^30; without a bound, an overflow would make the gradient NaN.
+  ratio = jnp.exp(jnp.minimum(log_ratio, 30.0))
+  bounded = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+  if config.loss == 'cispo':
+    # Each token keeps its gradient; a bound only limits it.
+    loss = -jax.lax.stop_gradient(bounded) * advantage * logp
+    return loss, ratio < bounded, ratio > bounded
+  gain = jnp.minimum(ratio * advantage, bounded * advantage)
+  low = (ratio < bounded) & (advantage < 0)
+  high = (ratio > bounded) & (advantage > 0)
+  if config.dual_clip:
+    floor = config.dual_clip * advantage
+    high |= (advantage < 0) & (gain < floor)
+    gain = jnp.where(advantage < 0, jnp.maximum(gain, floor), gain)
+  return -gain, low, high
+
+
+def kl(logp: Array, ref_logp: Array, kind: str) -> Array:
+  """An estimate of KL(policy | reference) at tokens that the policy sampled. Any one shape.
+
+  'k3' is exp(d) - 1 - d, d = ref_logp - logp, never negative. 'k1' is -d; its own derivative is 0 on
+  average, so it is given d's derivative times d, which is that of the divergence.
+  """
+  d = jnp.minimum(ref_logp - logp, 30.0)
+  if kind == 'k3':
+    return jnp.exp(d) - 1 - d
+  half = 0.5 * jnp.square(d)
+  return half + jax.lax.stop_gradient(-d - half)
 
 
 def mixed_tasks(reward_R: Array, task_R: Array, num_tasks: int) -> np.ndarray:

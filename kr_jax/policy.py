@@ -8,21 +8,42 @@ embeddings. Rotary positions are split in halves, as in the published checkpoint
 float32 and stacked over layers; layers are scanned, so compile time does not grow with depth.
 
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
-dicts of arrays), and three pure functions read them: `logits` scores packed rows, `prefill` reads
-prompts into a cache, `decode` extends every slot of a cache by one token.
+dicts of arrays), and pure functions read them: `hidden` reads packed rows, `output_matrix` is what
+turns it into logits, `prefill` reads prompts into a cache, `decode` extends every slot of a cache by
+one token.
+
+With `lora_rank` each matrix W of a layer has an adapter, y = x W + (alpha / rank) (x A) B, B = 0 at
+first (Hu et al. 2021, arXiv 2106.09685, eq. 3). `split` parts the adapters, which are trained, from
+the base, which is not; `merge` adds them to it. The sampler reads merged parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from kr_jax import sharding
 from kr_jax.types import Array
+
+# What the backward pass of a layer finds in memory; the rest is computed again.
+REMAT = {
+    'none': None,  # all is
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+    'attention': jax.checkpoint_policies.save_only_these_names('attention'),
+    'full': jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
+}
+# The matrices of a layer, in the order they are drawn: letters that go in, and that come out.
+_MATRICES = {'q': ('D', 'NH'), 'k': ('D', 'KH'), 'v': ('D', 'KH'), 'o': ('NH', 'D'),
+             'gate': ('D', 'F'), 'up': ('D', 'F'), 'down': ('F', 'D')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +63,9 @@ class Config:
   qkv_bias: bool
   tie_embeddings: bool
   dtype: str  # of the computation; parameters and logits are float32
+  remat: str  # a name in REMAT, for training
+  lora_rank: int  # A, rank of the adapters; 0: none
+  lora_alpha: float  # adapters are scaled by lora_alpha / lora_rank
 
   def __post_init__(self):
     for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width',
@@ -55,6 +79,12 @@ class Config:
       raise ValueError(f'policy.head_width={self.head_width} is odd; rotary positions need pairs')
     if self.dtype not in ('float32', 'bfloat16'):
       raise ValueError(f"policy.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
+    if self.remat not in REMAT:
+      raise ValueError(f'policy.remat={self.remat!r} is not one of {tuple(REMAT)}')
+    if self.lora_rank < 0:
+      raise ValueError(f'policy.lora_rank={self.lora_rank} is below 0')
+    if self.lora_rank and not self.lora_alpha > 0:
+      raise ValueError(f'policy.lora_alpha={self.lora_alpha} must be above 0')
 
 
 class Cache(NamedTuple):
@@ -68,7 +98,31 @@ def rmsnorm(x: Array, scale: Array, eps: float) -> Array:
   """Root-mean-square norm over the last axis, in float32. Zhang & Sennrich 2019, eq. 4."""
   x32 = x.astype(jnp.float32)
   x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-  return (x32 * jnp.expand_dims(scale[...], range(x.ndim - 1))).astype(x.dtype)
+  return (x32 * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _times(x: Array, weight: Array, i: str, o: str) -> Array:
+  """x [B, T, *i] times a matrix [*i, *o]."""
+  return jnp.einsum(f'bt{i},{i}{o}->bt{o}', x, weight)
+
+
+def _times_forward(x, weight, i, o):
+  return _times(x, weight, i, o), (x, weight)
+
+
+def _times_backward(i, o, kept, dy):
+  x, weight = kept
+  # Over one dimension: over two, XLA on a CPU transposes an operand, with all that is fused into it.
+  flat = lambda y: y.reshape(math.prod(y.shape[:2]), -1)
+  d_weight = jnp.einsum('ti,to->io', flat(x), flat(dy)).reshape(weight.shape)
+  return jnp.einsum(f'bt{o},{i}{o}->bt{i}', dy, weight), d_weight
+
+
+_times.defvjp(_times_forward, _times_backward)
+
+# Cheap to compute again: only the input is kept for the backward pass.
+_rmsnorm = jax.checkpoint(rmsnorm, static_argnums=2, prevent_cse=False)
 
 
 def rope(x_BTNH: Array, position_BT: Array, theta: float) -> Array:
@@ -85,6 +139,37 @@ def _attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Arr
   return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None])
 
 
+def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
+  """Each token reads those of its own segment up to itself: in memory linear in T on a TPU."""
+  if sharding.platform() != 'tpu':
+    T = segment_BT.shape[1]
+    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
+    return checkpoint_name(
+        _attend(q_BTNH, k_BTKH, v_BTKH, same_BTT & jnp.tril(jnp.ones((T, T), bool))[None]), 'attention')
+  if jax.sharding.get_abstract_mesh().empty:
+    return _splash(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, None, 'model')
+  return jax.shard_map(_splash, in_specs=(heads, heads, heads, rows), out_specs=heads,
+                       check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+
+
+def _splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
+  T, N, H = q_BTNH.shape[1:]
+  block = max((b for b in (128, 256, 512) if T % b == 0), default=None)
+  if block is None:
+    raise ValueError(f'rows of {T} tokens (pack.row_length) must be a multiple of 128 on a TPU')
+  kernel = splash.make_splash_mha(
+      splash.MultiHeadMask([splash.CausalMask((T, T))] * N), head_shards=1, q_seq_shards=1,
+      block_sizes=splash.BlockSizes(
+          block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
+          block_kv_dq=block),
+      residual_checkpoint_name='attention')
+  heads_first = lambda x_BTNH: jnp.einsum('btnh->bnth', x_BTNH)
+  context_BNTH = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(q=s, kv=s)))(
+      heads_first(q_BTNH) * H ** -0.5, heads_first(k_BTKH), heads_first(v_BTKH), segment_BT)
+  return jnp.einsum('bnth->btnh', context_BNTH)
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
   return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
@@ -94,52 +179,62 @@ class Block(nnx.Module):
 
   def __init__(self, c: Config, *, rngs: nnx.Rngs):
     self.c = c
-    D, N, K, H, F = c.width, c.num_heads, c.num_kv_heads, c.head_width, c.hidden_width
-    # Residual branches shrink with depth, so that the sum of 2L of them starts near the embedding.
-    out = (2 * c.num_layers) ** -0.5
-    self.attention_norm_D = nnx.Param(jnp.ones(D))
-    self.q_DNH = _normal(rngs, (D, N, H), D ** -0.5)
-    self.k_DKH = _normal(rngs, (D, K, H), D ** -0.5)
-    self.v_DKH = _normal(rngs, (D, K, H), D ** -0.5)
-    self.o_NHD = _normal(rngs, (N, H, D), out * (N * H) ** -0.5)
+    size = {'D': c.width, 'N': c.num_heads, 'K': c.num_kv_heads, 'H': c.head_width,
+            'F': c.hidden_width, 'A': c.lora_rank}
+    shape = lambda letters: tuple(size[letter] for letter in letters)
+    draw = lambda letters, std: _normal(rngs, shape(letters), std)
+    fan_in = {name: math.prod(shape(i)) for name, (i, _) in _MATRICES.items()}
+    self.attention_norm_D = nnx.Param(jnp.ones(c.width))
+    self.mlp_norm_D = nnx.Param(jnp.ones(c.width))
+    for name, (i, o) in _MATRICES.items():
+      # Residual branches shrink with depth, so that the sum of 2L of them starts near the embedding.
+      out = (2 * c.num_layers) ** -0.5 if o == 'D' else 1
+      setattr(self, f'{name}_{i}{o}', draw(i + o, out * fan_in[name] ** -0.5))
     if c.qkv_bias:
-      self.q_bias_NH = nnx.Param(jnp.zeros((N, H)))
-      self.k_bias_KH = nnx.Param(jnp.zeros((K, H)))
-      self.v_bias_KH = nnx.Param(jnp.zeros((K, H)))
+      for name, letters in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
+        setattr(self, f'{name}_bias_{letters}', nnx.Param(jnp.zeros(shape(letters))))
     if c.qk_norm:
-      self.q_norm_H = nnx.Param(jnp.ones(H))
-      self.k_norm_H = nnx.Param(jnp.ones(H))
-    self.mlp_norm_D = nnx.Param(jnp.ones(D))
-    self.gate_DF = _normal(rngs, (D, F), D ** -0.5)
-    self.up_DF = _normal(rngs, (D, F), D ** -0.5)
-    self.down_FD = _normal(rngs, (F, D), out * F ** -0.5)
+      self.q_norm_H = nnx.Param(jnp.ones(c.head_width))
+      self.k_norm_H = nnx.Param(jnp.ones(c.head_width))
+    if c.lora_rank:
+      for name, (i, o) in _MATRICES.items():
+        setattr(self, f'{name}_lora_{i}A', draw(i + 'A', fan_in[name] ** -0.5))
+        setattr(self, f'{name}_lora_A{o}', nnx.Param(jnp.zeros(shape('A' + o))))
 
-  def _weight(self, param: nnx.Param) -> Array:
-    return param[...].astype(self.c.dtype)
+  def _weight(self, name: str) -> Array:
+    return getattr(self, name)[...].astype(self.c.dtype)
+
+  def _product(self, name: str, x: Array) -> Array:
+    """x times a matrix and its adapter."""
+    i, o = _MATRICES[name]
+    times = lambda x, name, i, o: _times(x, self._weight(name), i.lower(), o.lower())
+    y = times(x, f'{name}_{i}{o}', i, o)
+    if self.c.lora_rank:
+      y += self.c.lora_alpha / self.c.lora_rank * times(
+          times(x, f'{name}_lora_{i}A', i, 'A'), f'{name}_lora_A{o}', 'A', o)
+    return y
 
   def qkv(self, x_BTD: Array, position_BT: Array) -> tuple[Array, Array, Array]:
     c = self.c
-    h_BTD = rmsnorm(x_BTD, self.attention_norm_D, c.norm_eps)
-    q_BTNH = jnp.einsum('btd,dnh->btnh', h_BTD, self._weight(self.q_DNH))
-    k_BTKH = jnp.einsum('btd,dkh->btkh', h_BTD, self._weight(self.k_DKH))
-    v_BTKH = jnp.einsum('btd,dkh->btkh', h_BTD, self._weight(self.v_DKH))
+    h_BTD = _rmsnorm(x_BTD, self.attention_norm_D[...], c.norm_eps)
+    q_BTNH, k_BTKH, v_BTKH = (self._product(name, h_BTD) for name in 'qkv')
     if c.qkv_bias:
-      q_BTNH += self._weight(self.q_bias_NH)[None, None]
-      k_BTKH += self._weight(self.k_bias_KH)[None, None]
-      v_BTKH += self._weight(self.v_bias_KH)[None, None]
+      q_BTNH += self._weight('q_bias_NH')[None, None]
+      k_BTKH += self._weight('k_bias_KH')[None, None]
+      v_BTKH += self._weight('v_bias_KH')[None, None]
     if c.qk_norm:
-      q_BTNH = rmsnorm(q_BTNH, self.q_norm_H, c.norm_eps)
-      k_BTKH = rmsnorm(k_BTKH, self.k_norm_H, c.norm_eps)
+      q_BTNH = _rmsnorm(q_BTNH, self.q_norm_H[...], c.norm_eps)
+      k_BTKH = _rmsnorm(k_BTKH, self.k_norm_H[...], c.norm_eps)
     return (rope(q_BTNH, position_BT, c.rope_theta), rope(k_BTKH, position_BT, c.rope_theta),
             v_BTKH)
 
   def add(self, x_BTD: Array, context_BTNH: Array) -> Array:
     """The layer's output, from its input and what attention read."""
-    x_BTD += jnp.einsum('btnh,nhd->btd', context_BTNH, self._weight(self.o_NHD))
-    h_BTD = rmsnorm(x_BTD, self.mlp_norm_D, self.c.norm_eps)
-    gate_BTF = jax.nn.silu(jnp.einsum('btd,df->btf', h_BTD, self._weight(self.gate_DF)))
-    up_BTF = jnp.einsum('btd,df->btf', h_BTD, self._weight(self.up_DF))
-    return x_BTD + jnp.einsum('btf,fd->btd', gate_BTF * up_BTF, self._weight(self.down_FD))
+    x_BTD += self._product('o', context_BTNH)
+    h_BTD = _rmsnorm(x_BTD, self.mlp_norm_D[...], self.c.norm_eps)
+    gated = jax.checkpoint(lambda gate, up: self._product('down', jax.nn.silu(gate) * up),
+                           prevent_cse=False)
+    return x_BTD + gated(self._product('gate', h_BTD), self._product('up', h_BTD))
 
 
 class Policy(nnx.Module):
@@ -156,10 +251,13 @@ class Policy(nnx.Module):
   def embed(self, token_BT: Array) -> Array:
     return self.embed_VD[...].astype(self.c.dtype)[token_BT]
 
-  def output(self, x_BTD: Array) -> Array:
-    h_BTD = rmsnorm(x_BTD, self.norm_D, self.c.norm_eps)
+  def output_matrix(self) -> Array:
     output_DV = self.embed_VD[...].T if self.c.tie_embeddings else self.output_DV[...]
-    return jnp.einsum('btd,dv->btv', h_BTD, output_DV.astype(self.c.dtype),
+    return output_DV.astype(self.c.dtype)
+
+  def output(self, x_BTD: Array) -> Array:
+    h_BTD = rmsnorm(x_BTD, self.norm_D[...], self.c.norm_eps)
+    return jnp.einsum('btd,dv->btv', h_BTD, self.output_matrix(),
                       preferred_element_type=jnp.float32)
 
 
@@ -180,33 +278,81 @@ def init(config: Config, key: Array) -> Any:
   return nnx.to_pure_dict(nnx.state(Policy(config, rngs=nnx.Rngs(key))))
 
 
-def logits(config: Config, params: Any, token_BT: Array, position_BT: Array | None = None,
-           segment_BT: Array | None = None) -> Array:
-  """Next-token logits of rows that may hold several sequences.
+def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, segment_BT: Array
+           ) -> Array:
+  """What the output matrix turns into next-token logits, of rows that may hold several sequences.
 
   Args:
     token_BT: int32.
-    position_BT: position of each token in its sequence; by default rows hold one sequence.
-    segment_BT: number of the sequence each token belongs to; a token sees the tokens before it in
-      its row that have its own number.
+    position_BT: position of each token in its sequence.
+    segment_BT: int32, the sequence each token belongs to; a token sees the tokens before it in its
+      row that have its own number.
 
   Returns:
-    logits_BTV, float32.
+    hidden_BTD, in the dtype of the computation.
+
+  Raises:
+    ValueError: rows whose length the TPU's attention kernel does not take.
   """
-  B, T = token_BT.shape
-  if position_BT is None:
-    position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-  mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool))[None], (B, T, T))
-  if segment_BT is not None:
-    mask_BTT &= segment_BT[:, :, None] == segment_BT[:, None, :]
   module, graphdef, layers = _merge(config, params)
 
   def layer(x_BTD, params):
     block = nnx.merge(graphdef, params)
-    return block.add(x_BTD, _attend(*block.qkv(x_BTD, position_BT), mask_BTT)), None
+    return block.add(x_BTD, _attend_segments(*block.qkv(x_BTD, position_BT), segment_BT)), None
 
-  x_BTD, _ = jax.lax.scan(layer, module.embed(token_BT), layers)
-  return module.output(x_BTD)
+  if config.remat != 'none':
+    layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
+  x_BTD, _ = jax.lax.scan(layer, sharding.constrain_rows(module.embed(token_BT)), layers)
+  return rmsnorm(x_BTD, module.norm_D[...], config.norm_eps)
+
+
+def output_matrix(config: Config, params: Any) -> Array:
+  """output_DV, in the dtype of the computation: logits are hidden @ output_DV."""
+  return _merge(config, params)[0].output_matrix()
+
+
+def logits(config: Config, params: Any, token_BT: Array) -> Array:
+  """Next-token logits of rows of one sequence each: logits_BTV, float32."""
+  B, T = token_BT.shape
+  position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+  hidden_BTD = hidden(config, params, token_BT, position_BT, jnp.zeros_like(position_BT))
+  return jnp.einsum('btd,dv->btv', hidden_BTD, output_matrix(config, params),
+                    preferred_element_type=jnp.float32)
+
+
+def plain(config: Config) -> Config:
+  """The config of parameters without adapters."""
+  return dataclasses.replace(config, lora_rank=0)
+
+
+def split(config: Config, params: Any) -> tuple[Any, Any]:
+  """What is trained, and the base that is not: (adapters, the rest), or (params, {}) without any."""
+  if not config.lora_rank:
+    return params, {}
+  layers = params['layers']
+  adapter = lambda want: {k: x for k, x in layers.items() if ('_lora_' in k) == want}
+  return {'layers': adapter(True)}, {**params, 'layers': adapter(False)}
+
+
+def join(config: Config, trained: Any, base: Any) -> Any:
+  """The parameters that `split` parted."""
+  if not config.lora_rank:
+    return trained
+  return {**base, 'layers': {**base['layers'], **trained['layers']}}
+
+
+def merge(config: Config, trained: Any, base: Any) -> Any:
+  """Parameters of `plain(config)` with the same logits: W + (alpha / rank) A B."""
+  return _merge_adapters(config, trained, base) if config.lora_rank else trained
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
+  merged, adapters = dict(base['layers']), trained['layers']
+  for name, (i, o) in _MATRICES.items():
+    merged[f'{name}_{i}{o}'] += config.lora_alpha / config.lora_rank * jnp.einsum(
+        f'l{i}a,la{o}->l{i}{o}'.lower(), adapters[f'{name}_lora_{i}A'], adapters[f'{name}_lora_A{o}'])
+  return {**base, 'layers': merged}
 
 
 def prefill(config: Config, params: Any, token_BP: Array, length_B: Array) -> tuple[Array, Cache]:

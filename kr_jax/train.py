@@ -9,7 +9,7 @@ run draws what the uninterrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import hashlib
 import importlib
@@ -21,6 +21,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -44,7 +45,7 @@ from kr_jax import warm_start
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
 MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every')
-# Knobs of alloc that a preset sets, whatever they say.
+# Knobs of alloc that a preset sets, whatever they say; those of the loss are grpo.PRESETS.
 PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
                              'cost': 'rollouts'}}
 
@@ -55,7 +56,8 @@ class Setup(NamedTuple):
   config: ml_collections.ConfigDict
   alloc: ml_collections.ConfigDict  # with its preset
   tokenizer: tokenizer_lib.Characters
-  policy: policy.Config
+  policy: policy.Config  # without adapters: what is sampled from
+  trained: policy.Config  # with them
   sample: sample.Config
   evaluate: sample.Config
   update: update.Config
@@ -75,19 +77,19 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   alloc = _alloc(config)
   sample_config = sample.Config(**config.sample)
   evaluate_config = sample_config._replace(temperature=config.evaluate.temperature)
-  update_config = update.Config(**config.grpo, **config.optimizer, **config.pack,
-                                decay_steps=0, temperature=config.sample.temperature)
+  update_config = update.Config(grpo=_loss(config), **config.optimizer, **config.pack,
+                                temperature=config.sample.temperature)
   imitate_config = update_config._replace(
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
-      decay_steps=config.warm_start.num_steps, temperature=1.0)
+      schedule='linear', decay_steps=max(config.warm_start.num_steps, config.warm_start.warmup_steps + 1),
+      final_rate=0.0, temperature=1.0)
   rewards.check(**config.rewards)
   for checked in (sample_config, evaluate_config):
     sample.check(checked)
   for checked in (update_config, imitate_config):
     update.check(checked)
-  pack.max_rows(config.alloc.rollouts_per_step,
-                config.sample.prompt_length + config.sample.completion_length,
-                config.pack.row_length)
+  pack.segments_per_row(config.sample.prompt_length + config.sample.completion_length,
+                        config.pack.row_length)
 
   dataset = config.tasks.dataset
   tasks_lib.builder(dataset, config.tasks.data_dir)
@@ -99,9 +101,9 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
     return tasks
 
+  trained = policy.Config(vocab_size=tokenizer.vocab_size, **config.policy)
   setup = Setup(
-      config=config, alloc=alloc, tokenizer=tokenizer,
-      policy=policy.Config(vocab_size=tokenizer.vocab_size, **config.policy),
+      config=config, alloc=alloc, tokenizer=tokenizer, policy=policy.plain(trained), trained=trained,
       sample=sample_config, evaluate=evaluate_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
@@ -133,15 +135,26 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
                      'rollouts of a greedy policy are all the same')
 
 
+def _preset(section: str, name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  if name not in presets:
+    raise ValueError(f'{section}.preset={name!r} is not one of {tuple(presets)}')
+  return presets[name]
+
+
+def _loss(config: ml_collections.ConfigDict) -> grpo.Config:
+  """The section grpo with its preset. Raises ValueError for a preset there is not."""
+  knobs = config.grpo.to_dict()
+  return grpo.Config(**knobs | _preset('grpo', knobs.pop('preset'), grpo.PRESETS))
+
+
 def _alloc(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """The section alloc with its preset. Raises ValueError for what no step could follow."""
   alloc = config.alloc.copy_and_resolve_references()
   M, R, C = config.tasks.per_step, alloc.rollouts_per_step, config.sample.completion_length
-  for name, known in (('preset', tuple(PRESETS)), ('estimate', estimate.ESTIMATES),
-                      ('cost', ('rollouts', 'tokens'))):
+  for name, known in (('estimate', estimate.ESTIMATES), ('cost', ('rollouts', 'tokens'))):
     if alloc[name] not in known:
       raise ValueError(f'alloc.{name}={alloc[name]!r} is not one of {known}')
-  alloc.update(PRESETS[alloc.preset])
+  alloc.update(_preset('alloc', alloc.preset, PRESETS))
   if not 0 < alloc.discount <= 1:
     raise ValueError(f'alloc.discount={alloc.discount} is not in (0, 1]')
   if alloc.nu_every and alloc.value != 'snr':
@@ -189,19 +202,41 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
   return evaluate.summarize(rate_I, setup.test_tasks, c.rollouts)
 
 
-def initial(setup: Setup) -> tuple[types.TrainState, types.TaskStats]:
-  """State and statistics before any training."""
-  key = jax.random.key(setup.config.seed)
-  params = policy.init(setup.policy, jax.random.fold_in(key, _INIT))
-  return update.init(params, key, setup.update), estimate.init(len(setup.train_tasks))
+def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
+          stopping: Callable[[], bool] = lambda: False
+          ) -> tuple[types.TrainState, types.TaskStats, Any]:
+  """State and statistics of the latest checkpoint, or before any training; and the base.
+
+  A checkpoint holds what is trained and no more. The base, which adapters are added to and a KL
+  divergence is taken from, is the initial policy: it is made again from the seed and the warm start's
+  own checkpoint, and is {} where nothing needs it.
+  """
+  c, key = setup.trained, jax.random.key(setup.config.seed)
+  init_key = jax.random.fold_in(key, _INIT)
+  needs_base = c.lora_rank or setup.update.grpo.kl_coef
+  params = policy.init(setup.policy, init_key)
+  if setup.warm_start_tasks and (needs_base or checkpoints.latest() is None):
+    params = warm_start.run(
+        params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample, setup.warm_start,
+        workdir, seed=setup.config.seed, stopping=stopping)
+  # A copy, as updates donate what is trained.
+  base = jax.tree.map(jnp.copy, params) if needs_base else {}
+  trained = policy.split(c, policy.init(c, init_key))[0] if c.lora_rank else params
+  state = update.init(trained, key, setup.update)
+  stats = estimate.init(len(setup.train_tasks))
+  if checkpoints.latest() is not None:
+    state, stats = checkpoints.restore(state, stats)
+  return state, stats, base
 
 
 def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, float]:
   """avg@k of a workdir's latest checkpoint. Raises ValueError where there is none."""
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
-    state, _ = checkpoints.restore(*initial(setup))
+    checkpoints.require()
+    state, _, base = start(setup, workdir, checkpoints)
+  params = policy.merge(setup.trained, state.params, base)
   with workers(setup) as pool:
-    return {'step': int(state.step), **evaluation(setup, state.params, state.key, pool)}
+    return {'step': int(state.step), **evaluation(setup, params, state.key, pool)}
 
 
 def claim(setup: Setup, workdir: str) -> None:
@@ -224,25 +259,20 @@ def train(setup: Setup, workdir: str) -> None:
   c, alloc = setup.config, setup.alloc
   claim(setup, workdir)
   R = alloc.rollouts_per_step
-  state, stats = initial(setup)
   with contextlib.ExitStack() as context:
     stopping = context.enter_context(_StopSignal())
     pool = context.enter_context(workers(setup))
     checkpoints = context.enter_context(checkpoint.Checkpoints(
         os.path.join(workdir, 'checkpoints'), keep=c.checkpoint.keep))
-    if checkpoints.latest() is not None:
-      state, stats = checkpoints.restore(state, stats)
-    elif setup.warm_start_tasks:
-      state = state._replace(params=warm_start.run(
-          state.params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
-          setup.warm_start, workdir, seed=c.seed, stopping=stopping))
+    state, stats, base = start(setup, workdir, checkpoints, stopping)
     first_step = int(state.step)
     record = context.enter_context(_Record(setup, workdir, first_step))
     key, noise_key = (jax.random.fold_in(state.key, stream) for stream in (_ROLLOUTS, _NOISE))
 
     def evaluated(step):
       if not record.has_evaluation(step):
-        record.evaluation(step, evaluation(setup, state.params, state.key, pool))
+        params = policy.merge(setup.trained, state.params, base)
+        record.evaluation(step, evaluation(setup, params, state.key, pool))
 
     for step in range(first_step, c.num_steps):
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
@@ -250,17 +280,16 @@ def train(setup: Setup, workdir: str) -> None:
       tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
-      rollouts = sample.rollouts(setup.policy, state.params, prompts, budget_M,
-                                 jax.random.fold_in(key, step), setup.sample, total=R)
+      rollouts = sample.rollouts(
+          setup.policy, policy.merge(setup.trained, state.params, base), prompts, budget_M,
+          jax.random.fold_in(key, step), setup.sample, total=R)
       record.flush()  # the last step's, while the device samples this one's
       scores = _scores(setup, pool, tasks_M, rollouts)
       if alloc.nu_every and step % alloc.nu_every == 0:
         noise = update.gradient_noise(
-            state.params, rollouts, scores.verdict_R, _packed(setup, rollouts, scores.verdict_R),
-            jax.random.fold_in(noise_key, step), setup.policy, setup.update)
-      state, measured = update.step(state, rollouts, scores.reward_R,
-                                    _packed(setup, rollouts, scores.reward_R), setup.policy,
-                                    setup.update)
+            state.params, base, rollouts, scores.verdict_R, jax.random.fold_in(noise_key, step),
+            setup.trained, setup.update)
+      state, measured = update.step(state, rollouts, scores.reward_R, base, setup.trained, setup.update)
       record.step(step, stats, budget_M, rollouts, scores, measured)
       stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
                                rollouts.length_R, discount=alloc.discount)
@@ -285,13 +314,6 @@ def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
                       [tasks_M[m] for m in m_R])
   fill = lambda x: np.pad(x, (0, len(token_RC) - len(x)))
   return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
-
-
-def _packed(setup: Setup, rollouts: types.Rollouts, reward_R: np.ndarray) -> pack.Packed:
-  """Rows of the rollouts whose group has different rewards; the others have no gradient."""
-  M = len(rollouts.prompts.length_M)
-  mixed_M = grpo.mixed_tasks(reward_R, rollouts.task_R, M)
-  return update.pack_rollouts(rollouts, np.append(mixed_M, False)[rollouts.task_R], setup.update)
 
 
 class _StopSignal:
@@ -393,9 +415,9 @@ class _Record:
     """Writes the last step's record. Raises FloatingPointError if its update was not finite."""
     if self._last is None:
       return
-    step, on_device, record = self._last
+    step, measured, record = self._last
     self._last = None
-    update_metrics = {name: x.item() for name, x in jax.device_get(on_device).items()}
+    update_metrics = update.summarize(measured)
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(update_metrics[name]):
         raise FloatingPointError(

@@ -7,6 +7,7 @@ Arrays are named by shape, one letter an axis, as a suffix:
     B rows of a batch   L layers               D model               F feed-forward
     N query heads       K key/value heads      H head width          V vocabulary
     S cache slots       W rollouts of a window
+    A rank of an adapter
 
 Imports nothing heavy: reward workers load this module at every start.
 """
@@ -70,7 +71,7 @@ class TaskStats(NamedTuple):
 class TrainState(NamedTuple):
   """What a training step changes on the device, and the key all its randomness comes from."""
 
-  step: Array  # int32 scalar: updates done
-  params: Any
+  step: Array  # int32 scalar: batches learnt from
+  params: Any  # those that are trained: all, or the adapters
   opt_state: Any
   key: Array  # typed PRNG key of the run; never advanced, only folded

@@ -1,15 +1,17 @@
-"""One jitted optimiser step over packed microbatches.
+"""The optimiser steps of a batch of rollouts, over packed microbatches.
 
-The gradient is a sum over tokens divided by one global count, accumulated over as many microbatches
-as rows are in use: it does not depend on the packing or on the size of a microbatch, and a step in
-which half the groups are constant costs about half.
+The gradient is a sum over tokens with weights that are fixed by the whole batch, accumulated over as
+many microbatches as rows are in use: it does not depend on the packing, on the size of a microbatch
+or on the mesh, and a batch in which half the groups are constant costs about half.
 
-`step` learns from rewards (GRPO), `imitate` from given completions (maximum likelihood);
-`gradient_noise` measures how much of a rollout's gradient is noise.
+`step` learns from rewards (grpo.py), in `epochs` passes over `minibatches` updates each; `imitate`
+from given completions (maximum likelihood); `gradient_noise` measures how much of a rollout's
+gradient is noise. Each microbatch is read by `score`: one compiled program serves all budgets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -21,23 +23,35 @@ import optax
 from kr_jax import grpo
 from kr_jax import pack
 from kr_jax import policy
+from kr_jax import sharding
 from kr_jax import types
+from kr_jax.kernels.token_logprob import token_logprob
 from kr_jax.types import Array
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+# Bounds of the bins in which ratios are counted: |log ratio| in steps of a tenth.
+_BOUNDS = 1e-4 * 1.1 ** np.arange(120)
+_BOUNDS = np.concatenate([-_BOUNDS[::-1], _BOUNDS]).astype(np.float32)
 
 
 class Config(NamedTuple):
   """How to update."""
 
+  grpo: grpo.Config
+  epochs: int  # passes over the rollouts of a batch
+  minibatches: int  # updates of a pass
   learning_rate: float
+  schedule: str  # in SCHEDULES: the rate after the warm-up
   warmup_steps: int  # updates of linear warm-up
-  decay_steps: int  # updates after which the rate has fallen to 0, linearly; 0: it stays
-  weight_decay: float
+  decay_steps: int  # updates after which the rate has fallen to its final share
+  final_rate: float  # share of learning_rate left then
+  b1: float  # of Adam
+  b2: float
+  eps: float
+  weight_decay: float  # of matrices; norms and biases have none
   max_grad_norm: float
   row_length: int  # T of a packed row
   microbatch_rows: int  # B
-  clip_low: float
-  clip_high: float
-  advantage: str  # 'std' or 'loo'
   temperature: float  # at which the rollouts were sampled
 
 
@@ -45,63 +59,99 @@ class Scores(NamedTuple):
   """The targets of packed rows: what token t of a row predicts."""
 
   logp_BT: Array
-  old_logp_BT: Array
-  rollout_BT: Array
+  entropy_BT: Array
+  rollout_BT: Array  # 0 where there is none
+  c_BT: Array  # which token of its completion the target is
   mask_BT: Array  # True where the target is a completion token
+
+
+class Experience(NamedTuple):
+  """What an update learns from, by rollout."""
+
+  rollouts: types.Rollouts
+  advantage_R: Array
+  weight_R: Array  # of each of its tokens
+  old_logp_RC: Array | None  # before the first update; None: the policy's own, at ratio 1
+  ref_logp_RC: Array | None  # of the initial policy; None: not asked for
 
 
 def check(config: Config) -> None:
   """Raises ValueError for a knob out of its range."""
-  for name, low in (('learning_rate', 0), ('warmup_steps', 0), ('weight_decay', 0),
-                    ('clip_low', 0), ('clip_high', 0), ('microbatch_rows', 1)):
+  grpo.check(config.grpo)
+  for name, low in (('learning_rate', 0), ('warmup_steps', 0), ('weight_decay', 0), ('eps', 0),
+                    ('final_rate', 0), ('microbatch_rows', 1), ('epochs', 1), ('minibatches', 1)):
     if not getattr(config, name) >= low:
       raise ValueError(f'{name}={getattr(config, name)} is below {low}')
-  if config.advantage not in grpo.ADVANTAGES:
-    raise ValueError(f'grpo.advantage={config.advantage!r} is not one of {grpo.ADVANTAGES}')
+  for name in ('b1', 'b2'):
+    if not 0 <= getattr(config, name) < 1:
+      raise ValueError(f'{name}={getattr(config, name)} is not in [0, 1)')
   for name in ('max_grad_norm', 'temperature'):
     if not getattr(config, name) > 0:
       raise ValueError(f'{name}={getattr(config, name)} must be above 0')
+  if config.schedule not in SCHEDULES:
+    raise ValueError(f'schedule={config.schedule!r} is not one of {SCHEDULES}')
+  if config.schedule != 'constant' and config.decay_steps <= config.warmup_steps:
+    raise ValueError(f'decay_steps={config.decay_steps} must be above warmup_steps='
+                     f'{config.warmup_steps} with schedule={config.schedule!r}')
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+  """Of each update: a linear warm-up, then the schedule."""
+  peak, fall = config.learning_rate, config.decay_steps - config.warmup_steps
+  warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
+  after = {'constant': lambda: optax.constant_schedule(peak),
+           'linear': lambda: optax.linear_schedule(peak, config.final_rate * peak, fall),
+           'cosine': lambda: optax.cosine_decay_schedule(peak, fall, config.final_rate)}
+  return optax.join_schedules([warmup, after[config.schedule]()], [config.warmup_steps])
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW after a clip of the global norm; the rate warms up linearly, then stays or decays."""
-  rate = optax.linear_schedule(
-      config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps)
-  if config.decay_steps:
-    fall = config.decay_steps - config.warmup_steps
-    rate = optax.join_schedules(
-        [rate, optax.linear_schedule(config.learning_rate, 0.0, fall)], [config.warmup_steps])
-  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm),
-                     optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay))
+  """AdamW after a clip of the global norm."""
+  decays = lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, _: not any(word in jax.tree_util.keystr(path) for word in ('norm', 'bias')), params)
+  return optax.chain(
+      optax.clip_by_global_norm(config.max_grad_norm),
+      optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps,
+                  weight_decay=config.weight_decay, mask=decays))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def init(params: Any, key: Array, config: Config) -> types.TrainState:
+  """The state before the first update. params: those that are trained."""
+  return types.TrainState(jnp.array(0), params, sharding.constrain(optimizer(config).init(params)), key)
 
 
 def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) -> pack.Packed:
   """Rows of the rollouts to keep, in the one shape that any R rollouts fit (on the host)."""
   R, C = rollouts.token_RC.shape
   P = rollouts.prompts.token_MP.shape[1]
+  task_R = np.asarray(rollouts.task_R)
   length_M = np.append(rollouts.prompts.length_M, 0)  # no rollout, no prompt
-  length_R = length_M[np.asarray(rollouts.task_R)] + np.asarray(rollouts.length_R)
-  microbatches = -(-pack.max_rows(R, P + C, config.row_length) // config.microbatch_rows)
-  return pack.rows(length_R, keep_R, num_rows=microbatches * config.microbatch_rows,
-                   row_length=config.row_length)
+  length_R = length_M[task_R] + np.asarray(rollouts.length_R)
+  shape = {'minibatches': config.minibatches, 'microbatch_rows': config.microbatch_rows,
+           'row_length': config.row_length}
+  return pack.rows(
+      length_R, pack.assign(task_R, length_R, keep_R, minibatches=config.minibatches),
+      microbatches=pack.max_microbatches(R, P + C, **shape), **shape)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def init(params: Any, key: Array, config: Config) -> types.TrainState:
-  """The state before the first update."""
-  return types.TrainState(jnp.array(0), params, optimizer(config).init(params), key)
+def pack_mixed(rollouts: types.Rollouts, reward_R: np.ndarray, config: Config) -> pack.Packed:
+  """Rows of the rollouts whose group has different rewards; the others have no advantage."""
+  mixed_M = grpo.mixed_tasks(reward_R, rollouts.task_R, len(rollouts.prompts.length_M))
+  return pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
 
 
 def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, packed: pack.Packed,
           microbatch: Array, config: Config) -> Scores:
   """Log-probabilities of the completion tokens that stand in the rows of a microbatch."""
   rows = config.microbatch_rows
-  cut = lambda x_BT: jax.lax.dynamic_slice_in_dim(x_BT, microbatch * rows, rows)
-  rollout_BT, position_BT = cut(packed.rollout_BT), cut(packed.position_BT)
+  cut = lambda x_BT: sharding.constrain_rows(
+      jax.lax.dynamic_slice_in_dim(x_BT, microbatch * rows, rows))
+  segment_BT, position_BT = cut(packed.rollout_BT), cut(packed.position_BT)
   prompts = rollouts.prompts
-  R, C = rollouts.token_RC.shape
+  C = rollouts.token_RC.shape[1]
   P = prompts.token_MP.shape[1]
-  r_BT = jnp.maximum(rollout_BT, 0)
+  r_BT = jnp.maximum(segment_BT, 0)
   m_BT = rollouts.task_R[r_BT]
   start_BT = position_BT - prompts.length_M[m_BT]  # index in the completion; below 0: prompt
   token_BT = jnp.where(
@@ -109,42 +159,37 @@ def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, p
       prompts.token_MP[m_BT, jnp.minimum(position_BT, P - 1)],
       rollouts.token_RC[r_BT, jnp.clip(start_BT, 0, C - 1)])
   target_BT = start_BT + 1
-  mask_BT = (rollout_BT >= 0) & (target_BT >= 0) & (target_BT < rollouts.length_R[r_BT])
+  mask_BT = (segment_BT >= 0) & (target_BT >= 0) & (target_BT < rollouts.length_R[r_BT])
   c_BT = jnp.clip(target_BT, 0, C - 1)
-  logits_BTV = policy.logits(policy_config, params, token_BT, position_BT, rollout_BT)
-  logp_BT = jnp.take_along_axis(
-      jax.nn.log_softmax(logits_BTV / config.temperature),
-      rollouts.token_RC[r_BT, c_BT][..., None], axis=-1)[..., 0]
-  return Scores(logp_BT, rollouts.logp_RC[r_BT, c_BT], rollout_BT, mask_BT)
+  hidden_BTD = policy.hidden(policy_config, params, token_BT, position_BT, segment_BT)
+  logp_T, entropy_T = token_logprob(
+      hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), policy.output_matrix(policy_config, params),
+      rollouts.token_RC[r_BT, c_BT].reshape(-1), temperature=config.temperature)
+  return Scores(logp_T.reshape(r_BT.shape), entropy_T.reshape(r_BT.shape), r_BT, c_BT, mask_BT)
 
 
-def _sum_over_microbatches(function, packed: pack.Packed, config: Config) -> Any:
-  """The sum of function(i), a tree, over the microbatches i that have rows in use."""
+def _sum_over_microbatches(function: Callable[[Array], Any], first: Array, end: Array) -> Any:
+  """The sum of function(i), a tree, over the microbatches i from first to before end."""
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                       jax.eval_shape(function, jnp.array(0)))
   return jax.lax.fori_loop(
-      0, (packed.num_rows + config.microbatch_rows - 1) // config.microbatch_rows,
-      lambda i, total: jax.tree.map(jnp.add, total, function(i)), zero)
+      first, end, lambda i, total: jax.tree.map(jnp.add, total, function(i)), zero)
 
 
-def _apply(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packed, token_loss,
-           policy_config: policy.Config, config: Config) -> tuple[types.TrainState, dict[str, Array]]:
-  """One optimiser step on sum(loss over tokens) / (completion tokens of all rollouts).
+def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Array], tuple[Array, Any]],
+            first: Array, end: Array, config: Config
+            ) -> tuple[types.TrainState, dict[str, Array]]:
+  """One optimiser step on the sum of a loss over microbatches.
 
-  token_loss: Scores -> (loss_BT, {name: count_BT}); the counts are summed over tokens.
+  loss_and_counts: (params, microbatch) -> (loss, {name: count}); the counts are summed too.
   """
-  normalizer = jnp.maximum(jnp.sum(rollouts.length_R), 1)
-
-  def loss_and_counts(params, i):
-    scores = score(policy_config, params, rollouts, packed, i, config)
-    loss_BT, counts = token_loss(scores)
-    counts = counts | {'tokens_updated': jnp.ones_like(scores.mask_BT)}
-    total = lambda x_BT: jnp.sum(jnp.where(scores.mask_BT, x_BT, 0))
-    return total(loss_BT) / normalizer, {k: total(v) for k, v in counts.items()}
-
   gradient = jax.value_and_grad(loss_and_counts, has_aux=True)
-  (loss, counts), grads = _sum_over_microbatches(
-      lambda i: gradient(state.params, i), packed, config)
+
+  def constrained(i):
+    out, grads = gradient(state.params, i)
+    return out, sharding.constrain(grads)
+
+  (loss, counts), grads = _sum_over_microbatches(constrained, first, end)
 
   def move(_):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -152,51 +197,192 @@ def _apply(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packe
 
   # With nothing to learn from, momentum must not carry the policy on.
   params, opt_state = jax.lax.cond(
-      packed.num_rows > 0, move, lambda _: (state.params, state.opt_state), None)
-  metrics = {'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts}
-  return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+      end > first, move, lambda _: (state.params, state.opt_state), None)
+  return (state._replace(params=params, opt_state=opt_state),
+          {'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts})
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
-def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, packed: pack.Packed,
-         policy_config: policy.Config, config: Config) -> tuple[types.TrainState, dict[str, Array]]:
-  """One GRPO update.
+def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, base: Any,
+         policy_config: policy.Config, config: Config
+         ) -> tuple[types.TrainState, list[dict[str, Array]]]:
+  """The GRPO updates of a batch: epochs * minibatches of them, a mini-batch being whole tasks.
+
+  Each token's weight is that of the whole batch times the number of mini-batches, so that to first
+  order the updates of a pass add up to one of the whole batch's gradient at `minibatches` times the
+  rate, and no task counts more for the mini-batch it is in.
 
   Args:
-    state: donated.
+    state: donated; its params are those that are trained (policy.split).
     reward_R: float32, of all rollouts: advantages are taken over whole groups.
-    packed: rows of the rollouts that can have an advantage; a multiple of microbatch_rows.
+    base: the initial policy's parameters, where adapters or a KL divergence need them; else {}.
+    policy_config: of the policy that is trained, with its adapters.
 
   Returns:
-    The state, and scalars: loss, grad_norm (before the clip), tokens_updated, clip_fraction.
+    The state, one step on, and the measurements of each update, for `summarize`.
   """
-  advantage_R = grpo.advantage(reward_R, rollouts.task_R, rollouts.prompts.length_M.shape[0],
-                               kind=config.advantage)
+  g = config.grpo
+  one_update = config.epochs * config.minibatches == 1
+  if g.kl_coef or g.entropy_coef:
+    packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config)
+  else:
+    packed = pack_mixed(rollouts, reward_R, config)
+  old_logp_RC = ref_logp_RC = None
+  if not g.tis_cap:
+    old_logp_RC = rollouts.logp_RC
+  elif not one_update:
+    old_logp_RC = logps(state.params, base, rollouts, packed, policy_config, config)
+  if g.kl_coef:
+    ref_logp_RC = logps(base, {}, rollouts, packed, policy.plain(policy_config), config)
+  experience = _experience(rollouts, reward_R, old_logp_RC, ref_logp_RC, config)
+  measured = []
+  for _ in range(config.epochs):
+    for u in range(config.minibatches):
+      state, one = _step(state, base, experience, packed, np.int32(u), policy_config, config)
+      measured.append(one)
+  measured[0]['padding_waste'] = pack.waste(packed, config.microbatch_rows)
+  return state._replace(step=state.step + 1), measured
 
-  def token_loss(s: Scores):
-    # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
-    # NaN would survive a mask put on afterwards.
-    logp_BT = jnp.where(s.mask_BT, s.logp_BT, s.old_logp_BT)
-    loss_BT, clipped_BT = grpo.clipped_loss(
-        logp_BT, s.old_logp_BT, advantage_R[jnp.maximum(s.rollout_BT, 0)],
-        clip_low=config.clip_low, clip_high=config.clip_high)
-    return loss_BT, {'clipped': clipped_BT}
 
-  state, metrics = _apply(state, rollouts, packed, token_loss, policy_config, config)
-  metrics['clip_fraction'] = metrics.pop('clipped') / jnp.maximum(metrics['tokens_updated'], 1)
-  return state, metrics
+@functools.partial(jax.jit, static_argnums=4)
+def _experience(rollouts: types.Rollouts, reward_R: Array, old_logp_RC: Array | None,
+                ref_logp_RC: Array | None, config: Config) -> Experience:
+  M, C = rollouts.prompts.length_M.shape[0], rollouts.token_RC.shape[1]
+  g = config.grpo
+  return Experience(
+      rollouts, grpo.advantage(reward_R, rollouts.task_R, M, kind=g.advantage),
+      config.minibatches * grpo.token_weights(
+          rollouts.task_R, rollouts.length_R, M, weight=g.weight, aggregate=g.aggregate,
+          completion_length=C),
+      old_logp_RC, ref_logp_RC)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def logps(trained: Any, base: Any, rollouts: types.Rollouts, packed: pack.Packed,
+          policy_config: policy.Config, config: Config) -> Array:
+  """logp_RC of the completion tokens that stand in packed rows; 0 elsewhere."""
+  params = policy.join(policy_config, trained, base)
+
+  def one(i):
+    s = score(policy_config, params, rollouts, packed, i, config)
+    return jnp.zeros(rollouts.logp_RC.shape).at[s.rollout_BT, s.c_BT].add(
+        jnp.where(s.mask_BT, s.logp_BT, 0))
+
+  return _sum_over_microbatches(one, packed.first[0], packed.first[-1])
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
+def _step(state: types.TrainState, base: Any, experience: Experience, packed: pack.Packed, u: Array,
+          policy_config: policy.Config, config: Config
+          ) -> tuple[types.TrainState, dict[str, Array]]:
+  """The update of mini-batch u, and its measurements."""
+  rollouts = experience.rollouts
+
+  def loss_and_counts(trained, i):
+    s = score(policy_config, policy.join(policy_config, trained, base), rollouts, packed, i, config)
+    return _loss(s, experience, config.grpo)
+
+  state, measured = _update(state, loss_and_counts, packed.first[u], packed.first[u + 1], config)
+  return state, measured
+
+
+def _loss(s: Scores, experience: Experience, config: grpo.Config) -> tuple[Array, dict[str, Array]]:
+  """The loss of a microbatch, and sums over its completion tokens."""
+  rollouts = experience.rollouts
+  sampler_logp_BT = rollouts.logp_RC[s.rollout_BT, s.c_BT]
+  # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
+  # NaN would survive a mask put on afterwards.
+  logp_BT = jnp.where(s.mask_BT, s.logp_BT, sampler_logp_BT)
+  of_token = lambda x_RC: jnp.where(s.mask_BT, x_RC[s.rollout_BT, s.c_BT], logp_BT)
+  old_logp_BT = (jax.lax.stop_gradient(logp_BT) if experience.old_logp_RC is None
+                 else of_token(experience.old_logp_RC))
+  total = lambda x_BT: jnp.sum(jnp.where(s.mask_BT, x_BT, 0))
+
+  log_ratio_BT = logp_BT - old_logp_BT
+  if config.loss == 'gspo':
+    # A rollout stands in one row, so its mean is at hand.
+    sum_R = jnp.zeros(rollouts.length_R.shape).at[s.rollout_BT].add(
+        jnp.where(s.mask_BT, log_ratio_BT, 0))
+    log_ratio_BT = (sum_R / jnp.maximum(rollouts.length_R, 1))[s.rollout_BT]
+  loss_BT, low_BT, high_BT = grpo.policy_loss(
+      log_ratio_BT, logp_BT, experience.advantage_R[s.rollout_BT], config)
+  counts = {
+      'tokens_updated': jnp.sum(s.mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
+      'policy_entropy': total(s.entropy_BT),
+      'logp_error': total(jnp.abs(logp_BT - sampler_logp_BT)),
+      'ratios': jnp.zeros(len(_BOUNDS) + 1, jnp.int32).at[
+          jnp.searchsorted(_BOUNDS, log_ratio_BT)].add(s.mask_BT)}
+  if config.tis_cap:
+    tis_BT = jnp.minimum(jnp.exp(jnp.minimum(old_logp_BT - sampler_logp_BT, 30.0)), config.tis_cap)
+    loss_BT *= jax.lax.stop_gradient(tis_BT)
+    counts['tis_weight'] = total(tis_BT)
+  if experience.ref_logp_RC is not None:
+    kl_BT = grpo.kl(logp_BT, of_token(experience.ref_logp_RC), config.kl)
+    loss_BT += config.kl_coef * kl_BT
+    counts['kl'] = total(kl_BT)
+  if config.entropy_coef:
+    loss_BT -= config.entropy_coef * s.entropy_BT
+  return total(experience.weight_R[s.rollout_BT] * loss_BT), counts
+
+
+def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
+  """One record of the updates of a batch, fetched from the device.
+
+  Returns: loss and grad_norm (before the clip), means over the updates; tokens_updated, a sum;
+    padding_waste, share of the tokens computed; and over the tokens with gradient: policy_entropy
+    (nats), logp_error, mean |logp - sampler's logp| in the first update, before the policy has moved,
+    clip_fraction_low and _high, quantiles of the ratio to the old policy, to 10 % of their log, and kl
+    and tis_weight where they are in the loss.
+  """
+  measured = jax.device_get(measured)
+  sums = {name: np.sum([m[name] for m in measured], axis=0) for name in measured[-1]}
+  tokens, first_tokens = (max(int(x), 1) for x in (sums['tokens_updated'],
+                                                   measured[0]['tokens_updated']))
+  record = {'loss': sums['loss'] / len(measured), 'grad_norm': sums['grad_norm'] / len(measured),
+            'tokens_updated': sums['tokens_updated'], 'padding_waste': measured[0]['padding_waste'],
+            'logp_error': measured[0]['logp_error'] / first_tokens,
+            'clip_fraction_low': sums['clipped_low'] / tokens,
+            'clip_fraction_high': sums['clipped_high'] / tokens}
+  for name in ('policy_entropy', 'kl', 'tis_weight'):
+    if name in sums:
+      record[name] = sums[name] / tokens
+  return {**{name: np.asarray(x).item() for name, x in record.items()},
+          **ratio_quantiles(sums['ratios'])}
+
+
+def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
+  """Quantiles of the ratio from the counts in the bins of _BOUNDS; 1 where nothing was counted."""
+  middle = np.concatenate([_BOUNDS[:1], (_BOUNDS[1:] + _BOUNDS[:-1]) / 2, _BOUNDS[-1:]])
+  below = np.cumsum(count) / max(count.sum(), 1)
+  at = lambda q: float(np.exp(middle[min(np.searchsorted(below, q), len(middle) - 1)]))
+  return {f'ratio_p{round(100 * q):02}': at(q) if count.sum() else 1.0 for q in (0.01, 0.5, 0.99)}
+
+
+def imitate(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy.Config,
+            config: Config) -> tuple[types.TrainState, dict[str, Array]]:
+  """One maximum-likelihood update on all completions, which are given.
+
+  Donates the state. Returns the state and scalars: loss, a mean over tokens, and grad_norm.
+  """
+  packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0,
+                         config._replace(minibatches=1))
+  return _imitate(state, rollouts, packed, policy_config, config)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def imitate(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packed,
-            policy_config: policy.Config, config: Config
-            ) -> tuple[types.TrainState, dict[str, Array]]:
-  """One maximum-likelihood update on completions that are given. As `step`; donates the state."""
-  return _apply(state, rollouts, packed, lambda s: (-s.logp_BT, {}), policy_config, config)
+def _imitate(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packed,
+             policy_config: policy.Config, config: Config
+             ) -> tuple[types.TrainState, dict[str, Array]]:
+  total = jnp.maximum(jnp.sum(rollouts.length_R), 1)
+
+  def loss(params, i):
+    s = score(policy_config, params, rollouts, packed, i, config)
+    return -jnp.sum(jnp.where(s.mask_BT, s.logp_BT, 0)) / total, {}
+
+  state, measured = _update(state, loss, packed.first[0], packed.first[-1], config)
+  return state._replace(step=state.step + 1), measured
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def gradient_noise(params: Any, rollouts: types.Rollouts, verdict_R: Array, packed: pack.Packed,
+def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R: np.ndarray,
                    key: Array, policy_config: policy.Config, config: Config) -> Array:
   """Signal and noise of a rollout's gradient, from two halves of the batch.
 
@@ -213,14 +399,22 @@ def gradient_noise(params: Any, rollouts: types.Rollouts, verdict_R: Array, pack
   backward passes.
 
   Args:
+    trained, base: parameters, as policy.split parts them.
     verdict_R: float32, 1.0 or 0.0.
-    packed: rows with all rollouts of the groups whose verdicts differ.
     key: of the signs, new every step.
 
   Returns:
     float32 [4], to be summed over steps: signal and its scale, noise and its scale, so that
     signal / its scale estimates |x|^2, and noise / its scale nu |x|^2 (estimate.nu).
   """
+  packed = pack_mixed(rollouts, verdict_R, config)
+  return _gradient_noise(trained, base, rollouts, verdict_R, packed, key, policy_config, config)
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R: Array,
+                    packed: pack.Packed, key: Array, policy_config: policy.Config, config: Config
+                    ) -> Array:
   M, task_R = rollouts.prompts.length_M.shape[0], rollouts.task_R
   right_R = verdict_R > 0
   # Of each outcome of a task every other rollout, as task_R does not fall.
@@ -231,18 +425,19 @@ def gradient_noise(params: Any, rollouts: types.Rollouts, verdict_R: Array, pack
   weight_2R = jnp.where(half_R[None] == jnp.arange(2)[:, None], sign_R * advantage_R, 0.0)
 
   def half_gradients(i):
-    def weighted_logp(params):
-      s = score(policy_config, params, rollouts, packed, i, config)
-      weight_2BT = weight_2R[:, jnp.maximum(s.rollout_BT, 0)]
-      return jnp.einsum('hbt,bt->h', weight_2BT, jnp.where(s.mask_BT, s.logp_BT, 0.0))
+    def weighted_logp(trained):
+      s = score(policy_config, policy.join(policy_config, trained, base), rollouts, packed, i, config)
+      return jnp.einsum('hbt,bt->h', weight_2R[:, s.rollout_BT],
+                        jnp.where(s.mask_BT, s.logp_BT, 0.0))
 
-    return jax.jacrev(weighted_logp)(params)
+    _, pull = jax.vjp(weighted_logp, trained)
+    return tuple(sharding.constrain(pull(half_2)[0]) for half_2 in jnp.eye(2))
 
-  halves = _sum_over_microbatches(half_gradients, packed, config)
+  halves = _sum_over_microbatches(half_gradients, packed.first[0], packed.first[-1])
   c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
-  signal = optax.tree.vdot(*(jax.tree.map(lambda g: g[h], halves) for h in (0, 1)))
+  signal = optax.tree.vdot(*halves)
   signal_scale = jnp.sum(c_2M[0] * c_2M[1])
-  spread = optax.tree.norm(jax.tree.map(lambda g: g[0] - g[1], halves), squared=True)
+  spread = optax.tree.norm(jax.tree.map(jnp.subtract, *halves), squared=True)
   noise = spread - jnp.sum((c_2M[0] - c_2M[1]) ** 2) * signal / jnp.maximum(signal_scale, 1e-30)
   # Without a signal's scale there is no knowing what of the spread is noise.
   return jnp.where(signal_scale > 0,

@@ -75,8 +75,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
       for step in range(first_step, config.num_steps):
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
         rollouts = solutions(tasks_R, tokenizer, sample_config)
-        packed = update.pack_rollouts(rollouts, np.ones(len(tasks_R), bool), config.update)
-        state, measured = update.imitate(state, rollouts, packed, policy_config, config.update)
+        state, measured = update.imitate(state, rollouts, policy_config, config.update)
         loss = float(measured['loss'])
         writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
         bar.set_postfix(loss=f'{loss:.3f}', refresh=False)

@@ -14,7 +14,7 @@ from kr_jax import types
 POLICY = policy.Config(
     vocab_size=5, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_width=8, hidden_width=8,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False, tie_embeddings=True,
-    dtype='float32')
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
 SAMPLE = sample.Config(slots=8, refill=1, prompt_length=3, completion_length=3, temperature=1.0)
 TOKENIZER = tokenizer.Characters('abc')
 

@@ -1,4 +1,4 @@
-"""The transformer against a plain numpy one, and its three programs against each other."""
+"""The transformer against a plain numpy one, its programs against each other, and adapters."""
 
 import dataclasses
 
@@ -12,8 +12,10 @@ from kr_jax import policy
 CONFIG = policy.Config(
     vocab_size=11, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_width=6, hidden_width=24,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=True, tie_embeddings=False,
-    dtype='float32')
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
 PLAIN = dataclasses.replace(CONFIG, qk_norm=False, qkv_bias=False, tie_embeddings=True)
+# A program for each config and shape.
+logits = jax.jit(policy.logits, static_argnums=0)
 
 
 def random_params(config, seed=0):
@@ -75,9 +77,32 @@ def reference_logits(c, params, token_T):
 def test_logits_equal_a_plain_transformer(config):
   params = random_params(config)
   token_BT = np.random.default_rng(0).integers(0, 11, (2, 7))
-  got = policy.logits(config, params, jnp.asarray(token_BT))
+  got = logits(config, params, jnp.asarray(token_BT))
   for b in range(2):
     np.testing.assert_allclose(got[b], reference_logits(config, params, token_BT[b]), atol=2e-4)
+
+
+@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
+def test_gradients_are_slopes_of_the_plain_transformer(config):
+  """Of each parameter along one random direction, by central differences in float64."""
+  params = random_params(config)
+  rng = np.random.default_rng(3)
+  token_T, by_logits_TV = rng.integers(0, 11, 6), rng.normal(size=(6, 11))
+  gradient = jax.jit(jax.grad(lambda params: jnp.sum(
+      logits(config, params, jnp.asarray(token_T)[None])[0] * np.float32(by_logits_TV))))(params)
+  gradients, tree = jax.tree.flatten_with_path(gradient)
+  leaves = [np.asarray(x, float) for x in jax.tree.leaves(params)]
+  for k, (path, g) in enumerate(gradients):
+    direction = rng.normal(size=g.shape)
+    slope = 0.0
+    for h in (1e-5, -1e-5):
+      moved = jax.tree.unflatten(tree, [x + h * direction if i == k else x
+                                        for i, x in enumerate(leaves)])
+      slope += np.sum(reference_logits(config, moved, token_T) * by_logits_TV) / (2 * h)
+    # To what float32 leaves of a sum of terms of either sign.
+    scale = np.linalg.norm(g) * np.linalg.norm(direction)
+    assert np.sum(g * direction) == pytest.approx(slope, abs=1e-4 * scale), jax.tree_util.keystr(path)
+    assert scale > 0
 
 
 def test_rmsnorm_and_rope_by_hand():
@@ -93,11 +118,27 @@ def test_rmsnorm_and_rope_by_hand():
 def test_a_packed_row_equals_its_sequences_alone():
   params = random_params(CONFIG)
   a, b = jnp.array([[3, 4, 5]]), jnp.array([[6, 7, 8, 9]])
-  packed = policy.logits(
+  hidden_BTD = policy.hidden(
       CONFIG, params, jnp.concatenate([a, b, jnp.array([[0]])], axis=1),
       jnp.array([[0, 1, 2, 0, 1, 2, 3, 0]]), jnp.array([[5, 5, 5, 2, 2, 2, 2, -1]]))
-  np.testing.assert_allclose(packed[:, :3], policy.logits(CONFIG, params, a), atol=1e-5)
-  np.testing.assert_allclose(packed[:, 3:7], policy.logits(CONFIG, params, b), atol=1e-5)
+  packed = hidden_BTD @ policy.output_matrix(CONFIG, params)
+  np.testing.assert_allclose(packed[:, :3], logits(CONFIG, params, a), atol=1e-5)
+  np.testing.assert_allclose(packed[:, 3:7], logits(CONFIG, params, b), atol=1e-5)
+  # Segments that follow are not seen; those of the same number side by side would be.
+  together = logits(CONFIG, params, jnp.concatenate([a, b], axis=1))
+  assert np.abs(packed[:, 3:7] - together[:, 3:]).max() > 0.01
+
+
+@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
+def test_the_output_matrix_turns_what_is_hidden_into_logits(config):
+  params = random_params(config)
+  output_DV = policy.output_matrix(config, params)
+  stored = params['embed_VD'].T if config.tie_embeddings else params['output_DV']
+  np.testing.assert_array_equal(output_DV, stored)
+  half = dataclasses.replace(config, dtype='bfloat16')
+  position_BT = jnp.arange(4)[None]
+  hidden_BTD = policy.hidden(half, params, jnp.array([[1, 2, 3, 4]]), position_BT, 0 * position_BT)
+  assert hidden_BTD.dtype == policy.output_matrix(half, params).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
@@ -107,7 +148,7 @@ def test_prefill_and_decode_equal_scoring(config):
   token_BT = jnp.asarray(np.random.default_rng(1).integers(2, 11, (2, 8)))
   length_B = jnp.array([3, 5])
   prompt_BP = jnp.where(jnp.arange(5)[None] < length_B[:, None], token_BT[:, :5], 0)
-  logits_BTV = policy.logits(config, params, token_BT)
+  logits_BTV = logits(config, params, token_BT)
   logits_BV, prefix = policy.prefill(config, params, prompt_BP, length_B)
   cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 3), (0, 0), (0, 0))), prefix)
   row_B = jnp.arange(2)
@@ -123,10 +164,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():
   config = dataclasses.replace(CONFIG, dtype='bfloat16')
   params = random_params(config)
   token_BT = jnp.array([[1, 2, 3]])
-  got = policy.logits(config, params, token_BT)
+  got = logits(config, params, token_BT)
   assert got.dtype == jnp.float32
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
-  exact = policy.logits(CONFIG, params, token_BT)
+  exact = logits(CONFIG, params, token_BT)
   assert 0 < jnp.max(jnp.abs(got - exact)) < 0.2
 
 
@@ -139,11 +180,102 @@ def test_the_params_of_a_policy():
   assert not np.array_equal(params['layers']['q_DNH'][0], params['layers']['q_DNH'][1])
 
 
+# Adapters.
+
+LORA = dataclasses.replace(CONFIG, lora_rank=2, lora_alpha=6.0)
+
+
+def random_adapters(config, seed=1):
+  """Adapters of which neither half is zero, and a base."""
+  trained, base = policy.split(config, random_params(config))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), trained), base
+
+
+@pytest.mark.parametrize('config', [LORA, dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=1.5)],
+                         ids=['qwen', 'llama'])
+def test_merged_adapters_give_the_logits_of_joined_ones(config):
+  trained, base = random_adapters(config)
+  token_BT = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 7)))
+  joined = logits(config, policy.join(config, trained, base), token_BT)
+  merged = policy.merge(config, trained, base)
+  np.testing.assert_allclose(joined, logits(policy.plain(config), merged, token_BT),
+                             rtol=1e-5, atol=1e-5)
+  assert np.abs(joined - logits(policy.plain(config), base, token_BT)).max() > 0.1
+  assert jax.tree.structure(merged) == jax.tree.structure(base)
+
+
+def test_merge_by_hand():
+  """W + alpha / rank A B of one layer's matrix, over all axes of what goes in and comes out."""
+  trained, base = random_adapters(LORA)
+  merged = policy.merge(LORA, trained, base)
+  a_DA, b_AF = (np.asarray(trained['layers'][f'up_lora_{x}'][1], float) for x in ('DA', 'AF'))
+  np.testing.assert_allclose(merged['layers']['up_DF'][1], base['layers']['up_DF'][1] + 3 * a_DA @ b_AF,
+                             atol=1e-6)
+  a_NHA, b_AD = (np.asarray(trained['layers'][f'o_lora_{x}'][2], float) for x in ('NHA', 'AD'))
+  np.testing.assert_allclose(
+      merged['layers']['o_NHD'][2],
+      base['layers']['o_NHD'][2] + 3 * np.tensordot(a_NHA, b_AD, 1), atol=1e-6)
+  for name in ('q_norm_H', 'attention_norm_D', 'v_bias_KH'):
+    np.testing.assert_array_equal(merged['layers'][name], base['layers'][name])
+
+
+def test_new_adapters_change_nothing():
+  """Exactly: one half is zero. And the base is drawn as it is without them."""
+  params = policy.init(LORA, jax.random.key(0))
+  trained, base = policy.split(LORA, params)
+  plain = policy.init(CONFIG, jax.random.key(0))
+  token_BT = jnp.array([[1, 2, 3, 4]])
+  np.testing.assert_array_equal(logits(LORA, params, token_BT),
+                                logits(CONFIG, base, token_BT))
+  jax.tree.map(np.testing.assert_array_equal, policy.merge(LORA, trained, base), base)
+  assert jax.tree.structure(base) == jax.tree.structure(plain)
+  assert any(np.any(x) for x in trained['layers'].values())
+
+
+def test_split_and_join():
+  params = random_params(LORA)
+  trained, base = policy.split(LORA, params)
+  names = {f'{name}_lora_{letters}' for name, letters in (
+      ('q', 'DA'), ('q', 'ANH'), ('k', 'DA'), ('k', 'AKH'), ('v', 'DA'), ('v', 'AKH'), ('o', 'NHA'),
+      ('o', 'AD'), ('gate', 'DA'), ('gate', 'AF'), ('up', 'DA'), ('up', 'AF'), ('down', 'FA'),
+      ('down', 'AD'))}
+  assert set(trained) == {'layers'} and set(trained['layers']) == names
+  assert not names & set(base['layers'])
+  joined = policy.join(LORA, trained, base)
+  assert jax.tree.structure(joined) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, joined, params)
+  assert trained['layers']['q_lora_ANH'].shape == (3, 2, 4, 6)
+  assert trained['layers']['o_lora_NHA'].shape == (3, 4, 6, 2)
+
+
+def test_without_adapters_all_is_trained():
+  params = random_params(CONFIG)
+  trained, base = policy.split(CONFIG, params)
+  assert base == {}
+  for tree in (trained, policy.join(CONFIG, trained, base), policy.merge(CONFIG, trained, base)):
+    jax.tree.map(np.testing.assert_array_equal, tree, params)
+  assert policy.plain(LORA) == dataclasses.replace(CONFIG, lora_alpha=6.0)
+  assert policy.plain(CONFIG) == CONFIG
+
+
+@pytest.mark.parametrize('remat', policy.REMAT)
+def test_what_is_computed_again_is_no_part_of_the_result(remat):
+  """The gradients are compared where they are used, in the tests of update."""
+  config = dataclasses.replace(CONFIG, remat=remat)
+  params, token_BT = random_params(CONFIG), jnp.array([[1, 2, 3, 4]])
+  np.testing.assert_allclose(logits(config, params, token_BT),
+                             logits(CONFIG, params, token_BT), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('changed, named', [
     ({'num_layers': 0}, 'policy.num_layers=0'),
     ({'num_heads': 3}, 'policy.num_heads=3 is not a multiple of policy.num_kv_heads=2'),
     ({'head_width': 5}, 'policy.head_width=5 is odd'),
     ({'dtype': 'float16'}, "policy.dtype='float16'"),
+    ({'remat': 'some'}, r"policy.remat='some' is not one of \('none', 'dots', 'attention', 'full'\)"),
+    ({'lora_rank': -1}, 'policy.lora_rank=-1 is below 0'),
+    ({'lora_rank': 2, 'lora_alpha': 0.0}, 'policy.lora_alpha=0.0 must be above 0'),
 ])
 def test_bad_sizes(changed, named):
   with pytest.raises(ValueError, match=named):

@@ -13,7 +13,7 @@ from kr_jax.tokenizer import STOP
 POLICY = policy.Config(
     vocab_size=7, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False, tie_embeddings=True,
-    dtype='float32')
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
 CONFIG = sample.Config(slots=4, refill=2, prompt_length=5, completion_length=6, temperature=1.0)
 PROMPTS = types.Prompts(
     token_MP=np.array([[2, 3, 0, 0, 0], [4, 5, 6, 2, 3], [6, 6, 6, 0, 0]], np.int32),

@@ -12,6 +12,7 @@ import pytest
 from configs import arithmetic
 from kr_jax import checkpoint
 from kr_jax import estimate
+from kr_jax import grpo
 from kr_jax import metrics
 from kr_jax import policy
 from kr_jax import tasks
@@ -47,7 +48,7 @@ def records(workdir, *, keep_times=False):
 def state_of(workdir, data_dir):
   setup = train.prepare(config_of(data_dir))
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
-    state, stats = checkpoints.restore(*train.initial(setup))
+    state, stats, _ = train.start(setup, workdir, checkpoints)
   return jax.tree.map(np.asarray, state._replace(key=jax.random.key_data(state.key))), stats
 
 
@@ -95,13 +96,17 @@ def test_the_record_of_a_run(finished):
   for r in steps:
     assert {'wall_s', 'reward_mean', 'effective_gradient_ratio', 'uniform_gradient_ratio',
             'mixed_tasks', 'objective', 'budget_min', 'budget_max', 'rollouts_total',
-            'tokens_generated', 'tokens_updated', 'loss', 'entropy', 'clip_fraction', 'grad_norm',
-            'compile_count'} <= set(r)
+            'tokens_generated', 'tokens_updated', 'loss', 'entropy', 'grad_norm',
+            'clip_fraction_low', 'clip_fraction_high', 'logp_error', 'policy_entropy', 'ratio_p99',
+            'padding_waste', 'compile_count'} <= set(r)
     assert r['rollouts_total'] == 32
     assert 2 <= r['budget_min'] <= 4 <= r['budget_max'] <= 64
     assert r['objective'] >= r['uniform_objective'] - 1e-9
     assert 0 < r['entropy'] < 2 * np.log(16)
-    assert r['clip_fraction'] == 0  # one update a batch is on-policy
+    # One update a batch is on-policy.
+    assert r['clip_fraction_low'] == r['clip_fraction_high'] == 0 and r['logp_error'] < 1e-5
+    assert r['ratio_p01'] == pytest.approx(1, abs=1e-3) == r['ratio_p99']
+    assert 0 <= r['padding_waste'] < 1
     assert r['success_rate'] == r['reward_mean']
     assert r['nu'] == 2
   assert any(r['mixed_tasks'] for r in steps)
@@ -139,6 +144,56 @@ def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_
   run(tmp_path / 'parts', data_dir, num_steps=4, **knobs)
   parts = run(tmp_path / 'parts', data_dir, num_steps=8, **knobs)
   assert steps_of(parts) == steps_of(workdir)
+
+
+@slow
+def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
+  """Two passes of two mini-batches; stopped and gone on with; nothing compiles from step two on."""
+  knobs = {'policy__lora_rank': 4, 'policy__width': 128, 'policy__hidden_width': 512, 'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01,
+           'grpo__tis_cap': 2.0, 'grpo__dual_clip': 3.0, 'grpo__weight': 'task',
+           'grpo__aggregate': 'rollout', 'optimizer__minibatches': 2, 'optimizer__epochs': 2,
+           'optimizer__learning_rate': 3e-2, 'optimizer__schedule': 'cosine',
+           'optimizer__decay_steps': 40, 'evaluate__every': 0, 'checkpoint__keep': 9}
+  steps_of = lambda workdir, **kw: [r for r in records(workdir, **kw) if 'reward_mean' in r]
+  jax.clear_caches()
+  workdir = run(tmp_path / 'whole', data_dir, num_steps=6, **knobs)
+  steps = steps_of(workdir, keep_times=True)
+  assert len({r['compile_count'] for r in steps[2:]}) == 1
+  assert steps[0]['kl'] < steps[-1]['kl']
+  assert all(0.9 < r['tis_weight'] < 1.1 and r['policy_entropy'] > 0 for r in steps)
+  assert all(r['ratio_p01'] < 0.999 < 1.001 < r['ratio_p99'] for r in steps)  # the policy moves
+  assert all(r['tokens_updated'] == 2 * r['tokens_generated'] for r in steps)  # KL: also of equals
+
+  run(tmp_path / 'pieces', data_dir, num_steps=2, **knobs)
+  run(tmp_path / 'pieces', data_dir, num_steps=6, **knobs)
+  assert steps_of(tmp_path / 'pieces') == steps_of(workdir)
+  # A checkpoint holds the adapters, their moments, and no more.
+  setup = train.prepare(config_of(data_dir, **knobs))
+  adapters, base = policy.split(setup.trained, policy.init(setup.trained, jax.random.key(0)))
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  saved = sum(p.stat().st_size for p in (tmp_path / 'whole/checkpoints/6/state').rglob('*')
+              if p.is_file() and 'd' in p.parts)
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
+    state, _, found = train.start(setup, workdir, checkpoints)
+  assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, adapters)
+  assert size(state.opt_state) < 2 * size(adapters) + 64
+  # And some 2 kB an array that Orbax adds.
+  assert saved < 3 * size(adapters) + 100_000 < size(base) / 4
+  # The base is what the warm start left.
+  with checkpoint.Checkpoints(os.path.join(workdir, 'warm_start', 'checkpoints')) as stage:
+    plain = update.init(base, jax.random.key(0), setup.warm_start.update)
+    warm, _ = stage.restore(plain, estimate.init(1))
+  jax.tree.map(np.testing.assert_array_equal, found, warm.params)
+  evaluated = train.evaluate_checkpoint(setup, workdir)
+  last = [r for r in records(workdir) if 'eval/avg@8' in r][-1]
+  assert {k: v for k, v in evaluated.items() if k != 'step'} == {
+      k: v for k, v in last.items() if k != 'step'}
+
+
+def test_presets_of_the_loss(data_dir):
+  for preset, knobs in grpo.PRESETS.items():
+    loss = train.prepare(config_of(data_dir, grpo__preset=preset)).update.grpo
+    assert all(getattr(loss, name) == x for name, x in knobs.items())
 
 
 @slow
@@ -256,7 +311,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
 
   def broken(state, *args):
     state, measured = original(state, *args)
-    return state, measured | {'loss': measured['loss'] * np.nan}
+    return state, [m | {'loss': m['loss'] * np.nan} for m in measured]
 
   monkeypatch.setattr(update, 'step', broken)
   with pytest.raises(FloatingPointError, match='loss is nan at step 0'):
@@ -286,6 +341,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__estimate': 'window'},
      "the paper's rule knows no costs"),
     ({'grpo__advantage': 'max'}, "grpo.advantage='max' is not one of"),
+    ({'grpo__preset': 'ppo'}, "grpo.preset='ppo' is not one of"),
+    ({'grpo__weight': 'tokens'}, "grpo.weight='tokens' is not one of"),
+    ({'grpo__dual_clip': 1.1}, 'grpo.dual_clip=1.1 must be above 1 [+] grpo.clip_high=1.28'),
+    ({'optimizer__minibatches': 0}, 'minibatches=0 is below 1'),
+    ({'optimizer__schedule': 'linear'}, 'decay_steps=0 must be above warmup_steps=10'),
+    ({'policy__remat': 'all'}, "policy.remat='all' is not one of"),
+    ({'policy__lora_rank': -1}, 'policy.lora_rank=-1 is below 0'),
     ({'sample__slots': 0}, 'sample.slots=0 is below 1'),
     ({'sample__refill': 17}, 'sample.refill=17'),
     ({'sample__temperature': 0.0}, 'sample.temperature=0.0 must be above 0'),

@@ -1,6 +1,13 @@
-"""The jitted, packed, microbatched update against a loop over rollouts."""
+"""The jitted, packed, microbatched updates against a loop over rollouts.
 
+The loop computes the loss of each token and its derivatives by the token's logp and entropy, by hand
+and in float64; JAX takes these on to the parameters, through the plain logits of rows of one rollout.
+"""
+
+import dataclasses
 import functools
+from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +15,35 @@ import numpy as np
 import optax
 import pytest
 
+from kr_jax import grpo
+from kr_jax import pack
 from kr_jax import policy
+from kr_jax import sharding
 from kr_jax import types
 from kr_jax import update
 from kr_jax.tokenizer import STOP
+from tests import grpo_test
+from tests import knobs
 
 POLICY = policy.Config(
     vocab_size=7, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
-    dtype='float32')
-CONFIG = update.Config(
-    learning_rate=1e-2, warmup_steps=0, decay_steps=0, weight_decay=0.0, max_grad_norm=1e9,
-    row_length=24, microbatch_rows=2, clip_low=0.2, clip_high=0.28, advantage='std', temperature=0.8)
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
+CONFIG = knobs.updates(learning_rate=1e-2, max_grad_norm=1e9, row_length=24, microbatch_rows=2,
+                       temperature=0.8)
 P, C = 4, 5
 # By group: mixed, empty, one rollout, all right, all wrong, mixed.
 BUDGET_M = [4, 0, 1, 3, 2, 5]
 REWARD_R = np.array([1, 0, 0, 1] + [1] + [1, 1, 1] + [0, 0] + [0, 0, 1, 0, 0], np.float32)
 MIXED_R = np.repeat(np.array([True, False, False, False, False, True]), BUDGET_M)
+# An optimiser that adds gradients up and moves nothing.
+ADD_UP = optax.chain(optax.trace(decay=1.0), optax.scale(0.0))
 
 
-def make_rollouts(seed=0):
+def make_rollouts(seed=0, budget_M=BUDGET_M):
   """Ragged rollouts, among them a completion of one token (STOP) and one that nothing ends."""
   rng = np.random.default_rng(seed)
-  M, R = len(BUDGET_M), sum(BUDGET_M)
+  M, R = len(budget_M), sum(budget_M)
   length_M = rng.integers(1, P + 1, M).astype(np.int32)
   length_R = rng.integers(1, C + 1, R).astype(np.int32)
   length_R[0], length_R[1], length_R[10], length_R[11] = 1, C, 1, C
@@ -42,25 +55,20 @@ def make_rollouts(seed=0):
   token_MP[np.arange(P)[None] >= length_M[:, None]] = 0
   return types.Rollouts(
       prompts=types.Prompts(token_MP, length_M, np.arange(M, dtype=np.int32)),
-      task_R=np.repeat(np.arange(M), BUDGET_M).astype(np.int32), token_RC=token_RC,
+      task_R=np.repeat(np.arange(M), budget_M).astype(np.int32), token_RC=token_RC,
       # Off-policy by up to half a nat, so that some ratios are clipped on either side.
       logp_RC=rng.uniform(-2.5, -1.5, (R, C)).astype(np.float32), length_R=length_R,
       ended_R=np.where(token_RC[np.arange(R), length_R - 1] == STOP, 1, 2),
       decode_steps=np.array(9))
 
 
+def params_of(seed=0, policy_config=POLICY):
+  """On the host, as updates donate their state."""
+  return jax.tree.map(lambda x: 2 * np.array(x), policy.init(policy_config, jax.random.key(seed)))
+
+
 def state_of(config=CONFIG):
-  params = jax.tree.map(lambda x: 2 * x, policy.init(POLICY, jax.random.key(0)))
-  return update.init(params, jax.random.key(1), config)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def logps(params, rollouts, row_RT, temperature):
-  """logp_RC of every completion, each alone in its row."""
-  logits_RTV = policy.logits(POLICY, params, row_RT) / temperature
-  at_RC = (rollouts.prompts.length_M[rollouts.task_R] - 1)[:, None] + jnp.arange(C)[None]
-  logp_RCV = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), at_RC[..., None], axis=1)
-  return jnp.take_along_axis(logp_RCV, rollouts.token_RC[..., None], axis=2)[..., 0]
+  return update.init(params_of(), jax.random.key(1), config)
 
 
 def rows(rollouts):
@@ -73,31 +81,108 @@ def rows(rollouts):
   return row_RT
 
 
-def reference_loss(params, rollouts, reward_R, config):
-  """Rollout by rollout."""
-  logp_RC = logps(params, rollouts, rows(rollouts), config.temperature)
-  total = 0.0
-  for r, m in enumerate(rollouts.task_R):
-    group = reward_R[rollouts.task_R == m].astype(np.float64)
-    advantage = 0.0 if group.min() == group.max() else (
-        (reward_R[r] - group.mean()) / (group.std() + 1e-6))
-    n = rollouts.length_R[r]
-    ratio = jnp.exp(logp_RC[r, :n] - rollouts.logp_RC[r, :n])
-    total -= jnp.sum(jnp.minimum(
-        ratio * advantage,
-        jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high) * advantage))
-  return total / rollouts.length_R.sum()
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def scored(policy_config, params, rollouts, row_RT, temperature):
+  """logp_RC and entropy_RC of every completion, each alone in its row."""
+  logits_RTV = policy.logits(policy_config, params, row_RT) / temperature
+  at_RC = (rollouts.prompts.length_M[rollouts.task_R] - 1)[:, None] + jnp.arange(C)[None]
+  logp_RCV = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), at_RC[..., None], axis=1)
+  entropy_RC = -jnp.sum(jnp.exp(logp_RCV) * logp_RCV, axis=2)
+  return jnp.take_along_axis(logp_RCV, rollouts.token_RC[..., None], axis=2)[..., 0], entropy_RC
 
 
-def one_sgd_step(config, rollouts, reward_R, keep_R, monkeypatch):
-  """The gradient of update.step, read off a step of plain gradient descent."""
-  monkeypatch.setattr(update, 'optimizer', lambda config: optax.sgd(1.0))
-  config = config._replace(weight_decay=0.125)  # a mark: programs compiled here stay here
-  state = state_of(config)
-  before = jax.tree.map(np.array, state.params)
-  packed = update.pack_rollouts(rollouts, keep_R, config)
-  state, metrics = update.step(state, rollouts, reward_R, packed, POLICY, config)
-  return jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params), metrics
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def pulled_back(policy_config, params, rollouts, row_RT, temperature, by_logp_RC, by_entropy_RC):
+  """The gradient by the parameters, from those by logp_RC and entropy_RC."""
+  _, pull = jax.vjp(lambda p: scored(policy_config, p, rollouts, row_RT, temperature), params)
+  return pull((by_logp_RC, by_entropy_RC))[0]
+
+
+class Loops(NamedTuple):
+  """What a loss is made of, token by token; 0 beyond a completion's end."""
+
+  loss_RC: np.ndarray
+  by_logp_RC: np.ndarray  # the derivative of the whole loss
+  by_entropy_RC: np.ndarray
+  low_RC: np.ndarray
+  high_RC: np.ndarray
+  log_ratio_RC: np.ndarray
+  kl_RC: np.ndarray
+  tis_RC: np.ndarray
+
+
+def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: grpo.Config) -> Loops:
+  logp_RC, entropy_RC, old_RC, ref_RC, sampler_RC = (
+      np.asarray(x, float) for x in (logp_RC, entropy_RC, old_RC, ref_RC, rollouts.logp_RC))
+  M = len(rollouts.prompts.length_M)
+  advantage_R = grpo_test.advantage_by_loops(reward_R, rollouts.task_R, M, c.advantage)
+  weight_R = grpo_test.weights_by_loops(rollouts.task_R, rollouts.length_R, M, c.weight, c.aggregate, C)
+  x = Loops(*np.zeros((len(Loops._fields), *logp_RC.shape)))
+  for r, n in enumerate(rollouts.length_R):
+    log_ratio_C = [logp_RC[r, i] - old_RC[r, i] for i in range(n)]
+    if c.loss == 'gspo':
+      log_ratio_C = [sum(log_ratio_C) / n] * n
+    for i in range(n):
+      logp, w = logp_RC[r, i], weight_R[r]
+      loss, by_ratio, by_logp, x.low_RC[r, i], x.high_RC[r, i] = grpo_test.loss_by_hand(
+          np.exp(log_ratio_C[i]), logp, advantage_R[r], c)
+      x.log_ratio_RC[r, i] = log_ratio_C[i]
+      x.tis_RC[r, i] = min(np.exp(old_RC[r, i] - sampler_RC[r, i]), c.tis_cap) if c.tis_cap else 1
+      x.loss_RC[r, i] += w * x.tis_RC[r, i] * loss
+      x.by_logp_RC[r, i] += w * x.tis_RC[r, i] * by_logp
+      # The ratio of a rollout is moved by each of its tokens.
+      moved = range(n) if c.loss == 'gspo' else [i]
+      for j in moved:
+        x.by_logp_RC[r, j] += w * x.tis_RC[r, i] * by_ratio / len(moved)
+      if c.kl_coef:
+        d = ref_RC[r, i] - logp
+        x.kl_RC[r, i] = -d if c.kl == 'k1' else np.exp(d) - 1 - d
+        x.loss_RC[r, i] += w * c.kl_coef * x.kl_RC[r, i]
+        x.by_logp_RC[r, i] += w * c.kl_coef * (-d if c.kl == 'k1' else 1 - np.exp(d))
+      x.loss_RC[r, i] -= w * c.entropy_coef * entropy_RC[r, i]
+      x.by_entropy_RC[r, i] -= w * c.entropy_coef
+  return x
+
+
+def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=None, kept_R=MIXED_R,
+              times=1, policy_config=POLICY):
+  """Loss and gradient of the kept rollouts, `times` over, and what update.summarize says of them.
+
+  old_RC: None for what one update has: the sampler's log-probabilities, or with tis_cap the policy's.
+  """
+  of = lambda params: scored(policy_config, params, rollouts, rows(rollouts), config.temperature)
+  logp_RC, entropy_RC = of(params)
+  if old_RC is None:
+    old_RC = logp_RC if config.grpo.tis_cap else rollouts.logp_RC
+  ref_RC = of(ref_params)[0] if ref_params else logp_RC
+  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, config.grpo)
+  if config.grpo.kl_coef or config.grpo.entropy_coef:
+    kept_R = kept_R | np.ones(len(reward_R), bool)
+  cotangents = (np.float32(times * kept_R[:, None] * y) for y in (x.by_logp_RC, x.by_entropy_RC))
+  gradient = pulled_back(policy_config, params, rollouts, rows(rollouts), config.temperature,
+                         *cotangents)
+  token_RC = kept_R[:, None] & (np.arange(C)[None] < rollouts.length_R[:, None])
+  mean = lambda y_RC: np.asarray(y_RC, float)[token_RC].mean()
+  record = {'loss': times * x.loss_RC[kept_R].sum(), 'grad_norm': float(optax.tree.norm(gradient)),
+            'tokens_updated': token_RC.sum(), 'policy_entropy': mean(entropy_RC),
+            'logp_error': mean(np.abs(logp_RC - rollouts.logp_RC)),
+            'clip_fraction_low': mean(x.low_RC), 'clip_fraction_high': mean(x.high_RC)}
+  if config.grpo.kl_coef:
+    record['kl'] = mean(x.kl_RC)
+  if config.grpo.tis_cap:
+    record['tis_weight'] = mean(x.tis_RC)
+  return gradient, record, x.log_ratio_RC[token_RC]
+
+
+def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_config=POLICY, mesh=None):
+  """The sum of the gradients of a batch's updates where they move nothing, their record, the state."""
+  with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
+    config = config._replace(weight_decay=0.125)  # a mark: programs compiled here stay here
+    state = update.init(params_of() if trained is None else trained, jax.random.key(1), config)
+    if mesh is not None:
+      state, base = (jax.device_put(x, sharding.of(mesh, x)) for x in (state, base))
+    state, measured = update.step(state, rollouts, reward_R, base, policy_config, config)
+  return state.opt_state[0].trace, update.summarize(measured), state
 
 
 def padded(rollouts, reward_R, more=3):
@@ -114,53 +199,399 @@ def assert_close(tree, other, tolerance=1e-5):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * scale), tree, other)
 
 
-def test_loss_and_gradient_equal_a_loop_over_rollouts(monkeypatch):
-  rollouts = make_rollouts()
-  params = state_of().params
-  loss, gradient = jax.jit(jax.value_and_grad(
-      lambda params: reference_loss(params, rollouts, REWARD_R, CONFIG)))(params)
-  got, metrics = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
-  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
-  assert_close(got, jax.tree.map(np.asarray, gradient))
-  np.testing.assert_allclose(metrics['grad_norm'], optax.tree.norm(gradient), rtol=1e-5)
-  assert metrics['tokens_updated'] == rollouts.length_R[MIXED_R].sum()
-  assert 0 < metrics['clip_fraction'] < 1
+def assert_record(record, want, log_ratio):
+  for name, x in want.items():
+    assert record[name] == pytest.approx(x, rel=1e-5, abs=1e-7), name
+  for name, q in (('ratio_p01', 0.01), ('ratio_p50', 0.5), ('ratio_p99', 0.99)):
+    exact = np.quantile(log_ratio, q, method='inverted_cdf')
+    assert np.log(record[name]) == pytest.approx(exact, rel=0.1, abs=1e-4), name
 
 
-@pytest.mark.parametrize('row_length, microbatch_rows', [
-    pytest.param(9, 1, marks=pytest.mark.slow), (24, 7), pytest.param(135, 1, marks=pytest.mark.slow)])
-def test_the_gradient_does_not_depend_on_packing(monkeypatch, row_length, microbatch_rows):
+def varied(config, **knobs):
+  """A config with knobs of its loss, or its own, changed."""
+  of_loss = {k: knobs.pop(k) for k in grpo.Config._fields if k in knobs}
+  return config._replace(grpo=config.grpo._replace(**of_loss), **knobs)
+
+
+def base_of(config, policy_config=POLICY):
+  """Another policy, where the loss reads one."""
+  return params_of(5, policy_config) if config.grpo.kl_coef else {}
+
+
+# One update.
+
+slow = pytest.mark.slow
+KL = {'kl_coef': 0.5}
+VARIANTS = {
+    'grpo': {},
+    'gspo and all': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08, 'advantage': 'loo',
+                     'weight': 'sqrt', 'aggregate': 'rollout', 'kl': 'k1', 'kl_coef': 0.3,
+                     'entropy_coef': 0.2},
+    'cispo and all': {'loss': 'cispo', 'advantage': 'mean', 'weight': 'task', 'aggregate': 'constant',
+                      'kl': 'k3', 'kl_coef': 0.3, 'tis_cap': 1.2},
+}
+ONE_BY_ONE = {
+    **{f'{w} {a}': {'weight': w, 'aggregate': a} for w in grpo.WEIGHTS for a in grpo.AGGREGATES
+       if (w, a) != ('rollout', 'token')},
+    'loo': {'advantage': 'loo'}, 'mean': {'advantage': 'mean'}, 'dual clip': {'dual_clip': 1.4},
+    'gspo': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08}, 'cispo': {'loss': 'cispo'},
+    'k1': {'kl': 'k1', **KL}, 'k3': {'kl': 'k3', **KL}, 'entropy': {'entropy_coef': 0.5},
+    'kl and entropy': {'entropy_coef': 0.5, **KL}, 'tis': {'tis_cap': 1.2},
+    'tis and gspo': {'tis_cap': 1.2, 'loss': 'gspo'}, 'tis and old': {'tis_cap': 1.2, 'epochs': 2},
+    'tis and k3': {'tis_cap': 1.2, 'epochs': 2, **KL},
+}
+
+
+@pytest.mark.parametrize('changed, beyond', [
+    *(pytest.param(x, 3 if len(x) else 0, id=name) for name, x in VARIANTS.items()),
+    *(pytest.param(x, 0, id=name, marks=slow) for name, x in ONE_BY_ONE.items())])
+def test_loss_and_gradient_equal_a_loop_over_rollouts(changed, beyond):
+  """And rows beyond the rollouts change nothing."""
+  config = varied(CONFIG, **changed)
+  rollouts, base = make_rollouts(), base_of(config)
+  want, record, log_ratio = reference(params_of(), rollouts, REWARD_R, config, ref_params=base)
+  got, recorded, _ = gradient_of(config, *padded(rollouts, REWARD_R, beyond), base=base)
+  # Nothing moves between epochs: their gradients are the same.
+  assert_close(got, jax.tree.map(lambda g: config.epochs * np.asarray(g), want))
+  record['tokens_updated'] *= config.epochs
+  assert_record(recorded, record, log_ratio)
+  assert set(recorded) == {*record, 'padding_waste', 'ratio_p01', 'ratio_p50', 'ratio_p99'}
+  if not config.grpo.tis_cap:
+    assert 0 < recorded['clip_fraction_low'] < 1 and 0 < recorded['clip_fraction_high'] < 1
+  else:
+    assert recorded['ratio_p01'] == pytest.approx(1, abs=2e-4)  # of the policy to itself
+    assert 0.6 < recorded['tis_weight'] < 1.2
+
+
+def test_a_dual_bound_bites_at_high_ratios_of_wrong_rollouts():
+  """The variant above would be void where no ratio reaches it."""
   rollouts = make_rollouts()
-  want, _ = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
-  config = CONFIG._replace(row_length=row_length, microbatch_rows=microbatch_rows)
-  got, _ = one_sgd_step(config, rollouts, REWARD_R, MIXED_R, monkeypatch)
+  _, plain, log_ratio = reference(params_of(), rollouts, REWARD_R, CONFIG)
+  _, bounded, _ = reference(params_of(), rollouts, REWARD_R, varied(CONFIG, dual_clip=1.4))
+  assert bounded['clip_fraction_high'] > plain['clip_fraction_high']
+  assert log_ratio.min() < np.log(0.8) and log_ratio.max() > np.log(1.4)
+
+
+RICH = varied(CONFIG, loss='gspo', clip_low=0.05, clip_high=0.08, aggregate='rollout', tis_cap=1.5,
+              kl_coef=0.3, entropy_coef=0.2, minibatches=2)
+
+
+@slow
+@pytest.mark.parametrize('row_length, microbatch_rows', [(9, 1), (24, 7), (135, 1)])
+@pytest.mark.parametrize('config', [CONFIG, RICH], ids=['grpo', 'rich'])
+def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_rows):
+  """9 is the longest: one rollout a row. 135 holds all in one."""
+  rollouts = make_rollouts()
+  base = base_of(config)
+  want, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
+  config = config._replace(row_length=row_length, microbatch_rows=microbatch_rows)
+  got, recorded, _ = gradient_of(config, rollouts, REWARD_R, base=base)
   assert_close(got, want)
-  # Rollouts without an advantage change nothing, whether they are dropped or kept.
-  kept, _ = one_sgd_step(config, rollouts, REWARD_R, np.ones(len(MIXED_R), bool), monkeypatch)
-  assert_close(kept, want)
+  for name in ('loss', 'tokens_updated', 'policy_entropy', 'clip_fraction_high', 'clip_fraction_low'):
+    assert recorded[name] == pytest.approx(record[name], rel=1e-5), name
+  assert recorded['padding_waste'] != record['padding_waste']
 
 
-def test_rows_beyond_the_rollouts_change_nothing(monkeypatch):
+def test_rollouts_without_an_advantage_change_nothing_whether_dropped_or_kept():
   rollouts = make_rollouts()
-  want, wanted = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
-  got, metrics = one_sgd_step(CONFIG, *padded(rollouts, REWARD_R), np.append(MIXED_R, [False] * 3),
-                              monkeypatch)
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  with mock.patch.object(update, 'pack_mixed', lambda rollouts, reward_R, config: update.pack_rollouts(
+      rollouts, np.ones(len(reward_R), bool), config)):
+    got, recorded, _ = gradient_of(CONFIG, rollouts, REWARD_R)
   assert_close(got, want)
-  assert metrics['tokens_updated'] == wanted['tokens_updated']
-  np.testing.assert_allclose(metrics['loss'], wanted['loss'], rtol=1e-6)
+  assert recorded['tokens_updated'] == rollouts.length_R.sum() > record['tokens_updated']
 
 
-def test_the_leave_one_out_advantage_is_that_of_grpo(monkeypatch):
+@slow
+@pytest.mark.parametrize('remat', [name for name in policy.REMAT if name != 'none'])
+def test_what_is_computed_twice_changes_no_gradient(remat):
   rollouts = make_rollouts()
-  std, _ = one_sgd_step(CONFIG, rollouts, REWARD_R, MIXED_R, monkeypatch)
-  loo, _ = one_sgd_step(CONFIG._replace(advantage='loo'), rollouts, REWARD_R, MIXED_R, monkeypatch)
-  # The first group alone: 'std' divides by 1/2, 'loo' multiplies by 4/3.
-  first_R = MIXED_R & (rollouts.task_R == 0)
-  one = lambda advantage: one_sgd_step(CONFIG._replace(advantage=advantage), rollouts,
-                                       np.where(first_R, REWARD_R, 0), first_R, monkeypatch)[0]
-  assert_close(one('loo'), jax.tree.map(lambda g: g * (4 / 3) / 2, one('std')), 1e-4)
-  with pytest.raises(AssertionError):
-    assert_close(loo, std, 0.1)
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  got, recorded, _ = gradient_of(CONFIG, rollouts, REWARD_R,
+                                 policy_config=dataclasses.replace(POLICY, remat=remat))
+  assert_close(got, want, 1e-6)
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-6)
+
+
+@slow
+def test_bfloat16_is_of_the_computation_alone():
+  rollouts = make_rollouts()
+  policy_config = dataclasses.replace(POLICY, dtype='bfloat16')
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  got, recorded, state = gradient_of(CONFIG, rollouts, REWARD_R, policy_config=policy_config)
+  assert {x.dtype for x in jax.tree.leaves((got, state.params))} == {np.dtype('float32')}
+  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
+  logp_RC = update.logps(params_of(), {}, rollouts, packed, policy_config, CONFIG)
+  assert logp_RC.dtype == jnp.float32
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=0.02)
+  cosine = optax.tree.vdot(got, want) / optax.tree.norm(got) / optax.tree.norm(want)
+  assert 0.99 < cosine < 1 - 1e-7
+
+
+# Adapters.
+
+
+LORA = dataclasses.replace(POLICY, lora_rank=3, lora_alpha=6.0)
+MATRICES = {'q': 'D NH', 'k': 'D KH', 'v': 'D KH', 'o': 'NH D', 'gate': 'D F', 'up': 'D F',
+            'down': 'F D'}
+
+
+def by_the_chain_rule(by_merged, adapters):
+  """Of y = x (W + s A B), s = 6 / 3: dA = s dW B^T and dB = s A^T dW."""
+  gradient = {}
+  for name, letters in MATRICES.items():
+    i, o = letters.split()
+    a, b = (np.asarray(adapters[f'{name}_lora_{x}']) for x in (f'{i}A', f'A{o}'))
+    flat = lambda x, axes: x.reshape(x.shape[0], int(np.prod(x.shape[1:1 + axes])), -1)
+    a_LIA, b_LAO, dw_LIO = (
+        flat(np.asarray(x), n) for x, n in ((a, len(i)), (b, 1), (by_merged[f'{name}_{i}{o}'], len(i))))
+    gradient[f'{name}_lora_{i}A'] = 2 * (dw_LIO @ b_LAO.transpose(0, 2, 1)).reshape(a.shape)
+    gradient[f'{name}_lora_A{o}'] = 2 * (a_LIA.transpose(0, 2, 1) @ dw_LIO).reshape(b.shape)
+  return {'layers': gradient}
+
+
+@pytest.mark.parametrize('changed', [
+    {}, pytest.param({'kl_coef': 0.3}, marks=slow),
+    pytest.param({'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1}, marks=slow)], ids=str)
+def test_adapters_alone_learn_and_by_the_chain_rule(changed):
+  config = varied(CONFIG, b1=0.5, **changed)
+  rollouts = make_rollouts()
+  trained, base = policy.split(LORA, params_of(0, LORA))
+  rng = np.random.default_rng(0)
+  trained = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), trained)
+  before = jax.tree.map(np.array, (trained, base))
+  merged = jax.tree.map(np.array, policy.merge(LORA, trained, base))
+  by_merged, record, _ = reference(merged, rollouts, REWARD_R, config, ref_params=base)
+  state = update.init(trained, jax.random.key(0), config)
+  # No moments of what is not trained.
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  counters = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 0]
+  assert size(state.opt_state) == 2 * size(trained) + size(counters)
+  assert size(counters) <= 16
+  state, measured = update.step(state, rollouts, REWARD_R, base, LORA, config)
+  # Adam's first moment is (1 - b1) g.
+  got = jax.tree.map(lambda m: m / 0.5, state.opt_state[1][0].mu)
+  assert_close(got, by_the_chain_rule(by_merged['layers'], trained['layers']))
+  assert measured[0]['loss'] == pytest.approx(record['loss'], rel=1e-5)
+  assert jax.tree.structure(state.params) == jax.tree.structure(trained)
+  jax.tree.map(lambda x, y: np.testing.assert_array_less(1e-4, np.abs(np.asarray(x) - y).max()),
+               state.params, before[0])
+  jax.tree.map(np.testing.assert_array_equal, base, before[1])
+
+
+# A mesh.
+
+# Sizes that eight devices divide.
+WIDE = dataclasses.replace(POLICY, vocab_size=16, num_heads=8, num_kv_heads=8, hidden_width=32)
+MESHES = [{'data': 8}, {'fsdp': 8}, {'model': 8}, {'data': 2, 'fsdp': 2, 'model': 2}]
+
+
+@slow
+@pytest.mark.parametrize('config', [CONFIG, RICH], ids=['grpo', 'rich'])
+@pytest.mark.parametrize('axes', MESHES, ids=str)
+def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
+  config = config._replace(microbatch_rows=8)
+  rollouts = make_rollouts()
+  params, base = params_of(0, WIDE), base_of(config, WIDE)
+  want, record, _ = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
+                                policy_config=WIDE)
+  mesh = sharding.mesh(**axes)
+  with jax.set_mesh(mesh):
+    got, recorded, state = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
+                                       policy_config=WIDE, mesh=mesh)
+  assert_close(got, want)
+  assert recorded == pytest.approx(record, rel=1e-4, abs=1e-6)
+  # And what is divided before is so afterwards: parameters, and what the optimiser keeps of them.
+  shards = axes.get('fsdp', 1) * axes.get('model', 1)
+  for tree in (state.params, got):
+    for name in ('q_DNH', 'o_NHD', 'gate_DF', 'down_FD'):
+      x = tree['layers'][name]
+      assert {s.data.size for s in x.addressable_shards} == {x.size // shards}, name
+    x = tree['embed_VD']
+    assert {s.data.size for s in x.addressable_shards} == {x.size // shards}
+  assert state.params['layers']['attention_norm_D'].sharding.is_fully_replicated
+
+
+# Mini-batches and epochs.
+
+
+# With momentum, so that an update without a gradient would show; unlike Adam's, its updates are of the
+# gradient's size, so that they forgive the rounding of entries near 0.
+MOMENTUM = optax.sgd(3e-3, momentum=0.9)
+
+
+@pytest.fixture
+def momentum(monkeypatch):
+  monkeypatch.setattr(update, 'optimizer', lambda _: MOMENTUM)
+
+
+def marked(**knobs):
+  """Programs compiled with another optimiser stay with those who asked for it."""
+  return varied(CONFIG, weight_decay=0.25, **knobs)
+
+
+@pytest.mark.parametrize('changed', [
+    {'minibatches': 3, 'epochs': 2},
+    pytest.param({'minibatches': 3, 'epochs': 2, 'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1},
+                 marks=slow),
+    pytest.param({'minibatches': 2, 'epochs': 3, 'tis_cap': 1.2, 'loss': 'gspo'}, marks=slow),
+    pytest.param({'minibatches': 1, 'epochs': 2, 'loss': 'cispo'}, marks=slow)], ids=str)
+def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
+  """Each is of whole tasks at `minibatches` times their weight in the batch, and the old policy is that
+  of before. Of three mini-batches of two mixed tasks one is empty: it moves nothing, no momentum either.
+  """
+  config = marked(**changed)
+  rollouts, base = make_rollouts(), base_of(config)
+  params = params_of()
+  of = lambda params: scored(POLICY, params, rollouts, rows(rollouts), config.temperature)[0]
+  old_RC = of(params) if config.grpo.tis_cap else rollouts.logp_RC
+  all_kept = bool(config.grpo.kl_coef)
+  kept_R = np.ones(len(REWARD_R), bool) if all_kept else MIXED_R
+  length_R = rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R]
+  minibatch_R = pack.assign(rollouts.task_R, length_R, kept_R, minibatches=config.minibatches)
+  opt_state, move = MOMENTUM.init(params), jax.jit(MOMENTUM.update)
+  losses, clipped, tokens = [], 0, 0
+  for _ in range(config.epochs):
+    for u in range(config.minibatches):
+      which_R = minibatch_R == u
+      if not which_R.any():
+        losses.append(0.0)
+        continue
+      gradient, record = minibatch_reference(params, rollouts, config, base, old_RC, which_R)
+      losses.append(record['loss'])
+      clipped += record['clip_fraction_high'] * record['tokens_updated']
+      tokens += record['tokens_updated']
+      updates, opt_state = move(gradient, opt_state, params)
+      params = optax.apply_updates(params, updates)
+  start = params_of()
+  state, measured = update.step(state_of(config), rollouts, REWARD_R, base, POLICY, config)
+  movement = lambda params: jax.tree.map(lambda a, b: np.asarray(a) - b, params, start)
+  assert_close(movement(state.params), movement(params), 1e-4)
+  np.testing.assert_allclose([m['loss'] for m in measured], losses, rtol=1e-4, atol=1e-6)
+  assert int(state.step) == 1
+  assert len(measured) == config.epochs * config.minibatches
+  if not all_kept and config.minibatches == 3:
+    assert [int(m['tokens_updated']) > 0 for m in measured] == [True, True, False] * config.epochs
+    assert_close(state.opt_state[0].trace, opt_state[0].trace, 1e-4)
+  record = update.summarize(measured)
+  assert record['tokens_updated'] == tokens == config.epochs * rollouts.length_R[kept_R].sum()
+  assert record['clip_fraction_high'] == pytest.approx(clipped / tokens, abs=1e-6)
+  # The policy has moved; what is said of the sampler is from before.
+  first_RC = (minibatch_R == 0)[:, None] & (np.arange(C)[None] < rollouts.length_R[:, None])
+  assert record['logp_error'] == pytest.approx(
+      np.abs(np.asarray(of(start)) - rollouts.logp_RC)[first_RC].mean(), rel=1e-4)
+
+
+def minibatch_reference(params, rollouts, config, base, old_RC, which_R):
+  """`reference`, of some rollouts whether they have an advantage or not."""
+  c = config.grpo
+  of = lambda params: scored(POLICY, params, rollouts, rows(rollouts), config.temperature)
+  logp_RC, entropy_RC = of(params)
+  ref_RC = of(base)[0] if base else logp_RC
+  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, REWARD_R, c)
+  scaled = lambda y: np.float32(config.minibatches * which_R[:, None] * y)
+  gradient = pulled_back(POLICY, params, rollouts, rows(rollouts), config.temperature,
+                         scaled(x.by_logp_RC), scaled(x.by_entropy_RC))
+  tokens = rollouts.length_R[which_R].sum()
+  return gradient, {'loss': config.minibatches * x.loss_RC[which_R].sum(), 'tokens_updated': tokens,
+                    'clip_fraction_high': x.high_RC[which_R].sum() / tokens}
+
+
+@slow
+@pytest.mark.parametrize('config', [CONFIG, RICH._replace(minibatches=1)], ids=['grpo', 'rich'])
+def test_the_gradients_of_minibatches_add_up_to_that_of_the_batch(config):
+  rollouts, base = make_rollouts(), base_of(config)
+  whole, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
+  parts, recorded, _ = gradient_of(config._replace(minibatches=3), rollouts, REWARD_R, base=base)
+  assert_close(parts, jax.tree.map(lambda g: 3 * g, whole))
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-5)
+  assert recorded['tokens_updated'] == record['tokens_updated']
+
+
+def test_without_a_mixed_group_nothing_moves(momentum):
+  config = marked(minibatches=3, epochs=2)
+  rollouts = make_rollouts()
+  state, _ = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)  # gives momentum
+  before = jax.tree.map(np.array, (state.params, state.opt_state))
+  state, measured = update.step(state, rollouts, np.ones(len(MIXED_R), np.float32), {}, POLICY, config)
+  jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
+  assert int(state.step) == 2
+  record = update.summarize(measured)
+  assert record['tokens_updated'] == record['loss'] == record['grad_norm'] == 0
+  assert record['ratio_p50'] == 1 and record['padding_waste'] == record['logp_error'] == 0
+
+
+def test_one_program_serves_every_batch(momentum):
+  before = update._step._cache_size()
+  config = marked(minibatches=3, epochs=2)
+  state = state_of(config)
+  budgets = (BUDGET_M, [2, 2, 3, 3, 3, 2], [15, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 12])
+  for seed, budget_M in enumerate(budgets):
+    rollouts = make_rollouts(seed, budget_M)
+    for reward_R in (REWARD_R, np.zeros(len(REWARD_R), np.float32)):
+      state, _ = update.step(state, rollouts, reward_R, {}, POLICY, config)
+  assert update._step._cache_size() <= before + 1
+  assert int(state.step) == 8
+
+
+def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):
+  rollouts = make_rollouts()
+  of = lambda params: np.asarray(
+      scored(POLICY, params, rollouts, rows(rollouts), CONFIG.temperature)[0])
+  # On-policy: the old log-probabilities are the policy's own.
+  rollouts = rollouts._replace(logp_RC=of(params_of()))
+  config = marked(minibatches=3, epochs=2)
+  state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)
+  assert update.summarize(measured[:1])['clip_fraction_high'] == 0
+  assert update.summarize(measured)['logp_error'] < 1e-5
+  change_R = np.sum((of(state.params) - of(params_of()))
+                    * (np.arange(C)[None] < rollouts.length_R[:, None]), axis=1)
+  advantage_R = grpo_test.advantage_by_loops(REWARD_R, rollouts.task_R, len(BUDGET_M), 'std')
+  for task in (0, 5):
+    assert (advantage_R * change_R)[rollouts.task_R == task].sum() > 0.1
+
+
+# What is said of them.
+
+
+def test_summarize_by_hand():
+  """Two updates of 4 and of 6 tokens; the ratios are 1 but for one of e^0.1 in the second."""
+  ratios = np.zeros((2, 241), int)
+  ratios[0, 120], ratios[1, 120] = 4, 5
+  ratios[1, np.searchsorted(update._BOUNDS, 0.1)] = 1
+  first = {'loss': 0.5, 'grad_norm': 2.0, 'tokens_updated': 4, 'clipped_low': 1, 'clipped_high': 0,
+           'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0]}
+  second = {'loss': 1.5, 'grad_norm': 4.0, 'tokens_updated': 6, 'clipped_low': 2, 'clipped_high': 5,
+            'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1]}
+  record = update.summarize([first | {'padding_waste': 0.25}, second])
+  quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
+  assert record == pytest.approx({
+      'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'logp_error': 0.1,
+      'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5, 'policy_entropy': 0.7, 'kl': 0.1,
+      'tis_weight': 0.9})
+  assert {type(x) for x in record.values()} == {float, int}
+  assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
+  assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize('sigma', [0.001, 0.1, 2.0])
+def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
+  log_ratio = np.random.default_rng(0).normal(0.3 * sigma, sigma, 5000).astype(np.float32)
+  count = np.bincount(np.searchsorted(update._BOUNDS, log_ratio), minlength=len(update._BOUNDS) + 1)
+  for name, ratio in update.ratio_quantiles(count).items():
+    exact = np.quantile(log_ratio, int(name[-2:]) / 100, method='inverted_cdf')
+    assert np.log(ratio) == pytest.approx(exact, rel=0.1, abs=1e-4), name
+
+
+def test_padding_waste_is_of_the_rows_computed():
+  """All mixed rollouts fit in rows of 24 tokens; what is computed is whole microbatches of two."""
+  rollouts = make_rollouts()
+  _, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  length_R = (rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R])[MIXED_R]
+  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
+  computed = 24 * 2 * int(packed.first[-1])
+  assert length_R.sum() <= computed < length_R.sum() + 3 * 24
+  assert record['padding_waste'] == pytest.approx(1 - length_R.sum() / computed)
 
 
 # The noise of the gradient.
@@ -198,27 +629,21 @@ def noise_by_loops(score_RG, verdict_R, task_R, sign_M):
 @pytest.mark.parametrize('beyond', [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_noise_equals_a_loop_over_rollouts(beyond):
   rollouts = make_rollouts()
-  params = state_of().params
+  params = params_of()
 
-  def rollout_logps(params):
-    logp_RC = logps(params, rollouts, rows(rollouts), CONFIG.temperature)
-    return jnp.sum(jnp.where(jnp.arange(C)[None] < rollouts.length_R[:, None], logp_RC, 0), axis=1)
-
-  score_R = jax.jit(jax.jacrev(rollout_logps))(params)
-  score_RG = np.concatenate(
-      [np.asarray(x, float).reshape(len(REWARD_R), -1) for x in jax.tree.leaves(score_R)], axis=1)
+  mask_RC = np.arange(C)[None] < rollouts.length_R[:, None]
+  score_RG = np.stack([np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(
+      pulled_back(POLICY, params, rollouts, rows(rollouts), CONFIG.temperature,
+                  np.float32(mask_RC * one_R[:, None]), np.zeros(mask_RC.shape, np.float32)))])
+                       for one_R in np.eye(len(REWARD_R))])
   key = jax.random.key(0)
   sign_M = np.asarray(jax.random.rademacher(key, (len(BUDGET_M),), np.float32))
   assert sign_M[0] != sign_M[5]  # of the mixed groups
   want = noise_by_loops(score_RG, REWARD_R, rollouts.task_R, sign_M)
-  keep_R = MIXED_R
+  reward_R = REWARD_R
   if beyond:
     rollouts, reward_R = padded(rollouts, REWARD_R, beyond)
-    keep_R = np.append(MIXED_R, [False] * beyond)
-  else:
-    reward_R = REWARD_R
-  packed = update.pack_rollouts(rollouts, keep_R, CONFIG)
-  got = update.gradient_noise(params, rollouts, reward_R, packed, key, POLICY, CONFIG)
+  got = update.gradient_noise(params, {}, rollouts, reward_R, key, POLICY, CONFIG)
   assert want[1] > 0
   np.testing.assert_allclose(got, want, rtol=2e-4)
 
@@ -238,9 +663,7 @@ def test_without_two_of_either_outcome_there_is_no_measurement():
   rollouts = make_rollouts()
   verdict_R = np.zeros(len(REWARD_R), np.float32)
   verdict_R[0] = 1
-  packed = update.pack_rollouts(rollouts, rollouts.task_R == 0, CONFIG)
-  got = update.gradient_noise(state_of().params, rollouts, verdict_R, packed, jax.random.key(0),
-                              POLICY, CONFIG)
+  got = update.gradient_noise(params_of(), {}, rollouts, verdict_R, jax.random.key(0), POLICY, CONFIG)
   np.testing.assert_array_equal(got, np.zeros(4))
 
 
@@ -265,7 +688,8 @@ def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
     rollout_BT = jax.lax.dynamic_slice_in_dim(packed.rollout_BT, microbatch * 2, 2)
     logp_BT = rollouts.logp_RC[jnp.maximum(rollout_BT, 0)] @ params
     first_BT = jax.lax.dynamic_slice_in_dim(packed.position_BT, microbatch * 2, 2) == 0
-    return update.Scores(logp_BT, logp_BT, rollout_BT, first_BT & (rollout_BT >= 0))
+    return update.Scores(logp_BT, logp_BT, jnp.maximum(rollout_BT, 0), jnp.zeros_like(rollout_BT),
+                         first_BT & (rollout_BT >= 0))
 
   monkeypatch.setattr(update, 'score', planted)
   config = CONFIG._replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
@@ -276,97 +700,101 @@ def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
     noise_RG = nu ** 0.5 * rng.normal(size=(R, G)) / G ** 0.5
     score_RG = (verdict_R - p_M[task_R])[:, None] * x_MG[task_R] + noise_RG
     rollouts = rollouts._replace(logp_RC=score_RG.astype(np.float32))
-    packed = update.pack_rollouts(rollouts, np.ones(R, bool), config)
     total += np.asarray(update.gradient_noise(
-        np.zeros(G, np.float32), rollouts, verdict_R, packed, jax.random.key(step), POLICY, config))
+        np.zeros(G, np.float32), {}, rollouts, verdict_R, jax.random.key(step), POLICY, config))
   signal, signal_scale, noise, noise_scale = total
   assert signal / signal_scale == pytest.approx(1, rel=0.25)
   assert noise / noise_scale == pytest.approx(nu, rel=0.1)
 
 
-def test_without_a_mixed_group_nothing_moves():
-  state = state_of()
+# Imitation, the optimiser, knobs.
+
+
+def test_imitate_is_maximum_likelihood():
   rollouts = make_rollouts()
-  packed = update.pack_rollouts(rollouts, MIXED_R, CONFIG)
-  state, _ = update.step(state, rollouts, REWARD_R, packed, POLICY, CONFIG)  # gives momentum
-  before = jax.tree.map(np.array, (state.params, state.opt_state))
-  none = update.pack_rollouts(rollouts, np.zeros(len(MIXED_R), bool), CONFIG)
-  state, metrics = update.step(state, rollouts, np.ones(len(MIXED_R), np.float32), none, POLICY,
-                               CONFIG)
-  jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
-  assert int(state.step) == 2
-  assert metrics['tokens_updated'] == metrics['loss'] == metrics['grad_norm'] == 0
-
-
-def test_one_program_serves_every_packing():
-  update.step.clear_cache()
-  state = state_of()
-  rollouts = make_rollouts()
-  for keep_R in (MIXED_R, ~MIXED_R, np.ones(len(MIXED_R), bool)):
-    packed = update.pack_rollouts(rollouts, keep_R, CONFIG)
-    state, _ = update.step(state, rollouts, REWARD_R, packed, POLICY, CONFIG)
-  assert update.step._cache_size() == 1
-
-
-def test_a_step_raises_what_was_right_and_lowers_what_was_wrong():
-  rollouts = make_rollouts()
-  state = state_of(CONFIG._replace(learning_rate=1e-3))
   mask_RC = np.arange(C)[None] < rollouts.length_R[:, None]
-  logp = lambda params: np.array(
-      [x[mask].mean() for x, mask in zip(
-          np.asarray(logps(params, rollouts, rows(rollouts), CONFIG.temperature)), mask_RC)][:4])
-  # On-policy: the old log-probabilities are the policy's own.
-  rollouts.logp_RC[:] = logps(state.params, rollouts, rows(rollouts), CONFIG.temperature)
-  before = logp(state.params)
-  packed = update.pack_rollouts(rollouts, MIXED_R, CONFIG)
-  state, metrics = update.step(state, rollouts, REWARD_R, packed, POLICY, CONFIG)
-  assert metrics['clip_fraction'] == 0
-  change_R = logp(state.params) - before
-  assert change_R[REWARD_R[:4] == 1].mean() > change_R[REWARD_R[:4] == 0].mean()
+  logp_RC, _ = scored(POLICY, params_of(), rollouts, rows(rollouts), CONFIG.temperature)
+  gradient = pulled_back(POLICY, params_of(), rollouts, rows(rollouts), CONFIG.temperature,
+                         np.float32(mask_RC / -mask_RC.sum()), np.zeros(mask_RC.shape, np.float32))
+  with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
+    # As a warm start's: of a batch's mini-batches it knows nothing.
+    config = CONFIG._replace(minibatches=4, weight_decay=0.125)
+    state, measured = update.imitate(state_of(config), rollouts, POLICY, config)
+  np.testing.assert_allclose(measured['loss'], -np.asarray(logp_RC)[mask_RC].mean(), rtol=1e-5)
+  np.testing.assert_allclose(measured['grad_norm'], optax.tree.norm(gradient), rtol=1e-5)
+  assert_close(state.opt_state[0].trace, gradient)
+  assert int(state.step) == 1
 
 
-def test_imitate_is_maximum_likelihood(monkeypatch):
-  monkeypatch.setattr(update, 'optimizer', lambda config: optax.sgd(1.0))
-  rollouts = make_rollouts()
-  config = CONFIG._replace(temperature=1.0, weight_decay=0.125)  # as above
-  state = state_of(config)
-  params = jax.tree.map(jnp.copy, state.params)
-
-  def nll(params):
-    logp_RC = logps(params, rollouts, rows(rollouts), 1.0)
-    return -sum(jnp.sum(logp_RC[r, :n]) for r, n in enumerate(rollouts.length_R)
-                ) / rollouts.length_R.sum()
-
-  loss, gradient = jax.jit(jax.value_and_grad(nll))(params)
-  packed = update.pack_rollouts(rollouts, np.ones(len(MIXED_R), bool), config)
-  state, metrics = update.imitate(state, rollouts, packed, POLICY, config)
-  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
-  assert_close(jax.tree.map(lambda a, b: np.asarray(a - b), params, state.params), gradient)
+def rates(config, steps):
+  """The size of Adam's first updates under a constant gradient is the rate."""
+  tx = update.optimizer(config)
+  opt_state, sizes = tx.init(jnp.zeros(1)), []
+  for _ in range(steps):
+    updates, opt_state = tx.update(jnp.ones(1), opt_state, jnp.zeros(1))
+    sizes.append(-float(updates[0]))
+  return sizes
 
 
-def test_the_learning_rate_warms_up_stays_or_decays():
-  def rates(config, steps):
-    """The size of Adam's first updates under a constant gradient is the rate."""
-    tx = update.optimizer(config)
-    opt_state, sizes = tx.init(jnp.zeros(1)), []
-    for _ in range(steps):
-      updates, opt_state = tx.update(jnp.ones(1), opt_state, jnp.zeros(1))
-      sizes.append(-float(updates[0]))
-    return sizes
+@pytest.mark.parametrize('changed, want', [
+    ({}, [1, 1, 1]),
+    ({'warmup_steps': 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+    ({'warmup_steps': 3, 'schedule': 'linear', 'decay_steps': 7},
+     [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0, 0]),
+    ({'schedule': 'linear', 'decay_steps': 4, 'final_rate': 0.2}, [1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+    ({'warmup_steps': 1, 'schedule': 'cosine', 'decay_steps': 5},
+     [0.5, 1, (1 + 0.5 ** 0.5) / 2, 0.5, (1 - 0.5 ** 0.5) / 2, 0, 0]),
+    ({'schedule': 'cosine', 'decay_steps': 2, 'final_rate': 0.5}, [1, 0.75, 0.5, 0.5]),
+])
+def test_the_learning_rate_warms_up_then_stays_or_falls(changed, want):
+  config = CONFIG._replace(learning_rate=1.0, **changed)
+  np.testing.assert_allclose(rates(config, len(want)), want, rtol=1e-4, atol=1e-6)
+  schedule = update.learning_rate(config)
+  np.testing.assert_allclose([schedule(i) for i in range(len(want))], want, rtol=1e-5, atol=1e-6)
 
-  config = CONFIG._replace(learning_rate=1.0, warmup_steps=3)
-  np.testing.assert_allclose(rates(config, 5), [0.25, 0.5, 0.75, 1, 1], rtol=1e-4)
-  np.testing.assert_allclose(rates(config._replace(decay_steps=7), 8),
-                             [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0], rtol=1e-4, atol=1e-6)
+
+def test_weight_decay_is_of_matrices():
+  policy_config = dataclasses.replace(POLICY, qkv_bias=True, tie_embeddings=False)
+  names = jax.eval_shape(lambda key: policy.init(policy_config, key), jax.random.key(0))
+  params = jax.tree.map(lambda _: jnp.ones(1), names)
+  tx = update.optimizer(CONFIG._replace(learning_rate=0.5, weight_decay=0.1))
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  flat = {**updates.pop('layers'), **updates}
+  spared = {name for name, x in flat.items() if not np.any(x)}
+  assert spared == {'attention_norm_D', 'mlp_norm_D', 'norm_D', 'q_norm_H', 'k_norm_H', 'q_bias_NH',
+                    'k_bias_KH', 'v_bias_KH'}
+  for name in set(flat) - spared:
+    np.testing.assert_allclose(flat[name], -0.05, rtol=1e-6)
+
+
+def test_gradients_are_scaled_down_to_a_norm():
+  """Adam's first update of a gradient g is g / (|g| + eps): here of one of norm 1, with eps 1."""
+  tx = update.optimizer(CONFIG._replace(learning_rate=1.0, max_grad_norm=1.0, eps=1.0))
+  params = {'w_DD': jnp.zeros((1, 2))}
+  updates, _ = tx.update({'w_DD': jnp.array([[3.0, 4.0]])}, tx.init(params), params)
+  np.testing.assert_allclose(updates['w_DD'], [[-0.6 / 1.6, -0.8 / 1.8]], rtol=1e-5)
 
 
 @pytest.mark.parametrize('changed, named', [
     ({'learning_rate': -1.0}, 'learning_rate=-1.0 is below 0'),
+    ({'weight_decay': -1.0}, 'weight_decay=-1.0 is below 0'),
+    ({'warmup_steps': -1}, 'warmup_steps=-1 is below 0'),
+    ({'final_rate': -0.5}, 'final_rate=-0.5 is below 0'),
+    ({'eps': -1e-8}, 'eps=-1e-08 is below 0'),
     ({'microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
-    ({'clip_low': float('nan')}, 'clip_low=nan'),
+    ({'epochs': 0}, 'epochs=0 is below 1'),
+    ({'minibatches': 0}, 'minibatches=0 is below 1'),
+    ({'b1': 1.0}, r'b1=1.0 is not in \[0, 1\)'),
+    ({'b2': -0.1}, r'b2=-0.1 is not in \[0, 1\)'),
     ({'max_grad_norm': 0.0}, 'max_grad_norm=0.0 must be above 0'),
-    ({'advantage': 'max'}, r"grpo.advantage='max' is not one of \('std', 'loo'\)"),
+    ({'temperature': 0.0}, 'temperature=0.0 must be above 0'),
+    ({'schedule': 'step'}, r"schedule='step' is not one of \('constant', 'linear', 'cosine'\)"),
+    ({'schedule': 'linear', 'warmup_steps': 5, 'decay_steps': 5},
+     "decay_steps=5 must be above warmup_steps=5 with schedule='linear'"),
+    ({'clip_low': float('nan')}, 'clip_low=nan'),
+    ({'advantage': 'max'}, r"grpo.advantage='max' is not one of \('std', 'loo', 'mean'\)"),
 ])
 def test_bad_config(changed, named):
+  update.check(CONFIG)
   with pytest.raises(ValueError, match=named):
-    update.check(CONFIG._replace(**changed))
+    update.check(varied(CONFIG, **changed))

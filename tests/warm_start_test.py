@@ -9,9 +9,9 @@ from kr_jax import policy
 from kr_jax import sample
 from kr_jax import tokenizer
 from kr_jax import types
-from kr_jax import update
 from kr_jax import warm_start
 from kr_jax.tokenizer import STOP
+from tests import knobs
 
 TOKENIZER = tokenizer.Characters('abc')
 SAMPLE = sample.Config(slots=8, refill=1, prompt_length=3, completion_length=4, temperature=1.0)
@@ -40,12 +40,11 @@ def test_the_stage_learns_its_solutions(tmp_path):
   config = policy.Config(
       vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,
       hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
-      tie_embeddings=True, dtype='float32')
+      tie_embeddings=True, dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
   tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
-  stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=update.Config(
-      learning_rate=3e-2, warmup_steps=2, decay_steps=100, weight_decay=0.0, max_grad_norm=1.0,
-      row_length=14, microbatch_rows=1, clip_low=0.2, clip_high=0.2, advantage='std',
-      temperature=1.0))
+  stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=knobs.updates(
+      learning_rate=3e-2, schedule='linear', warmup_steps=2, decay_steps=100, row_length=14,
+      microbatch_rows=1))
   params = warm_start.run(
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
       stage, str(tmp_path), seed=0, stopping=lambda: False)

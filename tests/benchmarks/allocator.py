@@ -21,19 +21,16 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import pathlib
-import platform
 import sys
 import time
 
-import jax
 import numba
 import numpy as np
 from tqdm import tqdm
 
 from kr_jax import allocate
 from kr_jax import value as value_lib
+from tests.benchmarks import machine
 
 LOW, HIGH = 2, 128
 MOST_TASKS = 2048  # above it the programs would take minutes to hours
@@ -166,14 +163,6 @@ def show(figures: dict) -> None:
       print(line.rstrip())
 
 
-def machine() -> str:
-  cpus = pathlib.Path('/proc/cpuinfo')
-  names = [line.split(':')[1].strip() for line in cpus.read_text().splitlines()
-           if line.startswith('model name')] if cpus.exists() else []
-  return (f'{(names or [platform.processor()])[0]} {platform.machine()}, {os.cpu_count()} cores, '
-          f'jax {jax.__version__} on {jax.devices()[0].device_kind}, numba {numba.__version__}')
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,11 +175,12 @@ def main() -> None:
               for n, tasks in zip(rounds, args.sizes))
   with tqdm(total=times, file=sys.stderr) as progress:
     sizes = [measure(tasks, n, progress) for tasks, n in zip(args.sizes, rounds)]
-  print(machine())
+  ran_on = f'{machine.describe()}, numba {numba.__version__}'
+  print(ran_on)
   for figures in sizes:
     show(figures)
   if args.json:
-    print(json.dumps({'machine': machine(), 'sizes': sizes}))
+    print(json.dumps({'machine': ran_on, 'sizes': sizes}))
 
 
 if __name__ == '__main__':
