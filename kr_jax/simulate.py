@@ -213,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
   made['learning'].add_argument(
       '--method', nargs='+', default=list(METHODS), metavar='ESTIMATE:VALUE[:NU]:ADVANTAGE',
       help=f'what to compare with {worlds.BASELINE}: uniform:ADVANTAGE, or an estimate of '
-      f'{estimate.ESTIMATES}, a value of {tuple(value_lib.VALUES)}, and an advantage, std or loo')
+      f'{estimate.ESTIMATES}, a value of {tuple(value_lib.VALUES)}, and an advantage, std, loo or mean')
   made['learning'].add_argument('--start', nargs=2, type=float, action='append',
                                 metavar=('MEAN', 'SD'), default=argparse.SUPPRESS,
                                 help=f'of the start logits; may be repeated (default: {STARTS})')

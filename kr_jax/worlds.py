@@ -190,7 +190,7 @@ class Method(NamedTuple):
   estimate: str  # 'uniform', which needs none, or a name in estimate.ESTIMATES
   value: str
   nu: float
-  advantage: str  # 'std' or 'loo'
+  advantage: str  # in grpo.ADVANTAGES
 
 
 class LearningSetup(NamedTuple):

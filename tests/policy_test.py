@@ -192,7 +192,8 @@ def random_adapters(config, seed=1):
   return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), trained), base
 
 
-@pytest.mark.parametrize('config', [LORA, dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=1.5)],
+@pytest.mark.parametrize('config', [
+    LORA, pytest.param(dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=1.5), marks=pytest.mark.slow)],
                          ids=['qwen', 'llama'])
 def test_merged_adapters_give_the_logits_of_joined_ones(config):
   trained, base = random_adapters(config)

@@ -73,7 +73,8 @@ def test_rollouts_equal_the_naive_sampler(params, temperature):
 
 
 @pytest.mark.parametrize('slots, refill', [
-    pytest.param(1, 1, marks=pytest.mark.slow), (3, 1), (3, 3), (16, 5), (64, 1)])
+    pytest.param(1, 1, marks=pytest.mark.slow),
+    pytest.param(3, 1, marks=pytest.mark.slow), (3, 3), (16, 5), (64, 1)])
 def test_rollouts_do_not_depend_on_slots(params, slots, refill):
   want = run(params, [4, 1, 11])
   got = run(params, [4, 1, 11], CONFIG._replace(slots=slots, refill=refill))

@@ -190,9 +190,9 @@ def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
       k: v for k, v in last.items() if k != 'step'}
 
 
-def test_presets_of_the_loss(data_dir):
+def test_presets_of_the_loss():
   for preset, knobs in grpo.PRESETS.items():
-    loss = train.prepare(config_of(data_dir, grpo__preset=preset)).update.grpo
+    loss = train._loss(config_of('', grpo__preset=preset))
     assert all(getattr(loss, name) == x for name, x in knobs.items())
 
 
@@ -258,7 +258,7 @@ def test_a_longer_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, data_
   assert_same_run(tmp_path, finished, data_dir)
 
 
-@pytest.mark.parametrize('step', [pytest.param(1, marks=slow), 2, pytest.param(3, marks=slow)])
+@pytest.mark.parametrize('step', [pytest.param(n, marks=slow) for n in (1, 2, 3)])
 def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   with monkeypatch.context() as patch:
     send_sigterm_in(patch, update, 'step', step)
@@ -279,6 +279,7 @@ def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, m
   assert records(tmp_path / 'warm_start') == records(os.path.join(finished, 'warm_start'))
 
 
+@slow
 def test_a_kill_repeats_the_steps_after_the_last_checkpoint(finished, tmp_path, data_dir):
   """What a kill at step 3 leaves: the checkpoint of step 2, and half a record."""
   workdir = tmp_path / 'killed'

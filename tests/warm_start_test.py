@@ -36,6 +36,7 @@ def test_solutions_that_do_not_fit(solution):
     warm_start.solutions([task(0, 'a', solution)], TOKENIZER, SAMPLE)
 
 
+@pytest.mark.slow
 def test_the_stage_learns_its_solutions(tmp_path):
   config = policy.Config(
       vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,

@@ -116,8 +116,8 @@ def test_bad_static_options_are_named(change, match):
 
 @pytest.mark.parametrize('kind', grpo.ADVANTAGES)
 def test_the_expected_gradient_over_all_outcomes(kind):
-  """A task pushes along x_i by N p (1-p) with 'loo', N > 1, and by N E[sqrt(K/N (1 - K/N))] with
-  'std'."""
+  """A task pushes along x_i by N p (1-p) with 'loo', N > 1, by (N - 1) p (1-p) with 'mean', and by
+  N E[sqrt(K/N (1 - K/N))] with 'std'."""
   p_M, budget_M = np.array([0.2, 0.7, 0.5]), np.array([3, 4, 1])
   feature_MD = np.array([[1.0, 0], [0.5, -1], [3, 3]])
   task_R = np.repeat(np.arange(3), budget_M)
@@ -128,6 +128,8 @@ def test_the_expected_gradient_over_all_outcomes(kind):
     gradient_D += probability * worlds.gradient(feature_MD, p_M, reward_R, task_R, kind, np.zeros(2))
   if kind == 'loo':
     push_M = [3 * 0.16, 4 * 0.21, 0]
+  elif kind == 'mean':
+    push_M = [2 * 0.16, 3 * 0.21, 0]
   else:
     k = np.arange(5)
     root = lambda N: np.sqrt(k[:N + 1] / N * (1 - k[:N + 1] / N))

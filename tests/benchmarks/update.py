@@ -131,9 +131,11 @@ def measure(peer: str | None, repeats: int, microbatch_rows: int) -> dict:
   if peer:
     ratio, ratio_range = spread(rounds['peer', 'full'] / rounds['ours', 'full'])
     peer_half, _ = spread(rounds['peer', 'half'] / rounds['peer', 'full'])
+    ratio_half, _ = spread(rounds['peer', 'half'] / rounds['ours', 'half'])
     figures |= {
         'peer_s': median['peer', 'full'], 'peer_tokens_per_s': tokens / median['peer', 'full'],
         'ratio': ratio, 'ratio_range': ratio_range, 'peer_half_ratio': peer_half,
+        'ratio_half': ratio_half,
         'peer': {k: v for k, v in sides['peer'].close().items() if 'seconds' not in k}}
   return figures
 
@@ -152,7 +154,8 @@ def main() -> None:
         'GFLOP/s; half of the groups constant: {half_ratio:.2f} of the time'.format(**figures))
   if args.peer:
     print('Tunix: {peer_s:.2f} s, {peer_tokens_per_s:,.0f} tokens/s, half constant: {peer_half_ratio:.2f}; '
-          'ours is {ratio:.2f} times as fast ({ratio_range[0]:.2f}..{ratio_range[1]:.2f})'
+          'ours is {ratio:.2f} times as fast ({ratio_range[0]:.2f}..{ratio_range[1]:.2f}), with half constant '
+          '{ratio_half:.2f}'
           .format(**figures))
   if args.json:
     print(json.dumps({'machine': machine.describe(), **figures}))
