@@ -44,7 +44,7 @@ def base() -> ml_collections.ConfigDict:
   c.policy.qkv_bias = False
   c.policy.tie_embeddings = True
   c.policy.dtype = 'float32'  # of the computation: float32 or bfloat16
-  c.policy.remat = 'none'  # what training computes twice to save memory: 'none', 'dots', 'attention', 'full'
+  c.policy.remat = 'none'  # what training saves memory by: 'none', 'dots', 'attention', 'full'
   c.policy.lora_rank = 0  # of adapters, which alone are trained then; 0: all is trained
   c.policy.lora_alpha = 16.0  # adapters are scaled by lora_alpha / lora_rank
 

@@ -1,7 +1,7 @@
 """Group-relative advantages and the family of clipped policy losses.
 
     advantage    A_r = (reward_r - mean_g) / (std_g + eps)      'std',   g = task_R[r]
-                       (reward_r - mean_g) N_g / (N_g - 1)      'loo',   the mean of the others as baseline
+                       (reward_r - mean_g) N_g / (N_g - 1)      'loo': less the mean of the others
                         reward_r - mean_g                       'mean'
     ratio        w_t = exp(logp_t - old_logp_t)                 'grpo', 'cispo'
                        exp(mean over the rollout's tokens of logp - old_logp)    'gspo'

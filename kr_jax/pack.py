@@ -22,7 +22,7 @@ class Packed(NamedTuple):
 
   rollout_BT: np.ndarray  # int32, which rollout a token belongs to; -1 is padding
   position_BT: np.ndarray  # int32, its position in the rollout's prompt and completion
-  first: np.ndarray  # int32 [minibatches + 1], the first microbatch of each mini-batch; the last is their end
+  first: np.ndarray  # int32 [minibatches + 1], the first microbatch of each mini-batch, and their end
 
 
 def segments_per_row(longest: int, row_length: int) -> int:

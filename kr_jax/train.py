@@ -81,8 +81,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
                                 temperature=config.sample.temperature)
   imitate_config = update_config._replace(
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
-      schedule='linear', decay_steps=max(config.warm_start.num_steps, config.warm_start.warmup_steps + 1),
-      final_rate=0.0, temperature=1.0)
+      schedule='linear' if config.warm_start.num_steps else 'constant',
+      decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
   rewards.check(**config.rewards)
   for checked in (sample_config, evaluate_config):
     sample.check(checked)
@@ -130,6 +130,9 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
     x = (config[section] if section else config)[knob]
     if x < low:
       raise ValueError(f'{name}={x} is below {low}')
+  if 0 < config.warm_start.num_steps <= config.warm_start.warmup_steps:
+    raise ValueError(f'warm_start.num_steps={config.warm_start.num_steps} must be 0 or above '
+                     f'warm_start.warmup_steps={config.warm_start.warmup_steps}')
   if not config.sample.temperature > 0:
     raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
                      'rollouts of a greedy policy are all the same')

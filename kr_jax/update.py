@@ -281,8 +281,7 @@ def _step(state: types.TrainState, base: Any, experience: Experience, packed: pa
     s = score(policy_config, policy.join(policy_config, trained, base), rollouts, packed, i, config)
     return _loss(s, experience, config.grpo)
 
-  state, measured = _update(state, loss_and_counts, packed.first[u], packed.first[u + 1], config)
-  return state, measured
+  return _update(state, loss_and_counts, packed.first[u], packed.first[u + 1], config)
 
 
 def _loss(s: Scores, experience: Experience, config: grpo.Config) -> tuple[Array, dict[str, Array]]:

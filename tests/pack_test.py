@@ -248,4 +248,5 @@ def test_little_is_padding_where_lengths_are_log_normal():
     length_R = 64 + np.minimum(256 * np.exp(rng.normal(size=512)), 2048).astype(np.int32)
     packed = packed_of(length_R, np.zeros(512, int), 2048 + 64, shape)
     wasted.append(pack.waste(packed, 2))
-  assert max(wasted) <= 0.05, wasted
+  print(f'mean {np.mean(wasted):.3f}, most {max(wasted):.3f}')
+  assert max(wasted) <= 0.05

@@ -121,13 +121,19 @@ def test_the_update_compiles(topology):
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 4}, {'fsdp': 4}, {'model': 2, 'data': 2}], ids=str)
 def test_the_update_compiles_on_a_mesh(axes):
-  alone, state = update_for('v5e:2x2', POLICY, UPDATE, P)
-  program, _ = update_for('v5e:2x2', POLICY, UPDATE, P, **axes)
-  saved = (alone.memory_analysis().argument_size_in_bytes
-           - program.memory_analysis().argument_size_in_bytes)
-  of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state._replace(key=())))
-  if 'data' not in axes:  # all but norms stands on one chip only; some is padded to whole tiles
-    assert saved > 0.65 * of_state
+  """And leaves parameters and moments parted by the table, none of them whole on every chip."""
+  program, state = update_for('v5e:2x2', POLICY, UPDATE, P, **axes)
+  mesh = sharding.mesh(devices('v5e:2x2'), **axes)
+  found, _ = program.output_shardings
+  wanted = sharding.of(mesh, state)
+  whole = set()
+  for (path, x), found, wanted in zip(
+      jax.tree_util.tree_leaves_with_path(state), *map(jax.tree.leaves, (found, wanted)), strict=True):
+    assert found.is_equivalent_to(wanted, x.ndim), path
+    if found.is_fully_replicated and x.size > 2048:
+      whole.add(path)
+  # Rows are spread over 'data', and nothing else is.
+  assert bool(whole) == (axes == {'data': 4})
 
 
 @pytest.mark.slow
@@ -144,5 +150,6 @@ def test_temporaries_of_the_update_grow_linearly_with_the_row(remat):
     largest.append(max(math.prod(map(int, shape.split(','))) for shape in shapes))
   print(remat, temporaries, largest)
   assert largest[1] <= 2 * largest[0] and largest[2] == 2 * largest[1]
-  # Somewhat more than double, as of short rows more stays in VMEM, which is not counted.
-  assert all(long <= 2.3 * short for short, long in zip(temporaries, temporaries[1:]))
+  # What is kept in VMEM is not counted, and of short rows that is more: so much can come on top.
+  vmem = 128 * 2**20
+  assert all(long <= 2 * (short + vmem) for short, long in zip(temporaries, temporaries[1:]))

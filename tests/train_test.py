@@ -149,7 +149,8 @@ def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_
 @slow
 def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
   """Two passes of two mini-batches; stopped and gone on with; nothing compiles from step two on."""
-  knobs = {'policy__lora_rank': 4, 'policy__width': 128, 'policy__hidden_width': 512, 'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01,
+  knobs = {'policy__lora_rank': 4, 'policy__width': 128, 'policy__hidden_width': 512,
+           'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01,
            'grpo__tis_cap': 2.0, 'grpo__dual_clip': 3.0, 'grpo__weight': 'task',
            'grpo__aggregate': 'rollout', 'optimizer__minibatches': 2, 'optimizer__epochs': 2,
            'optimizer__learning_rate': 3e-2, 'optimizer__schedule': 'cosine',
@@ -371,6 +372,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'rewards__verifier': 'none'}, "rewards.verifier='none' is not one of"),
     ({'rewards__timeout_s': 0.0}, 'rewards.timeout_s=0.0 must be above 0'),
     ({'warm_start__per_step': 10_000}, 'warm_start.per_step=10000'),
+    ({'warm_start__warmup_steps': 4}, 'warm_start.num_steps=4 must be 0 or above'),
 ])
 def test_bad_input_is_refused_before_anything_is_computed(
     tmp_path, data_dir, monkeypatch, knobs, named):

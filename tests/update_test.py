@@ -413,6 +413,16 @@ def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
   assert state.params['layers']['attention_norm_D'].sharding.is_fully_replicated
 
 
+def test_an_optimiser_begins_where_its_parameters_are():
+  mesh = sharding.mesh(fsdp=4, model=2)
+  params = params_of(0, WIDE)
+  with jax.set_mesh(mesh):
+    state = update.init(jax.device_put(params, sharding.of(mesh, params)), jax.random.key(0), CONFIG)
+  for x, wanted in zip(jax.tree.leaves(state.opt_state),
+                       jax.tree.leaves(sharding.of(mesh, state.opt_state)), strict=True):
+    assert x.sharding.is_equivalent_to(wanted, x.ndim)
+
+
 # Mini-batches and epochs.
 
 

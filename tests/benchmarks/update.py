@@ -5,7 +5,10 @@
 
 4 layers of width 256, ffn 768, 4 heads, vocabulary 1024, float32; 16 tasks of 8 rollouts of 64 + 64
 tokens, all with a gradient. Once more with half of the groups at equal rewards, which have none.
-PYTHON comes from an environment of its own:  python -m venv DIR && DIR/bin/pip install google-tunix==0.1.7
+PYTHON comes from an environment of its own:
+
+    python -m venv DIR && DIR/bin/pip install google-tunix==0.1.7
+
 Both sides update in turn, so that a machine's noise meets both; of times the medians are given, of
 ratios the median over the rounds and its range. Tunix takes the fastest of four microbatches.
 
@@ -150,12 +153,13 @@ def main() -> None:
   args = parser.parse_args()
   figures = measure(args.peer, args.repeats, args.microbatch_rows)
   print(machine.describe())
-  print('{ours_s:.2f} s an update, {ours_tokens_per_s:,.0f} tokens/s, {ours_gflops:.0f} of {peak_gflops:.0f} '
-        'GFLOP/s; half of the groups constant: {half_ratio:.2f} of the time'.format(**figures))
+  print('{ours_s:.2f} s an update, {ours_tokens_per_s:,.0f} tokens/s, {ours_gflops:.0f} of '
+        '{peak_gflops:.0f} GFLOP/s; half of the groups constant: {half_ratio:.2f} of the time'
+        .format(**figures))
   if args.peer:
-    print('Tunix: {peer_s:.2f} s, {peer_tokens_per_s:,.0f} tokens/s, half constant: {peer_half_ratio:.2f}; '
-          'ours is {ratio:.2f} times as fast ({ratio_range[0]:.2f}..{ratio_range[1]:.2f}), with half constant '
-          '{ratio_half:.2f}'
+    print('Tunix: {peer_s:.2f} s, {peer_tokens_per_s:,.0f} tokens/s, half constant: '
+          '{peer_half_ratio:.2f}; ours is {ratio:.2f} times as fast ({ratio_range[0]:.2f}..'
+          '{ratio_range[1]:.2f}), with half constant {ratio_half:.2f}'
           .format(**figures))
   if args.json:
     print(json.dumps({'machine': machine.describe(), **figures}))

@@ -367,9 +367,9 @@ def test_temporaries_are_a_twentieth_of_those_of_plain_logits():
   """On one v5e, whose memory the plain logits exceed: they are compiled for v5p."""
   temporaries = lambda program: program.memory_analysis().temp_size_in_bytes
   plain = temporaries(compile_for('v5p:2x2x1', function=reference.token_logprob, **LARGE))
-  assert plain > 9.3e9
-  assert 20 * temporaries(compile_for('v5e:2x2', **LARGE)) < 9.3e9
-  assert 20 * temporaries(compile_for('v5e:2x2', (1, 1, 1), **LARGE)) < 9.3e9
+  ours = [temporaries(compile_for('v5e:2x2', sizes, **LARGE)) for sizes in (None, (1, 1, 1))]
+  print(plain, ours)
+  assert 20 * max(ours) < 9.3e9 < plain
 
 
 @pytest.mark.slow
