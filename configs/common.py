@@ -96,8 +96,10 @@ def base() -> ml_collections.ConfigDict:
   c.optimizer.max_grad_norm = 1.0  # global norm above which gradients are scaled down
 
   c.pack = ml_collections.ConfigDict()
-  c.pack.row_length = 128  # tokens of a packed row, at least prompt_length + completion_length
-  c.pack.microbatch_rows = 16  # B, rows whose gradient is taken at once
+  c.pack.row_length = 128  # places of a row, at least prompt_length + completion_length - 1
+  c.pack.microbatch_rows = 16  # rows whose gradient is taken at once
+  c.pack.distinct = 0.0  # share of their tokens that are computed, as groups share prompts; 1: all, none
+  # is shared; 0: what full lengths give, and 1 where that is above 0.75
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.every = 25  # steps; 0: only before the first and after the last

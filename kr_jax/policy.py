@@ -8,7 +8,7 @@ embeddings. Rotary positions are split in halves, as in the published checkpoint
 float32 and stacked over layers; layers are scanned, so compile time does not grow with depth.
 
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
-dicts of arrays), and pure functions read them: `hidden` reads packed rows, `output_matrix` is what
+dicts of arrays), and pure functions read them: `hidden` reads packed tokens, `output_matrix` is what
 turns it into logits, `prefill` reads prompts into a cache, `decode` extends every slot of a cache by
 one token.
 
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kr_jax import sharding
+from kr_jax import types
 from kr_jax.types import Array
 
 # What the backward pass of a layer finds in memory; the rest is computed again.
@@ -151,6 +152,13 @@ def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Ar
   rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, None, 'model')
   return jax.shard_map(_splash, in_specs=(heads, heads, heads, rows), out_specs=heads,
                        check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+
+
+def _take(x_BTNH: Array, index: Array, shards: int) -> Array:
+  """Of each shard's tokens, in whatever rows, those at `index`, in the rows of the index."""
+  of_shard = x_BTNH.reshape(shards, -1, *x_BTNH.shape[2:])
+  taken = jax.vmap(lambda x, i: x[i])(of_shard, index.reshape(shards, -1))
+  return taken.reshape(*index.shape, *x_BTNH.shape[2:])
 
 
 def _splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
@@ -278,8 +286,8 @@ def init(config: Config, key: Array) -> Any:
   return nnx.to_pure_dict(nnx.state(Policy(config, rngs=nnx.Rngs(key))))
 
 
-def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, segment_BT: Array
-           ) -> Array:
+def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, segment_BT: Array,
+           rows: types.Rows | None = None) -> Array:
   """What the output matrix turns into next-token logits, of rows that may hold several sequences.
 
   Args:
@@ -287,6 +295,7 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
     position_BT: position of each token in its sequence.
     segment_BT: int32, the sequence each token belongs to; a token sees the tokens before it in its
       row that have its own number.
+    rows: those that attention reads, where it shall not read these; segment_BT is not looked at then.
 
   Returns:
     hidden_BTD, in the dtype of the computation.
@@ -295,10 +304,17 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
     ValueError: rows whose length the TPU's attention kernel does not take.
   """
   module, graphdef, layers = _merge(config, params)
+  B = token_BT.shape[0]
 
   def layer(x_BTD, params):
     block = nnx.merge(graphdef, params)
-    return block.add(x_BTD, _attend_segments(*block.qkv(x_BTD, position_BT), segment_BT)), None
+    qkv = block.qkv(x_BTD, position_BT)
+    if rows is None:
+      context_BTNH = _attend_segments(*qkv, segment_BT)
+    else:
+      context_GSNH = _attend_segments(*(_take(x, rows.source_GS, B) for x in qkv), rows.segment_GS)
+      context_BTNH = _take(context_GSNH, rows.place_BT, B)
+    return block.add(x_BTD, context_BTNH), None
 
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)

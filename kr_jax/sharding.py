@@ -11,6 +11,7 @@ the XLA partitioner does the rest; without a mesh all stands on one device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -60,6 +61,12 @@ def constrain_rows(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def row_shards() -> int:
+  """Over how many devices the rows of a microbatch are spread."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def platform() -> str:

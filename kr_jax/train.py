@@ -31,7 +31,6 @@ from kr_jax import estimate
 from kr_jax import evaluate
 from kr_jax import grpo
 from kr_jax import metrics
-from kr_jax import pack
 from kr_jax import policy
 from kr_jax import rewards
 from kr_jax import sample
@@ -88,8 +87,9 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     sample.check(checked)
   for checked in (update_config, imitate_config):
     update.check(checked)
-  pack.segments_per_row(config.sample.prompt_length + config.sample.completion_length,
-                        config.pack.row_length)
+  update.microbatch_shape(
+      config.sample.prompt_length, config.sample.completion_length,
+      config.alloc.rollouts_per_step / config.tasks.per_step, update_config)
 
   dataset = config.tasks.dataset
   tasks_lib.builder(dataset, config.tasks.data_dir)

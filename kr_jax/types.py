@@ -56,6 +56,18 @@ class Rollouts(NamedTuple):
   decode_steps: Array  # int32 scalar: iterations of the decode loop
 
 
+class Rows(NamedTuple):
+  """Rows of whole sequences for attention, G of S places, of tokens that are computed elsewhere.
+
+  Tokens and rows are in B shards, a shard's rows side by side. What sequences of a shard have in common
+  is computed once and stands in several places.
+  """
+
+  segment_GS: Array  # int32, the sequence that a place belongs to; -1 is padding
+  source_GS: Array  # int32, which of its shard's tokens stands there
+  place_BT: Array  # int32, one of the places in its shard's rows at which a token stands
+
+
 class TaskStats(NamedTuple):
   """What is known of every task of the training split."""
 

@@ -51,18 +51,19 @@ class Config(NamedTuple):
   weight_decay: float  # of matrices; norms and biases have none
   max_grad_norm: float
   row_length: int  # T of a packed row
-  microbatch_rows: int  # B
+  microbatch_rows: int  # rows whose gradient is taken at once
+  distinct: float  # share of their tokens that are computed (pack.shape)
   temperature: float  # at which the rollouts were sampled
 
 
 class Scores(NamedTuple):
-  """The targets of packed rows: what token t of a row predicts."""
+  """The targets of a microbatch: what each of its tokens predicts."""
 
   logp_BT: Array
   entropy_BT: Array
   rollout_BT: Array  # 0 where there is none
   c_BT: Array  # which token of its completion the target is
-  mask_BT: Array  # True where the target is a completion token
+  mask_BT: Array  # True where the target is a completion token; of each there is one
 
 
 class Experience(NamedTuple):
@@ -85,6 +86,8 @@ def check(config: Config) -> None:
   for name in ('b1', 'b2'):
     if not 0 <= getattr(config, name) < 1:
       raise ValueError(f'{name}={getattr(config, name)} is not in [0, 1)')
+  if not 0 <= config.distinct <= 1:
+    raise ValueError(f'distinct={config.distinct} is not in [0, 1]')
   for name in ('max_grad_norm', 'temperature'):
     if not getattr(config, name) > 0:
       raise ValueError(f'{name}={getattr(config, name)} must be above 0')
@@ -121,63 +124,74 @@ def init(params: Any, key: Array, config: Config) -> types.TrainState:
   return types.TrainState(jnp.array(0), params, sharding.constrain(optimizer(config).init(params)), key)
 
 
+def microbatch_shape(prompt_length: int, completion_length: int, rollouts_per_task: float,
+                     config: Config) -> pack.Shape:
+  """pack.shape on the mesh that is set."""
+  return pack.shape(
+      prompt_length=prompt_length, completion_length=completion_length,
+      rollouts_per_task=rollouts_per_task, row_length=config.row_length,
+      microbatch_rows=config.microbatch_rows, distinct=config.distinct, shards=sharding.row_shards())
+
+
 def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) -> pack.Packed:
-  """Rows of the rollouts to keep, in the one shape that any R rollouts fit (on the host)."""
-  R, C = rollouts.token_RC.shape
-  P = rollouts.prompts.token_MP.shape[1]
+  """Microbatches of the rollouts to keep, in the one shape that any R rollouts fit (on the host)."""
+  (R, C), (M, P) = rollouts.token_RC.shape, rollouts.prompts.token_MP.shape
+  shape = microbatch_shape(P, C, R / M, config)
   task_R = np.asarray(rollouts.task_R)
-  length_M = np.append(rollouts.prompts.length_M, 0)  # no rollout, no prompt
-  length_R = length_M[task_R] + np.asarray(rollouts.length_R)
-  shape = {'minibatches': config.minibatches, 'microbatch_rows': config.microbatch_rows,
-           'row_length': config.row_length}
-  return pack.rows(
-      length_R, pack.assign(task_R, length_R, keep_R, minibatches=config.minibatches),
-      microbatches=pack.max_microbatches(R, P + C, **shape), **shape)
+  # The prompt's last token predicts the completion's first, another one in each rollout.
+  shared_R = np.append(rollouts.prompts.length_M - 1, 0)[task_R]  # no rollout, no prompt
+  own_R = np.asarray(rollouts.length_R)
+  return pack.segments(
+      task_R, shared_R, own_R,
+      pack.assign(task_R, shared_R + own_R, keep_R, minibatches=config.minibatches),
+      minibatches=config.minibatches, shape=shape, microbatches=pack.max_microbatches(
+          R, P + C - 1, minibatches=config.minibatches, shape=shape))
 
 
 def pack_mixed(rollouts: types.Rollouts, reward_R: np.ndarray, config: Config) -> pack.Packed:
-  """Rows of the rollouts whose group has different rewards; the others have no advantage."""
+  """Of the rollouts whose group has different rewards; the others have no advantage."""
   mixed_M = grpo.mixed_tasks(reward_R, rollouts.task_R, len(rollouts.prompts.length_M))
   return pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
 
 
-def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts, packed: pack.Packed,
-          microbatch: Array, config: Config) -> Scores:
-  """Log-probabilities of the completion tokens that stand in the rows of a microbatch."""
-  rows = config.microbatch_rows
-  cut = lambda x_BT: sharding.constrain_rows(
-      jax.lax.dynamic_slice_in_dim(x_BT, microbatch * rows, rows))
-  segment_BT, position_BT = cut(packed.rollout_BT), cut(packed.position_BT)
+def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts,
+          microbatch: pack.Microbatch, config: Config) -> Scores:
+  """Log-probabilities of the completion tokens that the tokens of a microbatch predict."""
+  rollout_BT, position_BT, rows = microbatch
   prompts = rollouts.prompts
   C = rollouts.token_RC.shape[1]
   P = prompts.token_MP.shape[1]
-  r_BT = jnp.maximum(segment_BT, 0)
+  r_BT = jnp.maximum(rollout_BT, 0)
   m_BT = rollouts.task_R[r_BT]
-  start_BT = position_BT - prompts.length_M[m_BT]  # index in the completion; below 0: prompt
+  # Which token of the completion comes next: a prompt's last token is followed by the first.
+  next_BT = position_BT - prompts.length_M[m_BT] + 1
+  c_BT = jnp.clip(next_BT, 0, C - 1)
   token_BT = jnp.where(
-      start_BT < 0,
+      next_BT <= 0,
       prompts.token_MP[m_BT, jnp.minimum(position_BT, P - 1)],
-      rollouts.token_RC[r_BT, jnp.clip(start_BT, 0, C - 1)])
-  target_BT = start_BT + 1
-  mask_BT = (segment_BT >= 0) & (target_BT >= 0) & (target_BT < rollouts.length_R[r_BT])
-  c_BT = jnp.clip(target_BT, 0, C - 1)
-  hidden_BTD = policy.hidden(policy_config, params, token_BT, position_BT, segment_BT)
+      rollouts.token_RC[r_BT, jnp.clip(next_BT - 1, 0, C - 1)])
+  mask_BT = (rollout_BT >= 0) & (next_BT >= 0) & (next_BT < rollouts.length_R[r_BT])
+  hidden_BTD = policy.hidden(policy_config, params, token_BT, position_BT, rollout_BT, rows)
   logp_T, entropy_T = token_logprob(
       hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), policy.output_matrix(policy_config, params),
       rollouts.token_RC[r_BT, c_BT].reshape(-1), temperature=config.temperature)
   return Scores(logp_T.reshape(r_BT.shape), entropy_T.reshape(r_BT.shape), r_BT, c_BT, mask_BT)
 
 
-def _sum_over_microbatches(function: Callable[[Array], Any], first: Array, end: Array) -> Any:
-  """The sum of function(i), a tree, over the microbatches i from first to before end."""
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                      jax.eval_shape(function, jnp.array(0)))
-  return jax.lax.fori_loop(
-      first, end, lambda i, total: jax.tree.map(jnp.add, total, function(i)), zero)
+def _sum_over_microbatches(function: Callable[[pack.Microbatch], Any], packed: pack.Packed,
+                           first: Array, end: Array) -> Any:
+  """The sum of function(microbatch), a tree, from the first to before the end."""
+  def one(i):
+    return function(jax.tree.map(lambda x: sharding.constrain_rows(
+        jax.lax.dynamic_index_in_dim(x, i, keepdims=False)), packed.microbatches))
+
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
+  return jax.lax.fori_loop(first, end, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zero)
 
 
-def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Array], tuple[Array, Any]],
-            first: Array, end: Array, config: Config
+def _update(state: types.TrainState,
+            loss_and_counts: Callable[[Any, pack.Microbatch], tuple[Array, Any]],
+            packed: pack.Packed, first: Array, end: Array, config: Config
             ) -> tuple[types.TrainState, dict[str, Array]]:
   """One optimiser step on the sum of a loss over microbatches.
 
@@ -185,11 +199,11 @@ def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Array], tup
   """
   gradient = jax.value_and_grad(loss_and_counts, has_aux=True)
 
-  def constrained(i):
-    out, grads = gradient(state.params, i)
+  def constrained(microbatch):
+    out, grads = gradient(state.params, microbatch)
     return out, sharding.constrain(grads)
 
-  (loss, counts), grads = _sum_over_microbatches(constrained, first, end)
+  (loss, counts), grads = _sum_over_microbatches(constrained, packed, first, end)
 
   def move(_):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -239,7 +253,7 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
     for u in range(config.minibatches):
       state, one = _step(state, base, experience, packed, np.int32(u), policy_config, config)
       measured.append(one)
-  measured[0]['padding_waste'] = pack.waste(packed, config.microbatch_rows)
+  measured[0] |= pack.waste(packed)
   return state._replace(step=state.step + 1), measured
 
 
@@ -259,15 +273,15 @@ def _experience(rollouts: types.Rollouts, reward_R: Array, old_logp_RC: Array | 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def logps(trained: Any, base: Any, rollouts: types.Rollouts, packed: pack.Packed,
           policy_config: policy.Config, config: Config) -> Array:
-  """logp_RC of the completion tokens that stand in packed rows; 0 elsewhere."""
+  """logp_RC of the completion tokens that are packed; 0 elsewhere."""
   params = policy.join(policy_config, trained, base)
 
-  def one(i):
-    s = score(policy_config, params, rollouts, packed, i, config)
+  def one(microbatch):
+    s = score(policy_config, params, rollouts, microbatch, config)
     return jnp.zeros(rollouts.logp_RC.shape).at[s.rollout_BT, s.c_BT].add(
         jnp.where(s.mask_BT, s.logp_BT, 0))
 
-  return _sum_over_microbatches(one, packed.first[0], packed.first[-1])
+  return _sum_over_microbatches(one, packed, packed.first[0], packed.first[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
@@ -277,11 +291,11 @@ def _step(state: types.TrainState, base: Any, experience: Experience, packed: pa
   """The update of mini-batch u, and its measurements."""
   rollouts = experience.rollouts
 
-  def loss_and_counts(trained, i):
-    s = score(policy_config, policy.join(policy_config, trained, base), rollouts, packed, i, config)
-    return _loss(s, experience, config.grpo)
+  def loss_and_counts(trained, microbatch):
+    params = policy.join(policy_config, trained, base)
+    return _loss(score(policy_config, params, rollouts, microbatch, config), experience, config.grpo)
 
-  return _update(state, loss_and_counts, packed.first[u], packed.first[u + 1], config)
+  return _update(state, loss_and_counts, packed, packed.first[u], packed.first[u + 1], config)
 
 
 def _loss(s: Scores, experience: Experience, config: grpo.Config) -> tuple[Array, dict[str, Array]]:
@@ -298,7 +312,7 @@ def _loss(s: Scores, experience: Experience, config: grpo.Config) -> tuple[Array
 
   log_ratio_BT = logp_BT - old_logp_BT
   if config.loss == 'gspo':
-    # A rollout stands in one row, so its mean is at hand.
+    # A rollout's tokens stand in one microbatch, so their mean is at hand.
     sum_R = jnp.zeros(rollouts.length_R.shape).at[s.rollout_BT].add(
         jnp.where(s.mask_BT, log_ratio_BT, 0))
     log_ratio_BT = (sum_R / jnp.maximum(rollouts.length_R, 1))[s.rollout_BT]
@@ -327,7 +341,7 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
   """One record of the updates of a batch, fetched from the device.
 
   Returns: loss and grad_norm (before the clip), means over the updates; tokens_updated, a sum;
-    padding_waste, share of the tokens computed; and over the tokens with gradient: policy_entropy
+    padding_waste and attention_waste (pack.waste); and over the tokens with gradient: policy_entropy
     (nats), logp_error, mean |logp - sampler's logp| in the first update, before the policy has moved,
     clip_fraction_low and _high, quantiles of the ratio to the old policy, to 10 % of their log, and kl
     and tis_weight where they are in the loss.
@@ -337,7 +351,9 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
   tokens, first_tokens = (max(int(x), 1) for x in (sums['tokens_updated'],
                                                    measured[0]['tokens_updated']))
   record = {'loss': sums['loss'] / len(measured), 'grad_norm': sums['grad_norm'] / len(measured),
-            'tokens_updated': sums['tokens_updated'], 'padding_waste': measured[0]['padding_waste'],
+            'tokens_updated': sums['tokens_updated'],
+            'padding_waste': measured[0]['padding_waste'],
+            'attention_waste': measured[0]['attention_waste'],
             'logp_error': measured[0]['logp_error'] / first_tokens,
             'clip_fraction_low': sums['clipped_low'] / tokens,
             'clip_fraction_high': sums['clipped_high'] / tokens}
@@ -373,11 +389,11 @@ def _imitate(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Pac
              ) -> tuple[types.TrainState, dict[str, Array]]:
   total = jnp.maximum(jnp.sum(rollouts.length_R), 1)
 
-  def loss(params, i):
-    s = score(policy_config, params, rollouts, packed, i, config)
+  def loss(params, microbatch):
+    s = score(policy_config, params, rollouts, microbatch, config)
     return -jnp.sum(jnp.where(s.mask_BT, s.logp_BT, 0)) / total, {}
 
-  state, measured = _update(state, loss, packed.first[0], packed.first[-1], config)
+  state, measured = _update(state, loss, packed, packed.first[0], packed.first[-1], config)
   return state._replace(step=state.step + 1), measured
 
 
@@ -423,16 +439,16 @@ def _gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R
   sign_R = jax.random.rademacher(key, (M,), jnp.float32)[jnp.minimum(task_R, M - 1)]
   weight_2R = jnp.where(half_R[None] == jnp.arange(2)[:, None], sign_R * advantage_R, 0.0)
 
-  def half_gradients(i):
+  def half_gradients(microbatch):
     def weighted_logp(trained):
-      s = score(policy_config, policy.join(policy_config, trained, base), rollouts, packed, i, config)
+      s = score(policy_config, policy.join(policy_config, trained, base), rollouts, microbatch, config)
       return jnp.einsum('hbt,bt->h', weight_2R[:, s.rollout_BT],
                         jnp.where(s.mask_BT, s.logp_BT, 0.0))
 
     _, pull = jax.vjp(weighted_logp, trained)
     return tuple(sharding.constrain(pull(half_2)[0]) for half_2 in jnp.eye(2))
 
-  halves = _sum_over_microbatches(half_gradients, packed.first[0], packed.first[-1])
+  halves = _sum_over_microbatches(half_gradients, packed, packed.first[0], packed.first[-1])
   c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
   signal = optax.tree.vdot(*halves)
   signal_scale = jnp.sum(c_2M[0] * c_2M[1])

@@ -30,7 +30,7 @@ POLICY = policy.Config(
     rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
     dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
 CONFIG = knobs.updates(learning_rate=1e-2, max_grad_norm=1e9, row_length=24, microbatch_rows=2,
-                       temperature=0.8)
+                       distinct=0.6, temperature=0.8)
 P, C = 4, 5
 # By group: mixed, empty, one rollout, all right, all wrong, mixed.
 BUDGET_M = [4, 0, 1, 3, 2, 5]
@@ -256,7 +256,8 @@ def test_loss_and_gradient_equal_a_loop_over_rollouts(changed, beyond):
   assert_close(got, jax.tree.map(lambda g: config.epochs * np.asarray(g), want))
   record['tokens_updated'] *= config.epochs
   assert_record(recorded, record, log_ratio)
-  assert set(recorded) == {*record, 'padding_waste', 'ratio_p01', 'ratio_p50', 'ratio_p99'}
+  assert set(recorded) == {*record, 'padding_waste', 'attention_waste', 'ratio_p01', 'ratio_p50',
+                           'ratio_p99'}
   if not config.grpo.tis_cap:
     assert 0 < recorded['clip_fraction_low'] < 1 and 0 < recorded['clip_fraction_high'] < 1
   else:
@@ -273,24 +274,26 @@ def test_a_dual_bound_bites_at_high_ratios_of_wrong_rollouts():
   assert log_ratio.min() < np.log(0.8) and log_ratio.max() > np.log(1.4)
 
 
+WASTES = ('padding_waste', 'attention_waste')
 RICH = varied(CONFIG, loss='gspo', clip_low=0.05, clip_high=0.08, aggregate='rollout', tis_cap=1.5,
               kl_coef=0.3, entropy_coef=0.2, minibatches=2)
 
 
 @slow
-@pytest.mark.parametrize('row_length, microbatch_rows', [(9, 1), (24, 7), (135, 1)])
+@pytest.mark.parametrize('row_length, microbatch_rows, distinct', [
+    (8, 1, 1), (24, 7, 1), (24, 2, 1), (135, 1, 1), (8, 7, 0.5), (40, 3, 0.3), (135, 1, 0.9)])
 @pytest.mark.parametrize('config', [CONFIG, RICH], ids=['grpo', 'rich'])
-def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_rows):
-  """9 is the longest: one rollout a row. 135 holds all in one."""
+def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_rows, distinct):
+  """8 is the longest: one rollout a row. 135 holds all in one."""
   rollouts = make_rollouts()
   base = base_of(config)
   want, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
-  config = config._replace(row_length=row_length, microbatch_rows=microbatch_rows)
+  config = config._replace(row_length=row_length, microbatch_rows=microbatch_rows, distinct=distinct)
   got, recorded, _ = gradient_of(config, rollouts, REWARD_R, base=base)
   assert_close(got, want)
   for name in ('loss', 'tokens_updated', 'policy_entropy', 'clip_fraction_high', 'clip_fraction_low'):
     assert recorded[name] == pytest.approx(record[name], rel=1e-5), name
-  assert recorded['padding_waste'] != record['padding_waste']
+  assert any(recorded[name] != record[name] for name in WASTES)
 
 
 def test_rollouts_without_an_advantage_change_nothing_whether_dropped_or_kept():
@@ -401,7 +404,8 @@ def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
     got, recorded, state = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
                                        policy_config=WIDE, mesh=mesh)
   assert_close(got, want)
-  assert recorded == pytest.approx(record, rel=1e-4, abs=1e-6)
+  for name in set(record) - set(WASTES):  # each device has prompts of its own
+    assert recorded[name] == pytest.approx(record[name], rel=1e-4, abs=1e-6), name
   # And what is divided before is so afterwards: parameters, and what the optimiser keeps of them.
   shards = axes.get('fsdp', 1) * axes.get('model', 1)
   for tree in (state.params, got):
@@ -458,7 +462,7 @@ def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
   old_RC = of(params) if config.grpo.tis_cap else rollouts.logp_RC
   all_kept = bool(config.grpo.kl_coef)
   kept_R = np.ones(len(REWARD_R), bool) if all_kept else MIXED_R
-  length_R = rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R]
+  length_R = rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R] - 1
   minibatch_R = pack.assign(rollouts.task_R, length_R, kept_R, minibatches=config.minibatches)
   opt_state, move = MOMENTUM.init(params), jax.jit(MOMENTUM.update)
   losses, clipped, tokens = [], 0, 0
@@ -574,11 +578,11 @@ def test_summarize_by_hand():
            'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0]}
   second = {'loss': 1.5, 'grad_norm': 4.0, 'tokens_updated': 6, 'clipped_low': 2, 'clipped_high': 5,
             'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1]}
-  record = update.summarize([first | {'padding_waste': 0.25}, second])
+  record = update.summarize([first | {'padding_waste': 0.25, 'attention_waste': 0.5}, second])
   quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
   assert record == pytest.approx({
-      'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'logp_error': 0.1,
-      'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5, 'policy_entropy': 0.7, 'kl': 0.1,
+      'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'attention_waste': 0.5,
+      'logp_error': 0.1, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5, 'policy_entropy': 0.7, 'kl': 0.1,
       'tis_weight': 0.9})
   assert {type(x) for x in record.values()} == {float, int}
   assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
@@ -594,15 +598,33 @@ def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
     assert np.log(ratio) == pytest.approx(exact, rel=0.1, abs=1e-4), name
 
 
-def test_padding_waste_is_of_the_rows_computed():
-  """All mixed rollouts fit in rows of 24 tokens; what is computed is whole microbatches of two."""
-  rollouts = make_rollouts()
-  _, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
-  length_R = (rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R])[MIXED_R]
-  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
-  computed = 24 * 2 * int(packed.first[-1])
-  assert length_R.sum() <= computed < length_R.sum() + 3 * 24
-  assert record['padding_waste'] == pytest.approx(1 - length_R.sum() / computed)
+@pytest.mark.parametrize('distinct, tokens', [(1.0, 48), (0.6, 32)])
+def test_waste_is_of_what_is_computed(distinct, tokens):
+  """Whole microbatches of two rows of 24 places are, and of as many tokens or of a shared few."""
+  rollouts, config = make_rollouts(), CONFIG._replace(distinct=distinct)
+  _, record, _ = gradient_of(config, rollouts, REWARD_R)
+  packed = update.pack_mixed(rollouts, REWARD_R, config)
+  used = int(packed.first[-1])
+  prompt_R = rollouts.prompts.length_M[rollouts.task_R] - 1
+  places = (rollouts.length_R + prompt_R)[MIXED_R].sum()
+  assert record['attention_waste'] == pytest.approx(1 - places / (48 * used))
+  computed = tokens * used * (1 - record['padding_waste'])
+  own = rollouts.length_R[MIXED_R].sum()
+  if distinct == 1:
+    assert computed == pytest.approx(places)
+  else:  # A prompt is computed again where its task is parted.
+    assert own + prompt_R[0] + prompt_R[-1] <= computed + 1e-6 < places
+
+
+def test_a_prompt_is_computed_once_for_its_group():
+  """Of one task all 15 rollouts stand in one shard."""
+  rollouts = make_rollouts(0, [15])
+  config = CONFIG._replace(microbatch_rows=8)
+  packed = update.pack_rollouts(rollouts, np.ones(15, bool), config)
+  assert packed.first[-1] == 1
+  prompt = rollouts.prompts.length_M[0] - 1
+  assert prompt > 0
+  assert np.count_nonzero(packed.microbatches.rollout_BT >= 0) == prompt + rollouts.length_R.sum()
 
 
 # The noise of the gradient.
@@ -694,13 +716,12 @@ def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
                             np.arange(M, dtype=np.int32)),
       task_R=task_R, length_R=np.ones(R, np.int32), token_RC=np.zeros((R, 1), np.int32))
 
-  def planted(policy_config, params, rollouts, packed, microbatch, config):
+  def planted(policy_config, params, rollouts, microbatch, config):
     # logp of a rollout is linear in the parameters; its score stands in logp_RC.
-    rollout_BT = jax.lax.dynamic_slice_in_dim(packed.rollout_BT, microbatch * 2, 2)
+    rollout_BT = microbatch.rollout_BT
     logp_BT = rollouts.logp_RC[jnp.maximum(rollout_BT, 0)] @ params
-    first_BT = jax.lax.dynamic_slice_in_dim(packed.position_BT, microbatch * 2, 2) == 0
     return update.Scores(logp_BT, logp_BT, jnp.maximum(rollout_BT, 0), jnp.zeros_like(rollout_BT),
-                         first_BT & (rollout_BT >= 0))
+                         (microbatch.position_BT == 0) & (rollout_BT >= 0))
 
   monkeypatch.setattr(update, 'score', planted)
   config = CONFIG._replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
@@ -793,6 +814,7 @@ def test_gradients_are_scaled_down_to_a_norm():
     ({'final_rate': -0.5}, 'final_rate=-0.5 is below 0'),
     ({'eps': -1e-8}, 'eps=-1e-08 is below 0'),
     ({'microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
+    ({'distinct': 1.5}, r'distinct=1.5 is not in \[0, 1\]'),
     ({'epochs': 0}, 'epochs=0 is below 1'),
     ({'minibatches': 0}, 'minibatches=0 is below 1'),
     ({'b1': 1.0}, r'b1=1.0 is not in \[0, 1\)'),

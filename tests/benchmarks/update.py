@@ -60,7 +60,7 @@ class Ours:
   """Our updates, one after the other."""
 
   def __init__(self, microbatch_rows: int):
-    self.config = knobs.updates(row_length=P + C, microbatch_rows=microbatch_rows)
+    self.config = knobs.updates(row_length=P + C - 1, microbatch_rows=microbatch_rows)
     self.rollouts = rollouts()
     full_MN = np.tile(np.arange(N) % 2, (M, 1)).astype(np.float32)
     half_MN = np.where(np.arange(M)[:, None] % 2, full_MN, 0)
