@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kr_jax import policy
+from kr_jax import types
 
 CONFIG = policy.Config(
     vocab_size=11, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_width=6, hidden_width=24,
@@ -127,6 +128,21 @@ def test_a_packed_row_equals_its_sequences_alone():
   # Segments that follow are not seen; those of the same number side by side would be.
   together = logits(CONFIG, params, jnp.concatenate([a, b], axis=1))
   assert np.abs(packed[:, 3:7] - together[:, 3:]).max() > 0.01
+
+
+def test_a_prompt_computed_once_serves_both_of_its_rows():
+  """Two shards: 3 4 goes on with 5 6 and with 7; 8 goes on with 9. The place that is left is padding."""
+  params = random_params(CONFIG)
+  token_BT = jnp.array([[3, 4, 5, 6, 7], [8, 9, 0, 0, 0]])
+  position_BT = jnp.array([[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]])
+  rows = types.Rows(
+      segment_GS=jnp.array([[1, 1, 1, -1], [2, 2, 2, 2], [3, 3, -1, -1], [-1] * 4]),
+      source_GS=jnp.array([[0, 1, 4, 0], [0, 1, 2, 3], [0, 1, 0, 0], [0] * 4]),
+      place_BT=jnp.array([[0, 1, 6, 7, 2], [0, 1, 0, 0, 0]]))
+  found = policy.hidden(CONFIG, params, token_BT, position_BT, None, rows) @ policy.output_matrix(
+      CONFIG, params)
+  for row, at in (([3, 4, 5, 6], (0, [0, 1, 2, 3])), ([3, 4, 7], (0, [0, 1, 4])), ([8, 9], (1, [0, 1]))):
+    np.testing.assert_allclose(found[at], logits(CONFIG, params, jnp.array([row]))[0], atol=1e-5)
 
 
 @pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])

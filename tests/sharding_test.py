@@ -108,6 +108,12 @@ def test_under_a_mesh_values_are_where_their_name_says():
   np.testing.assert_array_equal(rows, x_DF)
 
 
+def test_rows_are_spread_over_data_and_fsdp():
+  assert sharding.row_shards() == 1
+  with jax.set_mesh(sharding.mesh(data=2, fsdp=2, model=2)):
+    assert sharding.row_shards() == 4
+
+
 def test_the_platform_is_that_of_the_mesh():
   assert sharding.platform() == 'cpu'
   with jax.set_mesh(sharding.mesh(data=8)):

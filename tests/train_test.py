@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'evaluate__temperature': -1.0}, 'temperature=-1.0 is below 0'),
     ({'sample__prompt_length': 20}, r'has 21 tokens, not 1..sample.prompt_length=20; .* at least 21'),
     ({'sample__completion_length': 19}, 'sample.completion_length=19'),
-    ({'pack__row_length': 42}, 'pack.row_length=42 is below the 43 tokens'),
+    ({'pack__row_length': 41}, 'pack.row_length=41 is below the 42 tokens'),
     ({'pack__microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
     ({'tasks__dataset': 'none'}, "tasks.dataset='none' is not one of"),
     ({'tasks__train_split': 'training'}, "has no split 'training'"),
