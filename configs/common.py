@@ -58,9 +58,15 @@ def base() -> ml_collections.ConfigDict:
   c.sample = ml_collections.ConfigDict()
   c.sample.slots = 64  # S, rollouts decoded at once
   c.sample.refill = 8  # free slots to wait for before new rollouts start, 1..slots
+  c.sample.prefill = 64  # prompts read at once
   c.sample.prompt_length = 64  # P, tokens of the longest prompt
   c.sample.completion_length = 64  # C, tokens at which a completion is cut off
   c.sample.temperature = 1.0
+  c.sample.top_k = 0  # these three stand for all tokens: what is learnt from comes from the policy itself
+  c.sample.top_p = 1.0
+  c.sample.min_p = 0.0
+  c.sample.stop_strings = ()  # texts after which a completion is cut, beside the token that stops it
+  c.sample.cache = ''  # of keys and values: '' is the dtype of the computation; or 'int8'
 
   c.rewards = ml_collections.ConfigDict()
   c.rewards.verifier = 'ends_with'  # a name in kr_jax.rewards.VERIFIERS
@@ -104,8 +110,13 @@ def base() -> ml_collections.ConfigDict:
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.every = 25  # steps; 0: only before the first and after the last
   c.evaluate.tasks = 1_000_000  # held-out tasks to use, at most
-  c.evaluate.rollouts = 8  # k of avg@k
-  c.evaluate.temperature = 1.0
+  c.evaluate.rollouts = 8  # n of avg@n: completions of a task
+  c.evaluate.pass_at = ()  # the k of pass@k, each in 1..rollouts: '(1, 4)'
+  c.evaluate.maj_at = ()  # the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS
+  c.evaluate.temperature = 1.0  # 0: greedy, of one rollout
+  c.evaluate.top_k = 0  # likeliest tokens that may be sampled; 0: all
+  c.evaluate.top_p = 1.0  # of the likeliest tokens the fewest that hold this probability may be; 1: all
+  c.evaluate.min_p = 0.0  # tokens of at least this share of the likeliest's probability may be; 0: all
   c.evaluate.tasks_per_batch = 128  # tasks sampled by one program
 
   c.checkpoint = ml_collections.ConfigDict()

@@ -1,19 +1,30 @@
 """Success on held-out tasks, by the program that samples in training.
 
-    avg@k = mean over tasks of (verified rollouts of k) / k
+    avg@n  = c / n                             of a task's n rollouts, c of them verified
+    pass@k = 1 - C(n-c, k) / C(n, k)           that one of k is right
+    maj@k  = E[the majority answer of k is right]
 
-The tasks are the independent draws, so the standard error is that of the mean of their rates. The
-keys are folded from an evaluation key that never changes with the step: evaluations of one run
-share their noise, and their differences are sharper than their standard errors say.
+all means over tasks. pass@k and maj@k are expectations over k of the n rollouts, drawn without
+replacement: unbiased for k new rollouts, and computed exactly, not by drawing. The majority answer is
+the one that most of the k give; where several tie, each is chosen with equal chance; a rollout without
+an answer has no vote.
+
+The tasks are the independent draws: the standard error is that of the mean over tasks, and the interval
+is the 95 % percentile bootstrap over tasks, from a seed that never changes. The sampling keys are folded
+from an evaluation key that never changes with the step: evaluations of one run share their noise, and
+their differences are sharper than their errors say.
+
+Here R is the rollouts of a task. Source of pass@k: Chen et al. 2021, arXiv 2107.03374, eq. 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from kr_jax import policy
 from kr_jax import rewards
@@ -21,43 +32,181 @@ from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
 
+_RESAMPLES, _SEED = 4000, 0  # of the bootstrap
 
-def success_rates(policy_config: policy.Config, params: Any, tasks: Sequence[types.Task],
-                  key: jax.Array, sample_config: sample.Config, workers: rewards.Workers,
-                  tokenizer, *, k: int, batch: int) -> np.ndarray:
-  """Each task's share of verified rollouts among k.
+
+class Outcomes(NamedTuple):
+  """What R rollouts of each of I tasks came to."""
+
+  verdict_IR: np.ndarray  # bool
+  answer_IR: np.ndarray | None  # object, text or None: no answer; None where it was not asked for
+  timeouts: int  # of verifier and extraction
+  errors: int
+
+
+def check(*, rollouts: int, temperature: float, pass_at: Sequence[int], maj_at: Sequence[int],
+          verifier: str) -> None:
+  """Raises ValueError for knobs of the section evaluate that no evaluation could follow."""
+  if temperature == 0 and rollouts > 1:
+    raise ValueError(f'evaluate.rollouts={rollouts} completions of a task are all the same at '
+                     'evaluate.temperature=0; set evaluate.rollouts=1')
+  for name, ks in (('pass_at', pass_at), ('maj_at', maj_at)):
+    for k in ks:
+      if not isinstance(k, int) or not 1 <= k <= rollouts:
+        raise ValueError(f'evaluate.{name}={tuple(ks)} holds {k!r}, which is not a whole number in '
+                         f'1..evaluate.rollouts={rollouts}')
+  if maj_at and verifier not in rewards.ANSWERS:
+    raise ValueError(f'evaluate.maj_at={tuple(maj_at)} votes on answers, and rewards.verifier='
+                     f'{verifier!r} has no extraction of them in rewards.ANSWERS, only '
+                     f'{sorted(rewards.ANSWERS)}; add one, or set evaluate.maj_at=()')
+
+
+def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Task], key: jax.Array,
+             sample_config: sample.Config, workers: rewards.Workers, tokenizer, *, rollouts: int,
+             batch: int, answers: bool = False) -> Outcomes:
+  """Samples and verifies R = rollouts completions of each task.
 
   Args:
     batch: tasks a compiled program takes; the last batch is filled up with tasks it then drops.
-
-  Returns:
-    success_rate_I, float64.
+    answers: whether to extract answers, for a vote.
   """
-  rates = []
+  R = rollouts
+  verdict_IR, answer_IR, timeouts, errors = [], [], 0, 0
   for i in range(0, len(tasks), batch):
     some = list(tasks[i:i + batch])
     filled = (some * batch)[:batch]
-    rollouts = sample.rollouts(
+    sampled = sample.rollouts(
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
-        np.full(batch, k), key, sample_config, total=batch * k)
-    token_RC = np.asarray(rollouts.token_RC)[:len(some) * k]
-    scores = workers.score([tokenizer.decode(token_C) for token_C in token_RC],
-                           [task for task in some for _ in range(k)])
-    rates.append(scores.verdict_R.reshape(len(some), k).mean(axis=1, dtype=float))
-  return np.concatenate(rates)
+        np.full(batch, R), key, sample_config, total=batch * R)
+    sampled = sample.cut(sampled, tokenizer.decode, sample_config)
+    token_RC = np.asarray(sampled.token_RC)[:len(some) * R]
+    texts = [tokenizer.decode(token_C) for token_C in token_RC]
+    task_R = [task for task in some for _ in range(R)]
+    found = [workers.score(texts, task_R)]
+    verdict_IR.append(found[0].verdict_R.reshape(len(some), R) > 0)
+    if answers:
+      found.append(workers.answers(texts, task_R))
+      answer_IR.append(np.array(found[1].answer_R, object).reshape(len(some), R))
+    timeouts += sum(x.timeouts for x in found)
+    errors += sum(x.errors for x in found)
+  return Outcomes(np.concatenate(verdict_IR), np.concatenate(answer_IR) if answers else None,
+                  timeouts, errors)
 
 
-def summarize(success_rate_I: np.ndarray, tasks: Sequence[types.Task], k: int) -> dict[str, float]:
-  """avg@k and its standard error, over all tasks and by difficulty."""
-  difficulty_I = np.array([task.difficulty for task in tasks])
-  metrics = {}
+def pass_at(verdict_IR: np.ndarray, k: int) -> np.ndarray:
+  """Each task's chance that one of k of its rollouts is right; k in 1..R. Returns pass_I, float64."""
+  R = verdict_IR.shape[1]
+  # C(n-c, k) / C(n, k) = prod_{n-c < i <= n} (1 - k/i), as binomials overflow; 0 where any i <= k.
+  by_count = np.array([1 - np.prod(1 - np.minimum(k / np.arange(R - c + 1, R + 1), 1))
+                       for c in range(R + 1)])
+  return by_count[verdict_IR.sum(axis=1)]
 
-  def add(prefix, rate_I):
-    error = rate_I.std(ddof=1) / np.sqrt(len(rate_I)) if len(rate_I) > 1 else 0.0
-    metrics[f'{prefix}avg@{k}'] = float(rate_I.mean())
-    metrics[f'{prefix}avg@{k}_stderr'] = float(error)
 
-  add('eval/', success_rate_I)
-  for difficulty in np.unique(difficulty_I):
-    add(f'eval/difficulty_{difficulty}/', success_rate_I[difficulty_I == difficulty])
-  return metrics
+def maj_at(verdict_IR: np.ndarray, answer_IR: np.ndarray, k: int) -> np.ndarray:
+  """Each task's chance that the majority answer of k of its rollouts is right; k in 1..R.
+
+  An answer is as right as the share of its rollouts that were verified: 0 or 1, unless the verifier
+  reads more than the answer. Returns majority_I, float64.
+  """
+  R = verdict_IR.shape[1]
+  # [m, x]: that x of an answer's m votes are among the k, by independent draws of k/R each. Given that
+  # they make k in all, which is divided by below, that is what draws without replacement do.
+  draw = stats.binom.pmf(np.arange(k + 1), np.arange(R + 1)[:, None], k / R)
+  majority_I = []
+  for verdict_R, answer_R in zip(verdict_IR, answer_IR):
+    votes: dict[str, list[bool]] = {}
+    for verdict, answer in zip(verdict_R, answer_R):
+      if answer is not None:
+        votes.setdefault(answer, []).append(bool(verdict))
+    silent = R - sum(map(len, votes.values()))
+    wins = 0.0
+    for answer, rights in votes.items():
+      others = [len(x) for other, x in votes.items() if other != answer]
+      for most in np.flatnonzero(draw[len(rights)]) if any(rights) else ():
+        if most > 0:
+          wins += (np.mean(rights) * draw[len(rights), most]
+                   * _no_other_has_more(draw, silent, others, most, k - most))
+    majority_I.append(min(wins / draw[R, k], 1.0))  # rounding may add to 1
+  return np.array(majority_I)
+
+
+def _no_other_has_more(draw: np.ndarray, silent: int, others: Sequence[int], most: int, left: int
+                       ) -> float:
+  """The chance that other answers have `left` of the draws, none more than `most`, times the chance
+  that the answer with `most` is chosen: 1 / (1 + answers that tie with it)."""
+  chance = np.zeros((left + 1, left // most + 1))  # [draws, ties]
+  chance[:, 0] = draw[silent, :left + 1]
+  for m in others:
+    added = np.zeros_like(chance)
+    for x in range(min(m, most, left) + 1):
+      tie = int(x == most)
+      added[x:, tie:] += draw[m, x] * chance[:left + 1 - x, :chance.shape[1] - tie]
+    chance = added
+  return float(np.sum(chance[left] / np.arange(1, chance.shape[1] + 1)))
+
+
+def interval(x_I: np.ndarray) -> tuple[float, float]:
+  """95 % percentile bootstrap interval of the mean over tasks, from a fixed seed."""
+  # Tasks of one value are exchangeable: how often each of the X values is drawn is all of a resample.
+  value_X, count_X = np.unique(x_I, return_counts=True)
+  drawn = np.random.default_rng(_SEED).multinomial(len(x_I), count_X / len(x_I), size=_RESAMPLES)
+  low, high = np.quantile(drawn @ value_X / len(x_I), (0.025, 0.975))
+  return float(low), float(high)
+
+
+def summarize(found: Outcomes, tasks: Sequence[types.Task], source_I: Sequence[str], *,
+              passes: Sequence[int] = (), majorities: Sequence[int] = ()) -> dict[str, Any]:
+  """Every metric over all tasks, by source and by difficulty; plain values, as JSON has them.
+
+  Args:
+    source_I: where each task comes from: its dataset.
+    passes: the k of pass@k.
+    majorities: the k of maj@k; they need answers.
+
+  Returns:
+    {'verifier_timeouts', 'verifier_errors', 'groups': {'all' | 'source_NAME' | 'difficulty_D':
+    {'tasks': count, 'metrics': {'avg@8': {'mean', 'stderr', 'low', 'high'}, ...}}}}.
+  """
+  metric_I = {f'avg@{found.verdict_IR.shape[1]}': found.verdict_IR.mean(axis=1)}
+  metric_I |= {f'pass@{k}': pass_at(found.verdict_IR, k) for k in passes}
+  metric_I |= {f'maj@{k}': maj_at(found.verdict_IR, found.answer_IR, k) for k in majorities}
+  is_in = {'all': np.full(len(tasks), True)}
+  for name, label_I in (('source', np.array(source_I)),
+                        ('difficulty', np.array([task.difficulty for task in tasks]))):
+    is_in |= {f'{name}_{label}': label_I == label for label in np.unique(label_I)}
+
+  def estimate(x_I):
+    error = x_I.std(ddof=1) / np.sqrt(len(x_I)) if len(x_I) > 1 else 0.0
+    low, high = interval(x_I)
+    return {'mean': float(x_I.mean()), 'stderr': float(error), 'low': low, 'high': high}
+
+  return {
+      'verifier_timeouts': found.timeouts,
+      'verifier_errors': found.errors,
+      'groups': {
+          group: {'tasks': int(in_I.sum()),
+                  'metrics': {name: estimate(x_I[in_I]) for name, x_I in metric_I.items()}}
+          for group, in_I in is_in.items()}}
+
+
+def record(summary: dict[str, Any]) -> dict[str, float]:
+  """A summary under the names of metrics.jsonl: eval/[GROUP/]METRIC, and _stderr, _low, _high of it."""
+  flat = {f'eval/{name}': summary[name] for name in ('verifier_timeouts', 'verifier_errors')}
+  for group, x in summary['groups'].items():
+    for metric, estimate in x['metrics'].items():
+      name = f'eval/{metric}' if group == 'all' else f'eval/{group}/{metric}'
+      flat |= {name if part == 'mean' else f'{name}_{part}': y for part, y in estimate.items()}
+  return flat
+
+
+def table(summary: dict[str, Any]) -> str:
+  """A summary as text: a line a group, a column a metric, with its interval."""
+  groups = summary['groups']
+  rows = [['', 'tasks', *groups['all']['metrics']]]
+  rows += [[group, str(x['tasks']),
+            *(f'{y["mean"]:.3f} [{y["low"]:.3f}, {y["high"]:.3f}]' for y in x['metrics'].values())]
+           for group, x in groups.items()]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = [f'{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  '
+           + '  '.join(f'{x:<{w}}' for x, w in zip(row[2:], widths[2:])) for row in rows]
+  return '\n'.join([*(line.rstrip() for line in lines), 'mean [95 % bootstrap interval over tasks]'])

@@ -23,7 +23,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'directory of the run; a run in it is gone on with')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'report'],
                           'train: the loop, then the report; evaluate: the latest checkpoint on '
-                          'held-out tasks; report: summary.json and plots/ from metrics.jsonl')
+                          'held-out tasks, a table and evaluation.json; report: summary.json and '
+                          'plots/ from metrics.jsonl')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f'unexpected arguments {argv[1:]}; flags start with --')
   logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report each file otherwise
-  from kr_jax import report  # heavy: see above
+  from kr_jax import evaluate  # heavy: see above
+  from kr_jax import report
   from kr_jax import train
   workdir = _WORKDIR.value
   try:
@@ -52,7 +54,12 @@ def main(argv: list[str]) -> None:
       return
     setup = train.prepare(_CONFIG.value)
     if _MODE.value == 'evaluate':
-      print(json.dumps(train.evaluate_checkpoint(setup, workdir), indent=1))
+      evaluation = train.evaluate_checkpoint(setup, workdir)
+      path = os.path.join(workdir, 'evaluation.json')
+      print(f'step {evaluation["step"]}, temperature {setup.evaluate.temperature}\n'
+            f'{evaluate.table(evaluation)}')
+      report.save(path, evaluation)
+      print(f'see {path}')
       return
     train.claim(setup, workdir)
   except ValueError as error:  # the user's; later ones are ours, and keep their traceback

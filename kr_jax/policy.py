@@ -10,7 +10,8 @@ float32 and stacked over layers; layers are scanned, so compile time does not gr
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
 dicts of arrays), and pure functions read them: `hidden` reads packed tokens, `output_matrix` is what
 turns it into logits, `prefill` reads prompts into a cache, `decode` extends every slot of a cache by
-one token.
+one token. These two read what `serve` makes of the parameters, once a step, layer by layer: caches that
+are arrays of their own are updated in place, a stack of them would be copied.
 
 With `lora_rank` each matrix W of a layer has an adapter, y = x W + (alpha / rank) (x A) B, B = 0 at
 first (Hu et al. 2021, arXiv 2106.09685, eq. 3). `split` parts the adapters, which are trained, from
@@ -33,6 +34,7 @@ from jax.sharding import PartitionSpec
 
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.kernels.decode_attention import decode_attention
 from kr_jax.types import Array
 
 # What the backward pass of a layer finds in memory; the rest is computed again.
@@ -89,10 +91,15 @@ class Config:
 
 
 class Cache(NamedTuple):
-  """Keys and values of B sequences; position t of a sequence stands in column t."""
+  """Keys and values of one layer, of S sequences; position t of a sequence stands in column t.
 
-  k_LBTKH: Array
-  v_LBTKH: Array
+  Heads stand before time, so that what one query reads of a head is contiguous.
+  """
+
+  k_SKTH: Array  # in the dtype of the computation, or int8
+  v_SKTH: Array
+  k_scale_SKT: Array | None = None  # float32, of int8: a value is its integer times the scale
+  v_scale_SKT: Array | None = None
 
 
 def rmsnorm(x: Array, scale: Array, eps: float) -> Array:
@@ -136,22 +143,24 @@ def rope(x_BTNH: Array, position_BT: Array, theta: float) -> Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
 
 
-def _attend(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, mask_BTS: Array) -> Array:
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None])
+def _attend_masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
+  T = segment_BT.shape[1]
+  same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
+  causal_TT = jnp.tril(jnp.ones((T, T), bool))
+  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=(same_BTT & causal_TT[None])[:, None])
 
 
 def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
   """Each token reads those of its own segment up to itself: in memory linear in T on a TPU."""
   if sharding.platform() != 'tpu':
-    T = segment_BT.shape[1]
-    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return checkpoint_name(
-        _attend(q_BTNH, k_BTKH, v_BTKH, same_BTT & jnp.tril(jnp.ones((T, T), bool))[None]), 'attention')
+    return checkpoint_name(_attend_masked(q_BTNH, k_BTKH, v_BTKH, segment_BT), 'attention')
   if jax.sharding.get_abstract_mesh().empty:
     return _splash(q_BTNH, k_BTKH, v_BTKH, segment_BT)
-  rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, None, 'model')
+  taken = sharding.unmapped(sharding.AXES)
+  over = sharding.unmapped(sharding.ROWS) or None
+  rows, heads = PartitionSpec(over), PartitionSpec(over, None, 'model')
   return jax.shard_map(_splash, in_specs=(heads, heads, heads, rows), out_specs=heads,
-                       check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+                       axis_names=set(taken), check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
 
 
 def _take(x_BTNH: Array, index: Array, shards: int) -> Array:
@@ -182,11 +191,17 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
   return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
+def _served(name: str) -> str:
+  """The letters of a matrix as it is served: heads go first, as a product on a TPU reads them."""
+  i, o = _MATRICES[name]
+  return o + i if 'H' in o else i + o
+
+
 class Block(nnx.Module):
   """One layer."""
 
-  def __init__(self, c: Config, *, rngs: nnx.Rngs):
-    self.c = c
+  def __init__(self, c: Config, *, rngs: nnx.Rngs, served: bool = False):
+    self.c, self.served = c, served
     size = {'D': c.width, 'N': c.num_heads, 'K': c.num_kv_heads, 'H': c.head_width,
             'F': c.hidden_width, 'A': c.lora_rank}
     shape = lambda letters: tuple(size[letter] for letter in letters)
@@ -197,7 +212,8 @@ class Block(nnx.Module):
     for name, (i, o) in _MATRICES.items():
       # Residual branches shrink with depth, so that the sum of 2L of them starts near the embedding.
       out = (2 * c.num_layers) ** -0.5 if o == 'D' else 1
-      setattr(self, f'{name}_{i}{o}', draw(i + o, out * fan_in[name] ** -0.5))
+      letters = _served(name) if served else i + o
+      setattr(self, f'{name}_{letters}', draw(letters, out * fan_in[name] ** -0.5))
     if c.qkv_bias:
       for name, letters in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
         setattr(self, f'{name}_bias_{letters}', nnx.Param(jnp.zeros(shape(letters))))
@@ -215,6 +231,10 @@ class Block(nnx.Module):
   def _product(self, name: str, x: Array) -> Array:
     """x times a matrix and its adapter."""
     i, o = _MATRICES[name]
+    if self.served:
+      letters = _served(name)
+      return jnp.einsum(f'bt{i},{letters}->bt{o}'.lower(), x,
+                        self._weight(f'{name}_{letters}'))
     times = lambda x, name, i, o: _times(x, self._weight(name), i.lower(), o.lower())
     y = times(x, f'{name}_{i}{o}', i, o)
     if self.c.lora_rank:
@@ -256,28 +276,25 @@ class Policy(nnx.Module):
     if not c.tie_embeddings:
       self.output_DV = _normal(rngs, (c.width, c.vocab_size), c.width ** -0.5)
 
-  def embed(self, token_BT: Array) -> Array:
-    return self.embed_VD[...].astype(self.c.dtype)[token_BT]
-
-  def output_matrix(self) -> Array:
-    output_DV = self.embed_VD[...].T if self.c.tie_embeddings else self.output_DV[...]
-    return output_DV.astype(self.c.dtype)
-
-  def output(self, x_BTD: Array) -> Array:
-    h_BTD = rmsnorm(x_BTD, self.norm_D[...], self.c.norm_eps)
-    return jnp.einsum('btd,dv->btv', h_BTD, self.output_matrix(),
-                      preferred_element_type=jnp.float32)
-
 
 @functools.lru_cache
-def _graphdef(config: Config) -> nnx.GraphDef:
-  return nnx.split(nnx.eval_shape(lambda: Policy(config, rngs=nnx.Rngs(0))))[0]
+def _graphdef(config: Config, served: bool) -> nnx.GraphDef:
+  return nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0), served=served)))[0]
 
 
-def _merge(config: Config, params: Any) -> tuple[Policy, nnx.GraphDef, Any]:
-  """The module, and its layers split again for the scan."""
-  module = nnx.merge(_graphdef(config), params)
-  return module, *nnx.split(module.layers)
+def _block(config: Config, params: Any, *, served: bool = False) -> Block:
+  """A layer, of its parameters."""
+  return nnx.merge(_graphdef(config, served), params)
+
+
+def _embed(config: Config, params: Any, token_BT: Array) -> Array:
+  return params['embed_VD'].astype(config.dtype)[token_BT]
+
+
+def _logits(config: Config, params: Any, x_BTD: Array) -> Array:
+  h_BTD = rmsnorm(x_BTD, params['norm_D'], config.norm_eps)
+  return jnp.einsum('btd,dv->btv', h_BTD, output_matrix(config, params),
+                    preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -303,11 +320,10 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   Raises:
     ValueError: rows whose length the TPU's attention kernel does not take.
   """
-  module, graphdef, layers = _merge(config, params)
   B = token_BT.shape[0]
 
   def layer(x_BTD, params):
-    block = nnx.merge(graphdef, params)
+    block = _block(config, params)
     qkv = block.qkv(x_BTD, position_BT)
     if rows is None:
       context_BTNH = _attend_segments(*qkv, segment_BT)
@@ -318,13 +334,15 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
 
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
-  x_BTD, _ = jax.lax.scan(layer, sharding.constrain_rows(module.embed(token_BT)), layers)
-  return rmsnorm(x_BTD, module.norm_D[...], config.norm_eps)
+  x_BTD, _ = jax.lax.scan(
+      layer, sharding.constrain_rows(_embed(config, params, token_BT)), params['layers'])
+  return rmsnorm(x_BTD, params['norm_D'], config.norm_eps)
 
 
 def output_matrix(config: Config, params: Any) -> Array:
   """output_DV, in the dtype of the computation: logits are hidden @ output_DV."""
-  return _merge(config, params)[0].output_matrix()
+  output_DV = params['embed_VD'].T if config.tie_embeddings else params['output_DV']
+  return output_DV.astype(config.dtype)
 
 
 def logits(config: Config, params: Any, token_BT: Array) -> Array:
@@ -371,55 +389,108 @@ def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
   return {**base, 'layers': merged}
 
 
-def prefill(config: Config, params: Any, token_BP: Array, length_B: Array) -> tuple[Array, Cache]:
+@functools.partial(jax.jit, static_argnums=0)
+def serve(config: Config, params: Any) -> Any:
+  """What `prefill` and `decode` read: matrices in the dtype of the computation, layer by layer.
+
+  On a mesh they are divided over 'model' alone, so that no step of a sampler gathers parameters.
+  """
+  ready = lambda name, x: x if 'norm' in name else x.astype(config.dtype)
+
+  def layer(i):
+    served = {name: ready(name, x[i]) for name, x in params['layers'].items()}
+    for name, (i, o) in _MATRICES.items():
+      letters = _served(name)
+      served[f'{name}_{letters}'] = jnp.einsum(f'{i}{o}->{letters}'.lower(), served.pop(f'{name}_{i}{o}'))
+    return served
+
+  layers = tuple(map(layer, range(config.num_layers)))
+  others = {name: ready(name, x) for name, x in params.items() if name != 'layers'}
+  return sharding.constrain({**others, 'layers': layers}, axes=('model',))
+
+
+def _stored(k_BTKH: Array, v_BTKH: Array, int8: bool) -> Cache:
+  """Keys and values as a cache holds them."""
+  k_BKTH, v_BKTH = (jnp.einsum('btkh->bkth', x) for x in (k_BTKH, v_BTKH))
+  if not int8:
+    return Cache(k_BKTH, v_BKTH)
+
+  def quantized(x_BKTH):
+    x_BKTH = x_BKTH.astype(jnp.float32)
+    scale_BKT = jnp.maximum(jnp.max(jnp.abs(x_BKTH), axis=-1), 1e-30) / 127
+    return jnp.round(x_BKTH / scale_BKT[..., None]).astype(jnp.int8), scale_BKT
+
+  (k_BKTH, k_scale_BKT), (v_BKTH, v_scale_BKT) = map(quantized, (k_BKTH, v_BKTH))
+  return Cache(k_BKTH, v_BKTH, k_scale_BKT, v_scale_BKT)
+
+
+def prefill(config: Config, params: Any, token_BP: Array, length_B: Array, *, int8: bool = False
+            ) -> tuple[Array, tuple[Cache, ...]]:
   """Reads prompts padded on the right.
 
+  Args:
+    params: as `serve` gives them.
+    int8: whether the cache is of integers.
+
   Returns:
-    logits_BV, float32: of the token after each prompt's last; and the cache, P columns. Columns
-    from a prompt's length on hold padding: `decode` overwrites each before any query may see it.
+    logits_BV, float32: of the token after each prompt's last; and by layer the cache, P columns.
+    Columns from a prompt's length on hold padding: `decode` overwrites each before any query sees it.
   """
   B, P = token_BP.shape
   position_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
-  mask_BPP = jnp.broadcast_to(jnp.tril(jnp.ones((P, P), bool))[None], (B, P, P))
-  module, graphdef, layers = _merge(config, params)
-
-  def layer(x_BPD, params):
-    block = nnx.merge(graphdef, params)
+  attend = _attend_masked if P % 128 else _attend_segments
+  x_BPD, cache = _embed(config, params, token_BP), []
+  for layer in params['layers']:
+    block = _block(config, layer, served=True)
     q, k, v = block.qkv(x_BPD, position_BP)
-    return block.add(x_BPD, _attend(q, k, v, mask_BPP)), (k, v)
-
-  x_BPD, (k_LBPKH, v_LBPKH) = jax.lax.scan(layer, module.embed(token_BP), layers)
+    x_BPD = block.add(x_BPD, attend(q, k, v, jnp.zeros_like(token_BP)))
+    cache.append(_stored(k, v, int8))
   last_B1D = jnp.take_along_axis(x_BPD, (length_B - 1)[:, None, None], axis=1)
-  return module.output(last_B1D)[:, 0], Cache(k_LBPKH, v_LBPKH)
+  return _logits(config, params, last_B1D)[:, 0], tuple(cache)
 
 
-def decode(config: Config, params: Any, token_B: Array, position_B: Array,
-           cache: Cache) -> tuple[Array, Cache]:
-  """Appends one token to each of B sequences.
+def _append(cache: Cache, new: Cache, position_S: Array) -> Cache:
+  """The cache with one column more of each sequence.
+
+  Heads are indexed as sequences are: of a scatter of all heads at once a TPU would keep them beside each
+  other, and would turn the cache around for the kernel that reads it, in every step.
+  """
+  def write(cache, new, position_S):
+    S, K = cache.k_SKTH.shape[:2]
+    at = jnp.arange(S)[:, None], jnp.arange(K)[None], position_S[:, None]
+    return jax.tree.map(lambda x, y: x.at[at].set(y[:, :, 0]), cache, new)
+
+  axes = sharding.unmapped(sharding.AXES)
+  if not axes:
+    return write(cache, new, position_S)
+  rows = sharding.unmapped(sharding.ROWS) or None
+  heads = PartitionSpec(rows, 'model')
+  return jax.shard_map(write, in_specs=(heads, heads, PartitionSpec(rows)), out_specs=heads,
+                       axis_names=set(axes), check_vma=False)(cache, new, position_S)
+
+
+def decode(config: Config, params: Any, token_S: Array, position_S: Array, live_S: Array,
+           cache: tuple[Cache, ...]) -> tuple[Array, tuple[Cache, ...]]:
+  """Appends one token to each of S sequences.
 
   Args:
-    token_B: int32, the tokens.
-    position_B: int32, the column each is written to; it sees columns 0..position.
+    params: as `serve` gives them.
+    token_S: int32, the tokens.
+    position_S: int32, the column each is written to; it sees columns 0..position.
+    live_S: bool; of a sequence that is not, nothing is read, and the logits mean nothing.
 
   Returns:
-    logits_BV, float32, of the token after it; and the cache with the tokens in it.
+    logits_SV, float32, of the token after it; and the cache with the tokens in it.
   """
-  B, T = cache.k_LBTKH.shape[1:3]
-  row_B = jnp.arange(B)
-  mask_B1T = (jnp.arange(T)[None] <= position_B[:, None])[:, None]
-  module, graphdef, layers = _merge(config, params)
-
-  def layer(carry, params_and_l):
-    x_B1D, cache = carry
-    params, l = params_and_l
-    block = nnx.merge(graphdef, params)
-    q, k, v = block.qkv(x_B1D, position_B[:, None])
-    # The cache is a carry, written in place; as scanned input and output it would be copied.
-    cache = Cache(cache.k_LBTKH.at[l, row_B, position_B].set(k[:, 0]),
-                  cache.v_LBTKH.at[l, row_B, position_B].set(v[:, 0]))
-    context = _attend(q, cache.k_LBTKH[l], cache.v_LBTKH[l], mask_B1T)
-    return (block.add(x_B1D, context), cache), None
-
-  (x_B1D, cache), _ = jax.lax.scan(
-      layer, (module.embed(token_B[:, None]), cache), (layers, jnp.arange(config.num_layers)))
-  return module.output(x_B1D)[:, 0], cache
+  length_S = jnp.where(live_S, position_S + 1, 0)
+  x_S1D, after = _embed(config, params, token_S[:, None]), []
+  for layer, c in zip(params['layers'], cache, strict=True):
+    block = _block(config, layer, served=True)
+    q_S1NH, k, v = block.qkv(x_S1D, position_S[:, None])
+    new = _stored(k, v, c.k_scale_SKT is not None)
+    c = _append(c, new, position_S)
+    context_SNH = decode_attention(q_S1NH[:, 0], c.k_SKTH, c.v_SKTH, length_S,
+                                   k_scale_SKT=c.k_scale_SKT, v_scale_SKT=c.v_scale_SKT)
+    x_S1D = block.add(x_S1D, context_SNH[:, None])
+    after.append(c)
+  return _logits(config, params, x_S1D)[:, 0], tuple(after)

@@ -28,7 +28,7 @@ def write(workdir: str) -> dict[str, Any]:
   with open(os.path.join(workdir, 'config.json')) as file:
     config = json.load(file)
   summary = summarize(steps, evaluations, config)
-  _save(os.path.join(workdir, 'summary.json'), summary)
+  save(os.path.join(workdir, 'summary.json'), summary)
   _plot(workdir, steps, evaluations, _score_name(config))
   return summary
 
@@ -69,9 +69,10 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
   }
 
 
-def _save(path: str, tree: dict[str, Any]) -> None:
+def save(path: str, tree: dict[str, Any]) -> None:
+  """Writes strict JSON, the whole file or none. Raises ValueError for a number that is not finite."""
   with open(f'{path}.tmp', 'w') as file:
-    json.dump(tree, file, indent=1)
+    json.dump(tree, file, indent=1, allow_nan=False)
     file.write('\n')
   os.replace(f'{path}.tmp', path)
 

@@ -1,4 +1,4 @@
-"""Budgets -> rollouts: each task is prefilled once, and S cache slots decode a queue of R rollouts.
+"""Budgets -> rollouts: each task is prefilled once, and S cache slots decode a queue of rollouts.
 
     while rollouts are left:                    # one jitted program, no host round trip
       free slots take the next rollouts of the queue and a copy of their task's prefix
@@ -7,78 +7,185 @@
 
 A budget is data, not a shape: R is fixed, `task_R` repeats each task by its budget, and one
 compilation serves every allocation. Where the budgets sum to less than R, the rest of the queue is
-never taken.
+never taken. Rollouts that are expected to be long go first, so that the last to end are short.
+
+On a mesh each shard of ('data', 'fsdp') has S slots, a queue of its own and the prefixes of its own
+tasks, and loops until its own queue is empty: `place` says which rollouts are whose. Over 'model'
+heads, hidden units and words are divided.
 
 The key of a token is folded from (step, task, number of the rollout in its group, position). So a
-rollout's tokens depend on nothing else: not on S, its slot, its neighbours or the other budgets.
+rollout's tokens depend on nothing else: not on S, its slot, its shard, its neighbours or the budgets.
 """
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from kr_jax import policy
+from kr_jax import sharding
 from kr_jax import types
 from kr_jax.tokenizer import PAD, STOP
 from kr_jax.types import Array
+
+CACHES = ('', 'int8')
 
 
 class Config(NamedTuple):
   """How to sample."""
 
-  slots: int  # S
+  slots: int  # S, of each shard
   refill: int  # free slots to wait for before the queue is asked, 1..S
+  prefill: int  # prompts read at once
   prompt_length: int  # P, the longest prompt
   completion_length: int  # C, where a completion is cut off
   temperature: float  # 0 is greedy
+  top_k: int  # the likeliest tokens that may be sampled; 0: all
+  top_p: float  # of the likeliest, the fewest that hold this probability; 1: all
+  min_p: float  # those of at least this share of the likeliest's probability; 0: all
+  cache: str  # in CACHES: '' is the dtype of the computation
+  stop_strings: tuple[str, ...]  # texts after which a completion is cut (`cut`)
+  stop_ids: tuple[int, ...] = (STOP,)  # tokens that end a completion
 
 
-def check(config: Config) -> None:
-  """Raises ValueError for a knob out of its range."""
+def check(config: Config, section: str = 'sample') -> None:
+  """Raises ValueError for a knob out of its range, which it calls that of a section."""
   if config.slots < 1:
     raise ValueError(f'sample.slots={config.slots} is below 1; rollouts need a cache slot')
   if not 1 <= config.refill <= config.slots:
     raise ValueError(f'sample.refill={config.refill} is not in 1..sample.slots={config.slots}')
-  for name in ('prompt_length', 'completion_length'):
+  for name in ('prompt_length', 'completion_length', 'prefill'):
     if getattr(config, name) < 1:
-      raise ValueError(f'sample.{name}={getattr(config, name)} is below 1')
-  if not config.temperature >= 0:
-    raise ValueError(f'sample.temperature={config.temperature} is below 0')
+      raise ValueError(f'{section}.{name}={getattr(config, name)} is below 1')
+  for name in ('temperature', 'top_k'):
+    if not getattr(config, name) >= 0:
+      raise ValueError(f'{section}.{name}={getattr(config, name)} is below 0')
+  if not 0 < config.top_p <= 1:
+    raise ValueError(f'{section}.top_p={config.top_p} is not in (0, 1]')
+  if not 0 <= config.min_p < 1:
+    raise ValueError(f'{section}.min_p={config.min_p} is not in [0, 1)')
+  if config.cache not in CACHES:
+    raise ValueError(f'sample.cache={config.cache!r} is not one of {CACHES}')
+  if '' in config.stop_strings:
+    raise ValueError(f'sample.stop_strings={config.stop_strings} holds an empty text, which would cut all')
+  if not config.stop_ids:
+    raise ValueError('sample.stop_ids is empty; a completion needs a token that ends it')
+
+
+def slots(config: Config, total: int) -> int:
+  """S of each shard, where R = total."""
+  return min(config.slots, -(-total // sharding.row_shards()))
+
+
+# Which shard samples which rollouts.
+
+
+class Queues(NamedTuple):
+  """The rollouts of each of Z shards, in the order they are taken."""
+
+  task_ZK: np.ndarray  # int32, the tasks whose prefix the shard holds; beyond its own: any
+  tasks_Z: np.ndarray  # int32, how many
+  local_ZQ: np.ndarray  # int32, of each rollout the task, in 0..K-1
+  number_ZQ: np.ndarray  # int32, which of its task's rollouts it is
+  rollouts_Z: np.ndarray  # int32, how many
+
+
+def place(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.ndarray | None = None
+          ) -> Queues:
+  """Gives each shard an equal number of rollouts, to within one, of ceil(M / shards) + 1 tasks at most.
+
+  Shards take their rollouts one after the other. Of the P pieces of tasks that are left for Z shards, one
+  takes q = ceil(P / Z) that are next to each other by size, the smallest such that hold its share or
+  more, and gives back what is too much of the largest, which is less than all of it. So pieces grow by
+  one a shard at the most, and q stays within the bound.
+
+  Args:
+    budget_M: >= 0.
+    total: R, which gives the shapes; the budgets sum to at most that.
+    expected_M: tokens that a rollout of a task is expected to have: the longest are queued first.
+  """
+  budget_M = np.asarray(budget_M)
+  M, n = len(budget_M), int(budget_M.sum())
+  K, Q = min(M, -(-M // shards) + (shards > 1)), -(-total // shards)
+  queues = Queues(*(np.zeros(shape, np.int32) for shape in (
+      (shards, K), shards, (shards, Q), (shards, Q), shards)))
+  left = [(int(b), m, 0) for m, b in enumerate(budget_M) if b > 0]  # size, task, first number
+  for z in range(shards):
+    share = (n - z - 1) // shards + 1 if n > z else 0
+    mine, left = _take(sorted(left), share, -(-len(left) // (shards - z)))
+    task_K = [m for _, m, _ in mine]
+    local_Q = np.repeat(np.arange(len(mine)), [size for size, _, _ in mine])
+    number_Q = np.concatenate([first + np.arange(size) for size, _, first in mine] or [[]])
+    if expected_M is not None:
+      order_Q = np.argsort(-np.asarray(expected_M)[task_K][local_Q], kind='stable')
+      local_Q, number_Q = local_Q[order_Q], number_Q[order_Q]
+    queues.task_ZK[z, :len(mine)], queues.tasks_Z[z] = task_K, len(mine)
+    queues.local_ZQ[z, :share], queues.number_ZQ[z, :share] = local_Q, number_Q
+    queues.rollouts_Z[z] = share
+  return queues
+
+
+def _take(pieces: list[tuple[int, int, int]], share: int, q: int) -> tuple[list, list]:
+  """Of pieces by size, those that hold `share` rollouts, q of them at most, and what is left."""
+  if not share:
+    return [], pieces
+  size = np.cumsum([0] + [piece[0] for piece in pieces])
+  first = int(np.argmax(size[q:] - size[:-q] >= share))
+  mine, left = pieces[first:first + q], pieces[:first] + pieces[first + q:]
+  excess = sum(piece[0] for piece in mine) - share
+  while excess >= mine[-1][0]:  # even the smallest are too many
+    left.append(mine.pop(0))
+    excess -= left[-1][0]
+  if excess:
+    n, m, number = mine.pop()
+    mine.append((n - excess, m, number))
+    left.append((excess, m, number + n - excess))
+  return sorted(mine, key=lambda piece: piece[1:]), left
+
+
+# The program.
 
 
 class _Decoding(NamedTuple):
   """The state of the decode loops."""
 
-  cache: policy.Cache
+  cache: tuple[policy.Cache, ...]
   logits_SV: Array  # of the token to sample next
-  rollout_S: Array  # which rollout a slot decodes; R: none, the slot is free
+  rollout_S: Array  # which rollout a slot decodes; Q: none, the slot is free
   count_S: Array  # completion tokens the slot's rollout has
   queued: Array  # first rollout that no slot has taken
   steps: Array
-  token_RC: Array
-  logp_RC: Array
-  length_R: Array
-  ended_R: Array
+  tail_steps: Array
+  refills: Array
+  token_QC: Array
+  logp_QC: Array
+  length_Q: Array
+  ended_Q: Array
 
 
 def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, budget_M: np.ndarray,
-             key: Array, config: Config, *, total: int) -> types.Rollouts:
+             key: Array, config: Config, *, total: int, expected_M: np.ndarray | None = None
+             ) -> types.Rollouts:
   """Samples budget_M[m] completions of task m.
 
   Args:
+    params: as policy.serve gives them.
     prompts: of M tasks.
     budget_M: host integers >= 0 that sum to at most R = total.
     key: of the step.
     total: R. It names the compiled program; budgets do not.
+    expected_M: tokens that a rollout of a task is expected to have, where that is known.
 
   Returns:
-    Rollouts, grouped by task. log-probabilities are those of the sampling distribution (at the
-    temperature; greedy: at temperature 1).
+    Rollouts, grouped by task. Log-probabilities are the policy's at the temperature (greedy: at 1),
+    whatever top_k, top_p and min_p leave out.
 
   Raises:
     ValueError: budgets that are negative or sum to more than R.
@@ -86,97 +193,185 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   budget_M = np.asarray(budget_M, np.int32)
   if budget_M.min() < 0 or budget_M.sum() > total:
     raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
-  return _rollouts(policy_config, params, prompts, budget_M, key, config, total)
+  queues = place(budget_M, total=total, shards=sharding.row_shards(), expected_M=expected_M)
+  return _rollouts(policy_config, params, prompts, budget_M, queues, key, config, total)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _rollouts(policy_config, params, prompts, budget_M, key, config, R) -> types.Rollouts:
-  M, P = prompts.token_MP.shape
-  S, C = min(config.slots, R), config.completion_length
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def _rollouts(policy_config, params, prompts, budget_M, queues, key, config, R) -> types.Rollouts:
+  M, C = len(budget_M), config.completion_length
+  of_shard = functools.partial(_shard_rollouts, policy_config, config)
+  if sharding.row_shards() > 1:
+    mine, all_ = PartitionSpec(sharding.ROWS), PartitionSpec()
+    of_shard = jax.shard_map(of_shard, in_specs=(all_, all_, mine, all_), out_specs=mine,
+                             axis_names=set(sharding.ROWS), check_vma=False)
+  token_ZQC, logp_ZQC, length_ZQ, ended_ZQ, counts_Z3 = of_shard(params, prompts, queues, key)
+
   end = jnp.sum(budget_M)
   task_R = jnp.repeat(jnp.arange(M), budget_M, total_repeat_length=R)  # beyond the end M - 1
   first_M = jnp.cumsum(budget_M) - budget_M
-  number_R = jnp.arange(R) - first_M[task_R]
-  fold = jax.vmap(jax.random.fold_in)
-  key_R = fold(jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index_M)[task_R], number_R)
+  task_ZQ = jnp.take_along_axis(queues.task_ZK, queues.local_ZQ, axis=1)
+  queued_ZQ = jnp.arange(task_ZQ.shape[1])[None] < queues.rollouts_Z[:, None]
+  r_ZQ = jnp.where(queued_ZQ, first_M[task_ZQ] + queues.number_ZQ, R)
+  by_task = lambda x_ZQ, *more: jnp.zeros((R, *more), x_ZQ.dtype).at[r_ZQ].set(x_ZQ, mode='drop')
+  steps, tail_steps, refills = jnp.sum(counts_Z3, axis=0)
+  return types.Rollouts(
+      prompts=types.Prompts(*map(jnp.asarray, prompts)),
+      task_R=jnp.where(jnp.arange(R) < end, task_R, M), token_RC=by_task(token_ZQC, C),
+      logp_RC=by_task(logp_ZQC, C), length_R=by_task(length_ZQ), ended_R=by_task(ended_ZQ),
+      decode_steps=steps, tail_steps=tail_steps, refills=refills)
 
-  prompt_logits_MV, prefix = policy.prefill(
-      policy_config, params, prompts.token_MP, prompts.length_M)
+
+def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tuple[Array, ...]:
+  """token, logp, length and ended of one shard's queue, and its counts; each with an axis of 1 in front."""
+  task_K, tasks, local_Q, number_Q, end = (x[0] for x in queues)
+  (K,), (Q,) = task_K.shape, local_Q.shape
+  P, C, S = prompts.token_MP.shape[1], config.completion_length, min(config.slots, Q)
+  length_K = prompts.length_M[task_K]
+  fold = jax.vmap(jax.random.fold_in)
+  key_K = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index_M[task_K])
+  key_Q = fold(key_K[local_Q], number_Q)
+  prompt_logits_KV, prefix = _prefill(
+      policy_config, params, prompts.token_MP[task_K], length_K, tasks, config)
 
   def take(d: _Decoding) -> _Decoding:
     """Free slots take the next rollouts of the queue."""
-    free_S = d.rollout_S == R
-    next_S = d.queued + jnp.cumsum(free_S) - 1
-    taken_S = free_S & (next_S < end)
-    rollout_S = jnp.where(taken_S, next_S, d.rollout_S)
-    task_S = task_R[jnp.minimum(rollout_S, R - 1)]
+    slot_S = jnp.nonzero(d.rollout_S == Q, size=S, fill_value=S)[0]
+    taken = jnp.minimum(jnp.sum(d.rollout_S == Q), end - d.queued)
 
-    def copy(cache_LSTKH, prefix_LMPKH):
-      return cache_LSTKH.at[:, :, :P].set(jnp.where(
-          taken_S[None, :, None, None, None], prefix_LMPKH[:, task_S], cache_LSTKH[:, :, :P]))
+    def one(i, filled):
+      cache, logits_SV, rollout_S, count_S = filled
+      slot, r = slot_S[i], d.queued + i
+      at, task = (slot, *[0] * 3), local_Q[r]
+      put = lambda x, y: jax.lax.dynamic_update_slice(
+          x, jax.lax.dynamic_index_in_dim(y, task), at[:x.ndim])
+      return (jax.tree.map(put, cache, prefix), put(logits_SV, prompt_logits_KV),
+              rollout_S.at[slot].set(r), count_S.at[slot].set(0))
 
-    return d._replace(
-        cache=jax.tree.map(copy, d.cache, prefix),
-        logits_SV=jnp.where(taken_S[:, None], prompt_logits_MV[task_S], d.logits_SV),
-        rollout_S=rollout_S,
-        count_S=jnp.where(taken_S, 0, d.count_S),
-        queued=d.queued + jnp.sum(taken_S))
+    cache, logits_SV, rollout_S, count_S = jax.lax.fori_loop(
+        0, taken, one, (d.cache, d.logits_SV, d.rollout_S, d.count_S))
+    return d._replace(cache=cache, logits_SV=logits_SV, rollout_S=rollout_S, count_S=count_S,
+                      queued=d.queued + taken, refills=d.refills + 1)
 
   def decode(d: _Decoding) -> _Decoding:
     """Every slot samples a token and reads it."""
-    r_S = jnp.minimum(d.rollout_S, R - 1)  # a free slot runs along; nothing it does is kept
-    if config.temperature > 0:
-      logits_SV = d.logits_SV / config.temperature
-      noise_SV = jax.vmap(lambda k: jax.random.gumbel(k, logits_SV.shape[1:]))(
-          fold(key_R[r_S], d.count_S))
-      token_S = jnp.argmax(logits_SV + noise_SV, axis=-1)
-    else:
-      logits_SV = d.logits_SV
-      token_S = jnp.argmax(logits_SV, axis=-1)
-    logp_S = jnp.take_along_axis(
-        jax.nn.log_softmax(logits_SV), token_S[:, None], axis=-1)[:, 0]
-    ended_S = jnp.where(
-        token_S == STOP, types.ENDED_STOP,
-        jnp.where(d.count_S + 1 == C, types.ENDED_LENGTH, types.NOT_SAMPLED))
-    # Row R is out of bounds: what a free slot writes is dropped.
+    live_S = d.rollout_S < Q
+    r_S = jnp.minimum(d.rollout_S, Q - 1)  # a free slot runs along; nothing it does is kept
+    token_S, logp_S = _token(d.logits_SV, fold(key_Q[r_S], d.count_S), config)
+    stop_S = functools.reduce(jnp.logical_or, [token_S == stop for stop in config.stop_ids])
+    ended_S = jnp.where(stop_S, types.ENDED_STOP, jnp.where(
+        d.count_S + 1 == C, types.ENDED_LENGTH, types.NOT_SAMPLED))
+    # Row Q is out of bounds: what a free slot writes is dropped.
     write = lambda out, *where: out.at[d.rollout_S, *where]
-    position_S = prompts.length_M[task_R[r_S]] + jnp.minimum(d.count_S, C - 1)
-    logits_SV, cache = policy.decode(policy_config, params, token_S, position_S, d.cache)
+    position_S = length_K[local_Q[r_S]] + jnp.minimum(d.count_S, C - 1)
+    logits_SV, cache = policy.decode(policy_config, params, token_S, position_S, live_S, d.cache)
     return d._replace(
         cache=cache,
         logits_SV=logits_SV,
-        rollout_S=jnp.where(ended_S == types.NOT_SAMPLED, d.rollout_S, R),
+        rollout_S=jnp.where(ended_S == types.NOT_SAMPLED, d.rollout_S, Q),
         count_S=d.count_S + 1,
         steps=d.steps + 1,
-        token_RC=write(d.token_RC, d.count_S).set(token_S, mode='drop'),
-        logp_RC=write(d.logp_RC, d.count_S).set(logp_S, mode='drop'),
-        length_R=write(d.length_R).set(d.count_S + 1, mode='drop'),
-        ended_R=write(d.ended_R).set(ended_S, mode='drop'))
+        tail_steps=d.tail_steps + (2 * jnp.sum(live_S) < S),
+        token_QC=write(d.token_QC, d.count_S).set(token_S, mode='drop'),
+        logp_QC=write(d.logp_QC, d.count_S).set(logp_S, mode='drop'),
+        length_Q=write(d.length_Q).set(d.count_S + 1, mode='drop'),
+        ended_Q=write(d.ended_Q).set(ended_S, mode='drop'))
 
   def keep_decoding(d: _Decoding) -> Array:
-    free = jnp.sum(d.rollout_S == R)
+    free = jnp.sum(d.rollout_S == Q)
     return (free < S) & ((free < config.refill) | (d.queued == end))
 
-  def empty(prefix_LMPKH):
-    L, _, _, K, H = prefix_LMPKH.shape
-    return jnp.zeros((L, S, P + C, K, H), prefix_LMPKH.dtype)
-
+  T = _columns(P + C)
+  empty = lambda x: jnp.zeros((S, x.shape[1], T, *x.shape[3:]), x.dtype)
   d = _Decoding(
       cache=jax.tree.map(empty, prefix),
-      logits_SV=jnp.zeros((S, prompt_logits_MV.shape[1])),
-      rollout_S=jnp.full(S, R),
+      logits_SV=jnp.zeros((S, prompt_logits_KV.shape[1])),
+      rollout_S=jnp.full(S, Q),
       count_S=jnp.zeros(S, int),
-      queued=jnp.array(0),
-      steps=jnp.array(0),
-      token_RC=jnp.full((R, C), PAD),
-      logp_RC=jnp.zeros((R, C)),
-      length_R=jnp.zeros(R, int),
-      ended_R=jnp.full(R, types.NOT_SAMPLED))
+      queued=jnp.array(0), steps=jnp.array(0), tail_steps=jnp.array(0), refills=jnp.array(0),
+      token_QC=jnp.full((Q, C), PAD),
+      logp_QC=jnp.zeros((Q, C)),
+      length_Q=jnp.zeros(Q, int),
+      ended_Q=jnp.full(Q, types.NOT_SAMPLED))
   d = jax.lax.while_loop(
-      lambda d: (d.queued < end) | jnp.any(d.rollout_S < R),
+      lambda d: (d.queued < end) | jnp.any(d.rollout_S < Q),
       lambda d: jax.lax.while_loop(keep_decoding, decode, take(d)),
       d)
-  return types.Rollouts(
-      prompts=types.Prompts(*map(jnp.asarray, prompts)),
-      task_R=jnp.where(jnp.arange(R) < end, task_R, M), token_RC=d.token_RC, logp_RC=d.logp_RC,
-      length_R=d.length_R, ended_R=d.ended_R, decode_steps=d.steps)
+  counts_3 = jnp.stack([d.steps, d.tail_steps, d.refills])
+  return tuple(x[None] for x in (d.token_QC, d.logp_QC, d.length_Q, d.ended_Q, counts_3))
+
+
+def _columns(longest: int) -> int:
+  """T of a cache: on a TPU whole tiles, which its kernel reads without a copy."""
+  return -(-longest // 128) * 128 if sharding.platform() == 'tpu' else longest
+
+
+def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[Array, Any]:
+  """Of the first `tasks` prompts the logits after them and the cache, `config.prefill` at a time."""
+  K, P = token_KP.shape
+  B = min(config.prefill, K)
+  chunks = -(-K // B)
+  pad = lambda x, value: jnp.pad(x, ((0, chunks * B - K), *[(0, 0)] * (x.ndim - 1)), constant_values=value)
+  token_KP, length_K = pad(token_KP, PAD), pad(length_K, 1)
+  cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
+  read = lambda i: policy.prefill(policy_config, params, cut(token_KP, i), cut(length_K, i),
+                                  int8=config.cache == 'int8')
+  store = jax.tree.map(lambda x: jnp.zeros((chunks * B, *x.shape[1:]), x.dtype),
+                       jax.eval_shape(read, jnp.array(0)))
+  put = lambda i, store: jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * B, axis=0), store, read(i))
+  return jax.lax.fori_loop(0, -(-tasks // B), put, store)
+
+
+def _token(logits_SV: Array, key_S: Array, config: Config) -> tuple[Array, Array]:
+  """A token of each slot, and the policy's log-probability of it."""
+  if config.temperature == 0:
+    token_S = jnp.argmax(logits_SV, axis=-1)
+  else:
+    logits_SV = logits_SV / config.temperature
+    noise_SV = jax.vmap(lambda k: jax.random.gumbel(k, logits_SV.shape[1:]))(key_S)
+    token_S = jnp.argmax(truncate(logits_SV, config) + noise_SV, axis=-1)
+  logp_S = jnp.take_along_axis(jax.nn.log_softmax(logits_SV), token_S[:, None], axis=-1)[:, 0]
+  return token_S, logp_S
+
+
+def truncate(logits_SV: Array, config: Config) -> Array:
+  """Logits that are -inf where top_k, top_p or min_p leave a token out; the likeliest always stays.
+
+  Each reads the policy's own probabilities at the temperature. Tokens as likely as the last that stays
+  stay too. Sources: Holtzman et al. 2019, arXiv 1904.09751 (top-p); Nguyen et al. 2024, arXiv
+  2407.01082 (min-p).
+  """
+  V = logits_SV.shape[-1]
+  least_S = jnp.full(len(logits_SV), -jnp.inf)
+  if config.min_p:
+    least_S = jnp.maximum(least_S, logits_SV.max(axis=-1) + jnp.log(config.min_p))
+  if config.top_p < 1:
+    sorted_SV = -jnp.sort(-logits_SV, axis=-1)
+    before_SV = jnp.cumsum(jax.nn.softmax(sorted_SV), axis=-1) - jax.nn.softmax(sorted_SV)
+    last_S = jnp.sum(before_SV < config.top_p, axis=-1) - 1
+    least_S = jnp.maximum(least_S, jnp.take_along_axis(sorted_SV, last_S[:, None], axis=-1)[:, 0])
+  if 0 < config.top_k < V:
+    least_S = jnp.maximum(least_S, jax.lax.top_k(logits_SV, config.top_k)[0][:, -1])
+  return jnp.where(logits_SV >= least_S[:, None], logits_SV, -jnp.inf)
+
+
+# What is done on the host.
+
+
+def cut(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:
+  """Ends each completion with the first token that completes one of `stop_strings`.
+
+  Device programs see tokens alone, so a completion is cut once it is there. What stays has the tokens
+  and log-probabilities that it had. decode: tokens -> text; of more tokens it begins with that of fewer.
+  """
+  if not config.stop_strings:
+    return rollouts
+  token_RC, logp_RC, length_R, ended_R = (np.array(x) for x in (
+      rollouts.token_RC, rollouts.logp_RC, rollouts.length_R, rollouts.ended_R))
+  for r, length in enumerate(length_R):
+    stops = lambda n: any(stop in decode(token_RC[r, :n]) for stop in config.stop_strings)
+    if length and stops(length):
+      n = bisect.bisect_left(range(length), True, lo=1, key=stops)
+      token_RC[r, n:], logp_RC[r, n:], length_R[r], ended_R[r] = PAD, 0, n, types.ENDED_STOP
+  return rollouts._replace(token_RC=token_RC, logp_RC=logp_RC, length_R=length_R, ended_R=ended_R)

@@ -33,14 +33,16 @@ def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, 
   return Mesh(np.array(devices).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def partition(path: tuple[Any, ...]) -> PartitionSpec:
-  """Of the leaf at a path of jax.tree_util: parameters, and what is shaped as they are."""
+def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpec:
+  """Of the leaf at a path of jax.tree_util: parameters, and what is shaped as they are; over `axes`."""
   names = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]
   letters = names[-1].rpartition('_')[2] if names else ''
   if len(letters) < 2 or not letters.isupper():
     return PartitionSpec()
-  axes = [_AXIS.get(letter) for letter in letters]
-  return PartitionSpec(*([None] if 'layers' in names else []), *axes)
+  # Layers are stacked, or a tuple, whose places have no name.
+  stacked = 'layers' in names and names[names.index('layers') + 1] != ''
+  found = [_AXIS.get(letter) for letter in letters]
+  return PartitionSpec(*[None] * stacked, *(axis if axis in axes else None for axis in found))
 
 
 def of(mesh: Mesh, tree: Any) -> Any:
@@ -48,12 +50,12 @@ def of(mesh: Mesh, tree: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: NamedSharding(mesh, partition(path)), tree)
 
 
-def constrain(tree: Any) -> Any:
-  """Parameters or gradients, held to their partition where a mesh is set."""
+def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
+  """Parameters or gradients, held to their partition over `axes` where a mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:
     return tree
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.lax.with_sharding_constraint(x, partition(path)), tree)
+      lambda path, x: jax.lax.with_sharding_constraint(x, partition(path, axes)), tree)
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
@@ -61,6 +63,12 @@ def constrain_rows(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+
+
+def unmapped(axes: Sequence[str]) -> tuple[str, ...]:
+  """Those of the axes of the mesh that no jax.shard_map around here has taken."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(axis for axis in axes if axis in mesh.axis_names and axis not in mesh.manual_axes)
 
 
 def row_shards() -> int:

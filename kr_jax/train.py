@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import contextlib
 import hashlib
 import importlib
+import json
 import math
 import os
 import signal
@@ -43,7 +44,8 @@ from kr_jax import warm_start
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
-MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every')
+MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every',
+              'evaluate.pass_at', 'evaluate.maj_at')
 # Knobs of alloc that a preset sets, whatever they say; those of the loss are grpo.PRESETS.
 PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
                              'cost': 'rollouts'}}
@@ -75,7 +77,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   _check_ranges(config)
   alloc = _alloc(config)
   sample_config = sample.Config(**config.sample)
-  evaluate_config = sample_config._replace(temperature=config.evaluate.temperature)
+  evaluate_config = sample_config._replace(
+      **{name: config.evaluate[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
   update_config = update.Config(grpo=_loss(config), **config.optimizer, **config.pack,
                                 temperature=config.sample.temperature)
   imitate_config = update_config._replace(
@@ -83,8 +86,10 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       schedule='linear' if config.warm_start.num_steps else 'constant',
       decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
   rewards.check(**config.rewards)
-  for checked in (sample_config, evaluate_config):
-    sample.check(checked)
+  evaluate.check(verifier=config.rewards.verifier, **{
+      name: config.evaluate[name] for name in ('rollouts', 'temperature', 'pass_at', 'maj_at')})
+  sample.check(sample_config)
+  sample.check(evaluate_config, 'evaluate')
   for checked in (update_config, imitate_config):
     update.check(checked)
   update.microbatch_shape(
@@ -136,6 +141,12 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
   if not config.sample.temperature > 0:
     raise ValueError(f'sample.temperature={config.sample.temperature} must be above 0: '
                      'rollouts of a greedy policy are all the same')
+  for name, all_ in (('top_k', 0), ('top_p', 1), ('min_p', 0)):
+    if config.sample[name] != all_:
+      raise ValueError(
+          f'sample.{name}={config.sample[name]} leaves tokens out, so that rollouts would come from another '
+          f'distribution than the policy that learns from them; set it to {all_}, and evaluate.{name} for '
+          'evaluations')
 
 
 def _preset(section: str, name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -196,13 +207,15 @@ def workers(setup: Setup) -> rewards.Workers:
 
 
 def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
-               ) -> dict[str, float]:
-  """avg@k on the test tasks, by difficulty."""
-  c = setup.config.evaluate
-  rate_I = evaluate.success_rates(
-      setup.policy, params, setup.test_tasks, jax.random.fold_in(key, _EVALUATE), setup.evaluate,
-      pool, setup.tokenizer, k=c.rollouts, batch=min(c.tasks_per_batch, len(setup.test_tasks)))
-  return evaluate.summarize(rate_I, setup.test_tasks, c.rollouts)
+               ) -> dict[str, Any]:
+  """evaluate.summarize of the test tasks."""
+  c, tasks = setup.config.evaluate, setup.test_tasks
+  found = evaluate.outcomes(
+      setup.policy, params, tasks, jax.random.fold_in(key, _EVALUATE), setup.evaluate, pool,
+      setup.tokenizer, rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)),
+      answers=bool(c.maj_at))
+  return evaluate.summarize(found, tasks, [setup.config.tasks.dataset] * len(tasks),
+                            passes=c.pass_at, majorities=c.maj_at)
 
 
 def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
@@ -232,14 +245,27 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   return state, stats, base
 
 
-def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, float]:
-  """avg@k of a workdir's latest checkpoint. Raises ValueError where there is none."""
-  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
-    checkpoints.require()
+def _served(setup: Setup, state: types.TrainState, base: Any) -> Any:
+  """What the sampler reads of the policy as it stands."""
+  return policy.serve(setup.policy, policy.merge(setup.trained, state.params, base))
+
+
+def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
+  """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and
+  evaluate.summarize. Raises ValueError where there is no checkpoint."""
+  directory = os.path.join(workdir, 'checkpoints')
+  with checkpoint.Checkpoints(directory) as checkpoints:
+    latest = checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
-  params = policy.merge(setup.trained, state.params, base)
+  params = _served(setup, state, base)
+  config = json.loads(setup.config.to_json())  # tuples are lists, as they will be read
   with workers(setup) as pool:
-    return {'step': int(state.step), **evaluation(setup, params, state.key, pool)}
+    return {
+        'step': int(state.step),
+        'checkpoint': os.path.abspath(os.path.join(directory, str(latest))),
+        'config': {name: config[name]
+                   for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
+        **evaluation(setup, params, state.key, pool)}
 
 
 def claim(setup: Setup, workdir: str) -> None:
@@ -274,8 +300,8 @@ def train(setup: Setup, workdir: str) -> None:
 
     def evaluated(step):
       if not record.has_evaluation(step):
-        params = policy.merge(setup.trained, state.params, base)
-        record.evaluation(step, evaluation(setup, params, state.key, pool))
+        params = _served(setup, state, base)
+        record.evaluation(step, evaluate.record(evaluation(setup, params, state.key, pool)))
 
     for step in range(first_step, c.num_steps):
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
@@ -284,9 +310,10 @@ def train(setup: Setup, workdir: str) -> None:
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
       rollouts = sample.rollouts(
-          setup.policy, policy.merge(setup.trained, state.params, base), prompts, budget_M,
-          jax.random.fold_in(key, step), setup.sample, total=R)
+          setup.policy, _served(setup, state, base), prompts, budget_M, jax.random.fold_in(key, step),
+          setup.sample, total=R, expected_M=estimate.tokens(stats, prompts.index_M, default=0.0))
       record.flush()  # the last step's, while the device samples this one's
+      rollouts = sample.cut(rollouts, setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
       if alloc.nu_every and step % alloc.nu_every == 0:
         noise = update.gradient_noise(
@@ -403,8 +430,11 @@ class _Record:
         'rollouts_total': n,
         'tokens_generated': tokens,
         'truncated': float(np.sum(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH) / n),
-        'slot_utilization': tokens / (int(rollouts.decode_steps)
-                                      * min(self._setup.sample.slots, len(logp_RC))),
+        'slot_utilization': tokens / (int(rollouts.decode_steps) * sample.slots(
+            self._setup.sample, len(logp_RC))),
+        'tail_share': int(rollouts.tail_steps) / int(rollouts.decode_steps),
+        'refills': int(rollouts.refills),
+        'tokens_prefilled': int(np.asarray(rollouts.prompts.length_M)[budget_M > 0].sum()),
         # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
         'entropy': -float(logp_RC.sum(dtype=float)) / tokens,
         'verifier_timeouts': scores.timeouts,

@@ -53,7 +53,9 @@ class Rollouts(NamedTuple):
   logp_RC: Array  # float32, log-probability of each token when it was sampled
   length_R: Array  # int32, 1..C: completion tokens, the stop token counted; 0: no rollout
   ended_R: Array  # int32: ENDED_STOP, ENDED_LENGTH or NOT_SAMPLED
-  decode_steps: Array  # int32 scalar: iterations of the decode loop
+  decode_steps: Array  # int32 scalar: iterations of the decode loops, of all shards
+  tail_steps: Array = 0  # those with fewer than half of the slots live
+  refills: Array = 0  # times that free slots took rollouts of the queue
 
 
 class Rows(NamedTuple):

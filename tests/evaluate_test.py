@@ -1,4 +1,8 @@
-"""avg@k by hand, and batches that are filled up."""
+"""avg@n, pass@k and maj@k by hand and over all subsets; intervals; and batches that are filled up."""
+
+import itertools
+import json
+import math
 
 import jax
 import numpy as np
@@ -10,12 +14,13 @@ from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import tokenizer
 from kr_jax import types
+from tests import knobs
 
 POLICY = policy.Config(
     vocab_size=5, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_width=8, hidden_width=8,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False, tie_embeddings=True,
     dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
-SAMPLE = sample.Config(slots=8, refill=1, prompt_length=3, completion_length=3, temperature=1.0)
+SAMPLE = knobs.sampler(slots=8, refill=1, prompt_length=3, completion_length=3)
 TOKENIZER = tokenizer.Characters('abc')
 
 
@@ -25,30 +30,187 @@ def make_tasks(count):
           for i in range(count)]
 
 
+def verdicts(*counts, of):
+  """As many right rollouts of each task."""
+  return np.arange(of) < np.array(counts)[:, None]
+
+
+def outcomes(verdict_IR, answer_IR=None):
+  return evaluate.Outcomes(verdict_IR, answer_IR, timeouts=3, errors=1)
+
+
+def of_subsets(function, n, k):
+  """The mean of a function of indices over all subsets of k of n."""
+  return np.mean([function(list(subset)) for subset in itertools.combinations(range(n), k)])
+
+
+def maj_of(answers, rights, k):
+  """maj@k of one task."""
+  return evaluate.maj_at(np.array([rights], bool), np.array([list(answers)], object), k)[0]
+
+
+def test_pass_by_hand():
+  for n, c, k, want in ((4, 1, 2, 0.5), (4, 0, 2, 0), (4, 4, 1, 1), (4, 1, 4, 1), (4, 3, 2, 1),
+                        (8, 2, 4, 1 - 15 / 70), (1, 1, 1, 1), (5, 2, 1, 0.4)):
+    assert evaluate.pass_at(verdicts(c, of=n), k)[0] == pytest.approx(want, abs=1e-15)
+
+
+@pytest.mark.parametrize('n', [1, 2, 5, 8])
+def test_pass_over_all_subsets(n):
+  for k in range(1, n + 1):
+    verdict_IR = verdicts(*range(n + 1), of=n)
+    want = [of_subsets(lambda some: verdict_R[some].any(), n, k) for verdict_R in verdict_IR]
+    np.testing.assert_allclose(evaluate.pass_at(verdict_IR, k), want, atol=1e-14)
+
+
+def test_pass_where_binomials_do_not_fit():
+  n, c, k = 1500, 3, 700
+  want = 1 - math.comb(n - c, k) / math.comb(n, k)  # integers of Python
+  np.testing.assert_allclose(evaluate.pass_at(verdicts(c, of=n), k), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize('answers, rights, k, want', [
+    ('xxy', [1, 1, 0], 3, 1),
+    ('xyy', [1, 0, 0], 3, 0),
+    ('xyy', [1, 0, 0], 1, 1 / 3),
+    ('xyy', [1, 0, 0], 2, 1 / 3),  # xy twice: a tie; yy
+    ('xxyyz', [1, 1, 0, 0, 0], 5, 1 / 2),  # two answers tie
+    ('xyz', [1, 0, 0], 3, 1 / 3),  # three
+    ((None, None, 'x'), [0, 0, 1], 3, 1),  # no answer, no vote
+    ((None, None, 'x'), [0, 0, 1], 1, 1 / 3),
+    ((None, None), [0, 0], 2, 0),
+    ('xxyy', [1, 0, 0, 0], 4, 1 / 4),  # a tie, and x is right every other time
+    ('xxxx', [1, 1, 1, 1], 2, 1),
+])
+def test_majority_by_hand(answers, rights, k, want):
+  assert maj_of(answers, rights, k) == pytest.approx(want, abs=1e-14)
+
+
+def majority_by_counting(answer_R, verdict_R):
+  votes = [a for a in answer_R if a is not None]
+  most = [a for a in set(votes) if votes.count(a) == max(map(votes.count, votes))]
+  return np.mean([bool(a in 'xw') for a in most]) if most else 0.0
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_majority_over_all_subsets(seed):
+  rng = np.random.default_rng(seed)
+  n = int(rng.integers(1, 9))
+  answer_R = rng.choice(np.array(['x', 'y', 'z', 'w', None], object)[:rng.integers(1, 6)], n)
+  verdict_R = np.array([a is not None and a in 'xw' for a in answer_R])  # two answers may be right
+  for k in range(1, n + 1):
+    want = of_subsets(lambda some: majority_by_counting(answer_R[some], verdict_R[some]), n, k)
+    assert maj_of(answer_R, verdict_R, k) == pytest.approx(want, abs=1e-12)
+
+
+def test_majority_of_many():
+  """One vote is avg; two answers, 300 to 200 votes: a large draw is nearly always right."""
+  rights = np.arange(500) < 300
+  answers = np.where(rights, 'x', 'y')
+  assert maj_of(answers, rights, 1) == pytest.approx(0.6, rel=1e-12)
+  assert 0.9999 < maj_of(answers, rights, 251) <= 1
+  assert maj_of(answers, rights, 500) == pytest.approx(1, rel=1e-12)
+
+
+def test_interval_is_near_the_normal_one():
+  rate_I = np.random.default_rng(1).binomial(8, 0.3, size=2000) / 8
+  low, high = evaluate.interval(rate_I)
+  error = rate_I.std(ddof=1) / 2000 ** 0.5
+  np.testing.assert_allclose([low, high], rate_I.mean() + np.array([-1.96, 1.96]) * error,
+                             atol=0.15 * error)
+  assert evaluate.interval(rate_I) == evaluate.interval(rate_I[::-1]) == (low, high)
+
+
+def test_interval_by_enumeration():
+  """Of 0 and 1, resamples have the mean 0, 1/2, 1/2, 1: 2.5 % lies at 0, 97.5 % at 1."""
+  assert evaluate.interval(np.array([0.0, 1.0])) == (0, 1)
+  # Of seven 1s and a 0, a mean below 5/8 has the chance 1.6 %, one below 6/8 7.8 %.
+  assert evaluate.interval(np.array([1.0] * 7 + [0.0])) == (0.625, 1)
+  assert evaluate.interval(np.full(3, 0.3)) == pytest.approx((0.3, 0.3))
+
+
+def test_interval_covers_the_mean_it_is_of():
+  rng = np.random.default_rng(2)
+  covered = [low <= 0.25 <= high for low, high in (
+      evaluate.interval(rng.binomial(4, rng.choice([0.0, 0.5], size=100)) / 4) for _ in range(200))]
+  assert 0.9 <= np.mean(covered) <= 0.99
+
+
 def test_summary_by_hand():
-  measured = evaluate.summarize(np.array([1.0, 0.0, 0.5, 0.25]), make_tasks(4), k=8)
+  found = outcomes(verdicts(8, 0, 4, 2, of=8))
+  summary = evaluate.summarize(found, make_tasks(4), ['one', 'one', 'one', 'two'], passes=(1, 8))
+  measured = evaluate.record(summary)
   assert measured['eval/avg@8'] == 0.4375
   # Squared distances .5625^2 + .4375^2 + .0625^2 + .1875^2 = .546875, over 3, over 4 tasks.
   np.testing.assert_allclose(measured['eval/avg@8_stderr'], (0.546875 / 3 / 4) ** 0.5)
   assert measured['eval/difficulty_0/avg@8'] == 0.75
   assert measured['eval/difficulty_1/avg@8'] == 0.125
   assert measured['eval/difficulty_0/avg@8_stderr'] == 0.25
+  assert measured['eval/difficulty_0/avg@8_low'] == 0.5
+  assert measured['eval/difficulty_0/avg@8_high'] == 1
+  assert measured['eval/source_one/avg@8'] == 0.5
+  assert measured['eval/source_two/avg@8'] == 0.25
+  np.testing.assert_allclose(measured['eval/pass@1'], 0.4375)
+  assert measured['eval/pass@8'] == 0.75
+  assert measured['eval/verifier_timeouts'] == 3 and measured['eval/verifier_errors'] == 1
+  groups = summary['groups']
+  assert {name: x['tasks'] for name, x in groups.items()} == {
+      'all': 4, 'source_one': 3, 'source_two': 1, 'difficulty_0': 2, 'difficulty_1': 2}
+  assert len(measured) == 2 + 5 * 3 * 4
+
+
+def test_a_summary_is_json_as_it_is():
+  answer_IR = np.array([['a', 'b'], [None, 'b'], ['c', 'c']], object)
+  summary = evaluate.summarize(outcomes(verdicts(1, 0, 2, of=2), answer_IR), make_tasks(3), ['s'] * 3,
+                               passes=[2], majorities=[1, 2])
+  assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+  assert summary['groups']['all']['metrics']['maj@2']['mean'] == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_table():
+  summary = evaluate.summarize(outcomes(verdicts(2, 0, of=2)), make_tasks(2), ['made'] * 2, passes=[2])
+  assert evaluate.table(summary) == '''\
+              tasks  avg@2                 pass@2
+all               2  0.500 [0.000, 1.000]  0.500 [0.000, 1.000]
+source_made       2  0.500 [0.000, 1.000]  0.500 [0.000, 1.000]
+difficulty_0      1  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]
+difficulty_1      1  0.000 [0.000, 0.000]  0.000 [0.000, 0.000]
+mean [95 % bootstrap interval over tasks]'''
 
 
 def test_one_task_has_no_spread():
-  assert evaluate.summarize(np.array([0.5]), make_tasks(1), k=2)['eval/avg@2_stderr'] == 0
+  summary = evaluate.summarize(outcomes(verdicts(1, of=2)), make_tasks(1), ['made'])
+  assert summary['groups']['all']['metrics']['avg@2'] == {
+      'mean': 0.5, 'stderr': 0, 'low': 0.5, 'high': 0.5}
+
+
+@pytest.mark.parametrize('changed, message', [
+    ({'pass_at': (1, 9)}, r'evaluate.pass_at=\(1, 9\) holds 9, which .* in 1..evaluate.rollouts=8'),
+    ({'pass_at': (0,)}, r'evaluate.pass_at=\(0,\) holds 0'),
+    ({'pass_at': (2.0,)}, r'holds 2.0, which is not a whole number'),
+    ({'maj_at': (16,)}, r'evaluate.maj_at=\(16,\) holds 16'),
+    ({'maj_at': (8,), 'verifier': 'mute'}, r"verifier='mute' has no extraction .*evaluate.maj_at=\(\)"),
+    ({'temperature': 0}, r'rollouts=8 completions .* are all the same .*set evaluate.rollouts=1'),
+])
+def test_bad_knobs(changed, message):
+  good = {'rollouts': 8, 'temperature': 1.0, 'pass_at': (1, 8), 'maj_at': (8,), 'verifier': 'ends_with'}
+  evaluate.check(**good)
+  evaluate.check(**good | {'temperature': 0.0, 'rollouts': 1, 'pass_at': (), 'maj_at': (1,)})
+  evaluate.check(**good | {'verifier': 'mute', 'maj_at': ()})
+  with pytest.raises(ValueError, match=message):
+    evaluate.check(**good | changed)
 
 
 @pytest.mark.parametrize('batch', [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5)), 7])
-def test_success_rates_do_not_depend_on_the_batch(batch):
+def test_outcomes_do_not_depend_on_the_batch(batch):
   """And equal what a plain loop over tasks verifies."""
   tasks = make_tasks(5)
-  params = jax.tree.map(lambda x: 4 * x, policy.init(POLICY, jax.random.key(0)))
+  params = policy.serve(POLICY, jax.tree.map(lambda x: 4 * x, policy.init(POLICY, jax.random.key(0))))
   key = jax.random.key(5)
   with rewards.Workers('ends_with', workers=1, timeout_s=60) as workers:
-    rate_I = evaluate.success_rates(
-        POLICY, params, tasks, key, SAMPLE, workers, TOKENIZER, k=6, batch=batch)
-  want = []
+    found = evaluate.outcomes(
+        POLICY, params, tasks, key, SAMPLE, workers, TOKENIZER, rollouts=6, batch=batch, answers=True)
+  verdicts_of, answers_of = [], []
   for task in tasks:
     token_MP = np.zeros((1, 3), np.int32)
     token_MP[0, :len(task.tokens)] = task.tokens
@@ -56,6 +218,21 @@ def test_success_rates_do_not_depend_on_the_batch(batch):
         POLICY, params, types.Prompts(token_MP, np.array([len(task.tokens)]), np.array([task.index])),
         np.array([6]), key, SAMPLE, total=6)
     texts = [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC]
-    want.append(np.mean([text.endswith(task.answer) for text in texts]))
-  np.testing.assert_array_equal(rate_I, want)
-  assert 0 < rate_I.mean() < 1
+    verdicts_of.append([text.endswith(task.answer) for text in texts])
+    answers_of.append([text[-1:] or None for text in texts])
+  np.testing.assert_array_equal(found.verdict_IR, verdicts_of)
+  assert found.answer_IR.tolist() == answers_of
+  assert (found.timeouts, found.errors) == (0, 0)
+  assert 0 < found.verdict_IR.mean() < 1 and len(set(map(str, found.answer_IR.flat))) > 2
+
+
+@pytest.mark.slow
+def test_a_greedy_rollout_is_the_most_likely_one():
+  """Whatever the key."""
+  params = policy.serve(POLICY, policy.init(POLICY, jax.random.key(0)))
+  with rewards.Workers('ends_with', workers=1, timeout_s=60) as workers:
+    one, two = (evaluate.outcomes(
+        POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE._replace(temperature=0.0), workers,
+        TOKENIZER, rollouts=1, batch=3, answers=True) for seed in (0, 1))
+  np.testing.assert_array_equal(one.verdict_IR, two.verdict_IR)
+  np.testing.assert_array_equal(one.answer_IR, two.answer_IR)

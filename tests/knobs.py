@@ -2,6 +2,7 @@
 
 from configs import common
 from kr_jax import grpo
+from kr_jax import sample
 from kr_jax import update
 
 
@@ -18,3 +19,8 @@ def updates(temperature: float = 1.0, **knobs) -> update.Config:
   of_loss = {k: knobs.pop(k) for k in grpo.Config._fields if k in knobs}
   return update.Config(grpo=loss(**of_loss), temperature=temperature,
                        **(c.optimizer.to_dict() | c.pack.to_dict() | knobs))
+
+
+def sampler(**knobs) -> sample.Config:
+  """A sample.Config."""
+  return sample.Config(**common.base().sample.to_dict() | knobs)

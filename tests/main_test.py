@@ -28,9 +28,18 @@ def test_train_report_evaluate(tmp_path, data_dir):
   assert summary['rule'] == 'knapsack' and summary['steps'] == 4
   plots = sorted(p.name for p in (tmp_path / 'run' / 'plots').iterdir())
   assert plots == ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
-  evaluated = main(*flags, '--mode=evaluate')
+  evaluated = main(*flags, '--mode=evaluate', '--config.evaluate.pass_at=(1, 8)',
+                   '--config.evaluate.maj_at=8')
   assert evaluated.returncode == 0, evaluated.stderr
-  assert json.loads(evaluated.stdout)['eval/avg@8'] == summary['avg@8_last']
+  written = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+  assert written['step'] == 4 and written['config']['evaluate']['maj_at'] == [8]
+  metrics = written['groups']['all']['metrics']
+  assert list(metrics) == ['avg@8', 'pass@1', 'pass@8', 'maj@8']
+  assert metrics['avg@8']['mean'] == summary['avg@8_last']
+  lines = evaluated.stdout.splitlines()
+  assert lines[0] == 'step 4, temperature 1.0'
+  assert lines[1].split() == ['tasks', 'avg@8', 'pass@1', 'pass@8', 'maj@8']
+  assert lines[2].split()[:3] == ['all', '16', f'{metrics["avg@8"]["mean"]:.3f}']
 
 
 @pytest.mark.parametrize('flags, named', [
@@ -40,6 +49,7 @@ def test_train_report_evaluate(tmp_path, data_dir):
     (('--config.alloc.low=0',), 'alloc.low=0 is below 1'),
     (('--mode=tain',), 'should be one of <train|evaluate|report>'),
     (('more',), "unexpected arguments ['more']"),
+    (('--config.evaluate.pass_at=(1, 9)',), 'evaluate.pass_at=(1, 9) holds 9'),
     (('--mode=report',), 'train first'),
 ])
 def test_bad_flags_are_short_errors(tmp_path, data_dir, flags, named):

@@ -157,23 +157,75 @@ def test_the_output_matrix_turns_what_is_hidden_into_logits(config):
   assert hidden_BTD.dtype == policy.output_matrix(half, params).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
-def test_prefill_and_decode_equal_scoring(config):
-  """Two prompts of different lengths, continued one token at a time."""
-  params = random_params(config)
+def padded_cache(prefix, columns):
+  """A cache with that many columns more, of values that would show: what is not yet written is not read."""
+  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), *[(0, 0)] * (x.ndim - 3)),
+                                        constant_values=99), prefix)
+
+
+def continued(config, params, int8=False):
+  """Two prompts of different lengths, continued three tokens: logits by the cache, and by scoring."""
   token_BT = jnp.asarray(np.random.default_rng(1).integers(2, 11, (2, 8)))
   length_B = jnp.array([3, 5])
   prompt_BP = jnp.where(jnp.arange(5)[None] < length_B[:, None], token_BT[:, :5], 0)
   logits_BTV = logits(config, params, token_BT)
-  logits_BV, prefix = policy.prefill(config, params, prompt_BP, length_B)
-  cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 3), (0, 0), (0, 0))), prefix)
+  served = policy.serve(config, params)
   row_B = jnp.arange(2)
-  np.testing.assert_allclose(logits_BV, logits_BTV[row_B, length_B - 1], atol=1e-5)
+  logits_BV, prefix = policy.prefill(config, served, prompt_BP, length_B, int8=int8)
+  yield logits_BV, logits_BTV[row_B, length_B - 1]
+  cache = padded_cache(prefix, 3)
   decode = jax.jit(policy.decode, static_argnums=0)
   for i in range(3):
     position_B = length_B + i
-    logits_BV, cache = decode(config, params, token_BT[row_B, position_B], position_B, cache)
-    np.testing.assert_allclose(logits_BV, logits_BTV[row_B, position_B], atol=1e-5)
+    logits_BV, cache = decode(config, served, token_BT[row_B, position_B], position_B,
+                              jnp.ones(2, bool), cache)
+    yield logits_BV, logits_BTV[row_B, position_B]
+
+
+@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
+def test_prefill_and_decode_equal_scoring(config):
+  for got, want in continued(config, random_params(config)):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_cache_of_integers_is_near():
+  """A value is off by 1/254 of the largest of its head and column at the most."""
+  errors = [np.abs(got - want).max() for got, want in continued(CONFIG, random_params(CONFIG), int8=True)]
+  assert errors[0] < 1e-5  # a prompt is read before it is stored
+  print('logits off by', np.round(errors, 4))
+  assert 1e-5 < max(errors) < 0.1
+  x_BTKH = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+  cache = policy._stored(x_BTKH, 3 * x_BTKH, int8=True)
+  for values, scale, exact in ((cache.k_SKTH, cache.k_scale_SKT, x_BTKH),
+                               (cache.v_SKTH, cache.v_scale_SKT, 3 * x_BTKH)):
+    exact = jnp.einsum('btkh->bkth', exact)
+    assert values.dtype == jnp.int8
+    bound = np.abs(exact).max(axis=-1, keepdims=True) / 254
+    assert np.all(np.abs(values * scale[..., None] - exact) <= 1.001 * bound)
+
+
+def test_a_sequence_that_is_not_live_changes_no_other():
+  params = policy.serve(CONFIG, random_params(CONFIG))
+  token_BP, length_B = jnp.array([[3, 4], [5, 6]]), jnp.array([2, 2])
+  _, prefix = policy.prefill(CONFIG, params, token_BP, length_B)
+  both, alone = (policy.decode(CONFIG, params, jnp.array([7, 8]), length_B, jnp.array(live),
+                               padded_cache(prefix, 2))[0] for live in ([True, True], [True, False]))
+  np.testing.assert_array_equal(both[0], alone[0])
+  assert np.isfinite(alone).all()
+
+
+def test_what_is_served_is_of_the_computation():
+  half = dataclasses.replace(CONFIG, dtype='bfloat16')
+  params = random_params(half)
+  served = policy.serve(half, params)
+  assert len(served['layers']) == half.num_layers
+  for i, layer in enumerate(served['layers']):
+    for name, x in layer.items():
+      assert x.dtype == (jnp.float32 if 'norm' in name else jnp.bfloat16)
+      trained = {'q_NHD': 'q_DNH', 'k_KHD': 'k_DKH', 'v_KHD': 'v_DKH'}.get(name, name)
+      want = params['layers'][trained][i]
+      np.testing.assert_array_equal(x, (want if trained == name else want.transpose(1, 2, 0)).astype(x.dtype))
+  assert served['embed_VD'].dtype == jnp.bfloat16 and served['norm_D'].dtype == jnp.float32
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():

@@ -89,6 +89,14 @@ def test_half_a_record_is_left_out(tmp_path):
   assert report.write(str(tmp_path)) == SUMMARY
 
 
+def test_a_file_is_strict_json_or_is_not_written(tmp_path):
+  path = tmp_path / 'made.json'
+  report.save(str(path), {'a': 1.5})
+  with pytest.raises(ValueError):
+    report.save(str(path), {'a': float('nan')})
+  assert json.loads(path.read_text()) == {'a': 1.5}
+
+
 @pytest.mark.parametrize('records', [
     None, [], RECORDS[:1], RECORDS[1:2]],
     ids=['no file', 'no record', 'an evaluation only', 'a step only'])

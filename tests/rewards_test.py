@@ -54,6 +54,13 @@ def hostile(completion: str, answer: str) -> bool:
   return completion == answer
 
 
+def hostile_answer(completion: str, answer: str) -> str | None:
+  """Does what the completion says, else returns its first character; 'none' has no answer."""
+  if completion == 'seven':
+    return 7
+  return None if completion == 'none' or hostile(completion, answer) else completion[0]
+
+
 def noting(completion: str, answer: str) -> bool:
   """Appends the completion to the file that the answer names."""
   with open(answer, 'a') as file:
@@ -85,6 +92,22 @@ def test_ends_with():
   assert not rewards.ends_with('0311060', '06')
   assert not rewards.ends_with('6', '06')
   assert not rewards.ends_with('', '06')
+
+
+def test_last_characters():
+  assert rewards.last_characters('031106', '06') == '06'
+  assert rewards.last_characters('031106', '7') == '6'
+  assert rewards.last_characters('6', '06') == '6'
+  assert rewards.last_characters('', '06') is None
+
+
+def test_completions_that_end_with_one_answer_agree():
+  """A verifier and its extraction must not contradict each other."""
+  for name in rewards.ANSWERS:
+    verifier, extract = rewards.VERIFIERS[name], rewards.ANSWERS[name]
+    texts = ['', '6', '06', '106', '0306', '60', '6 ']
+    right = [t for t in texts if verifier(t, '06')]
+    assert right == [t for t in texts if extract(t, '06') == '06'] and right
 
 
 @pytest.mark.parametrize('workers', [1, 3])
@@ -136,6 +159,31 @@ def test_what_fails_scores_0_and_its_neighbours_keep_their_verdicts(bad):
       assert score(pool, '8', '7') == ([0, 1], 0, 0)
     except (SystemExit, KeyboardInterrupt) as error:  # these would end the test run
       pytest.fail(f'{error!r} of the verifier came out of score')
+
+
+@pytest.mark.parametrize('bad', ['raise', 'die', 'seven', pytest.param('sleep', marks=pytest.mark.slow)])
+def test_what_fails_has_no_answer_and_its_neighbours_keep_theirs(bad, monkeypatch):
+  monkeypatch.setitem(rewards.VERIFIERS, 'hostile', hostile)
+  monkeypatch.setitem(rewards.ANSWERS, 'hostile', hostile_answer)
+  with rewards.Workers('hostile', workers=1, timeout_s=5.0 if bad == 'sleep' else LONG_S) as pool:
+    found = pool.answers(['8', bad, 'none', '8', bad], tasks(*'77777'))
+    assert found.answer_R == ('8', None, None, '8', None)
+    assert (found.timeouts, found.errors) == ((2, 0) if bad == 'sleep' else (0, 2))
+    assert pool.answers([], []) == ((), 0, 0)
+
+
+def test_an_extraction_that_fails_on_everything_fails_the_step(monkeypatch):
+  monkeypatch.setitem(rewards.VERIFIERS, 'hostile', hostile)
+  monkeypatch.setitem(rewards.ANSWERS, 'hostile', hostile_answer)
+  with rewards.Workers('hostile', workers=1, timeout_s=LONG_S) as pool:
+    with pytest.raises(RuntimeError, match='the extraction of answers failed on all 2 completions'):
+      pool.answers(['raise', 'seven'], tasks(*'77'))
+
+
+def test_a_verifier_without_an_extraction_has_no_answers():
+  with rewards.Workers(hostile, workers=1, timeout_s=LONG_S) as pool:
+    with pytest.raises(ValueError, match='no extraction of answers; see rewards.ANSWERS'):
+      pool.answers(['7'], tasks('7'))
 
 
 def test_a_verifier_that_fails_on_everything_fails_the_step():

@@ -1,20 +1,29 @@
 """The sampler against a naive one that knows no slots, no cache and no queue."""
 
+import dataclasses
+import functools
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from kr_jax import policy
 from kr_jax import sample
+from kr_jax import sharding
 from kr_jax import types
 from kr_jax.tokenizer import STOP
+from tests import knobs
 
 POLICY = policy.Config(
     vocab_size=7, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False, tie_embeddings=True,
     dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
-CONFIG = sample.Config(slots=4, refill=2, prompt_length=5, completion_length=6, temperature=1.0)
+CONFIG = knobs.sampler(slots=4, refill=2, prefill=2, prompt_length=5, completion_length=6)
 PROMPTS = types.Prompts(
     token_MP=np.array([[2, 3, 0, 0, 0], [4, 5, 6, 2, 3], [6, 6, 6, 0, 0]], np.int32),
     length_M=np.array([2, 5, 3], np.int32), index_M=np.array([10, 4, 7], np.int32))
@@ -49,9 +58,9 @@ def naive(params, prompts, budget_M, key, config):
   return completions
 
 
-def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY):
-  return sample.rollouts(POLICY, params, prompts, np.array(budget_M), key, config,
-                         total=int(np.sum(budget_M)))
+def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY, policy_config=POLICY, **more):
+  return sample.rollouts(policy_config, policy.serve(policy_config, params), prompts, np.array(budget_M),
+                         key, config, **{'total': int(np.sum(budget_M))} | more)
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7, 0.0])
@@ -104,7 +113,7 @@ def test_budgets_do_not_compile_again(params):
   run(params, [4, 4, 8])
   before = sample._rollouts._cache_size()
   for budget_M in ([16, 0, 0], [1, 14, 1], [5, 5, 6], [2, 0, 3]):
-    rollouts = sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=16)
+    rollouts = run(params, budget_M, total=16)
     assert np.sum(np.asarray(rollouts.length_R) > 0) == sum(budget_M)
   assert sample._rollouts._cache_size() == before
 
@@ -113,7 +122,7 @@ def test_budgets_do_not_compile_again(params):
 def test_budgets_below_the_total_leave_the_rest_unsampled(params, budget_M):
   want = run(params, budget_M)
   n = sum(budget_M)
-  got = sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=16)
+  got = run(params, budget_M, total=16)
   for name in ('task_R', 'token_RC', 'logp_RC', 'length_R', 'ended_R'):
     x, rest = np.asarray(getattr(got, name))[:n], np.asarray(getattr(got, name))[n:]
     np.testing.assert_allclose(x, getattr(want, name), atol=1e-5)
@@ -148,10 +157,243 @@ def test_a_completion_nothing_ends_is_cut_at_its_length(params):
   assert rollouts.ended_R.tolist() == [types.ENDED_LENGTH] * 7
 
 
+def test_any_of_the_stop_tokens_ends_a_completion(params):
+  want = run(params, [0, 16, 0])
+  got = run(params, [0, 16, 0], CONFIG._replace(stop_ids=(STOP, 3)))
+  assert 3 in np.asarray(want.token_RC)
+  for token_C, n, other_C, ended in zip(want.token_RC, got.length_R, got.token_RC, got.ended_R):
+    stops = np.flatnonzero(np.isin(token_C, (STOP, 3)))
+    assert n == (stops[0] + 1 if len(stops) else 6)
+    assert ended == (types.ENDED_STOP if len(stops) else types.ENDED_LENGTH)
+    np.testing.assert_array_equal(other_C[:n], token_C[:n])
+    assert not np.any(other_C[n:])
+
+
+def test_a_completion_is_cut_after_a_stop_string():
+  """Of 'abcab': with 'ca' after 4 tokens, with 'b' after 2; of the second nothing, of the third all."""
+  token_RC = np.array([[2, 3, 4, 2, 3, 0], [2, 2, STOP, 0, 0, 0], [0] * 6], np.int32)
+  length_R = np.array([5, 3, 0], np.int32)
+  rollouts = types.Rollouts(
+      PROMPTS, np.array([0, 1, 3]), token_RC, np.where(token_RC > 0, -1.0, 0), length_R,
+      np.array([types.ENDED_LENGTH, types.ENDED_STOP, types.NOT_SAMPLED]), 5)
+  text = lambda token_C: ''.join('##abc'[t] for t in token_C)
+  for stops, n, ended in ((('ca', 'x'), 4, types.ENDED_STOP), (('ca', 'b'), 2, types.ENDED_STOP),
+                          (('abcab',), 5, types.ENDED_STOP), (('x',), 5, types.ENDED_LENGTH)):
+    got = sample.cut(rollouts, text, CONFIG._replace(stop_strings=stops))
+    assert got.length_R.tolist() == [n, 3, 0] and got.ended_R.tolist() == [ended, *rollouts.ended_R[1:]]
+    np.testing.assert_array_equal(got.token_RC[0], [*token_RC[0, :n], *[0] * (6 - n)])
+    np.testing.assert_array_equal(got.logp_RC[0], [-1] * n + [0] * (6 - n))
+    np.testing.assert_array_equal(got.token_RC[1:], token_RC[1:])
+  assert sample.cut(rollouts, text, CONFIG) is rollouts
+
+
+def test_every_prompt_is_read_once_whatever_its_budget(params):
+  """Three prompts in chunks of 1, 2 or more: the same rollouts, and only as many chunks as hold tasks."""
+  want = run(params, [1, 9, 2])
+  for prefill in (1, 3, 8):
+    got = run(params, [1, 9, 2], CONFIG._replace(prefill=prefill))
+    np.testing.assert_array_equal(got.token_RC, want.token_RC)
+  read = []
+  prefill = policy.prefill
+
+  def counted(config, params, token_BP, length_B, **more):
+    jax.debug.callback(lambda x: read.append(x.tolist()), length_B)
+    return prefill(config, params, token_BP, length_B, **more)
+
+  with mock.patch.object(policy, 'prefill', counted):
+    for budget_M, chunks in (([1, 9, 2], [[2, 5], [3, 1]]), ([0, 9, 0], [[5, 2]])):
+      read.clear()
+      jax.block_until_ready(run(params, budget_M, CONFIG._replace(min_p=1e-30), total=12))
+      jax.effects_barrier()
+      assert sorted(read) == sorted(chunks)
+
+
+def test_expected_lengths_change_the_order_and_no_token(params):
+  want = run(params, [5, 6, 4])
+  got = run(params, [5, 6, 4], expected_M=np.array([1.0, 5.0, 3.0]))
+  np.testing.assert_array_equal(got.token_RC, want.token_RC)
+  np.testing.assert_allclose(got.logp_RC, want.logp_RC, atol=1e-5)
+
+
+# A mesh.
+
+WIDE = dataclasses.replace(POLICY, num_heads=8, num_kv_heads=4, vocab_size=8, hidden_width=32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{'data': 2}, {'data': 8}, {'fsdp': 2, 'data': 2}, {'model': 4},
+                                  {'data': 2, 'model': 4}, {'data': 2, 'fsdp': 2, 'model': 2}], ids=str)
+@pytest.mark.parametrize('budget_M', [[4, 1, 11], [16, 0, 0], [3, 0, 2]], ids=str)
+def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
+  devices = int(np.prod(list(axes.values())))
+  params = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0)))
+  want = run(params, budget_M, policy_config=WIDE, total=16)
+  mesh = sharding.mesh(jax.devices()[:devices], **axes)
+  with jax.set_mesh(mesh):
+    got = run(jax.device_put(params, sharding.of(mesh, params)), budget_M, policy_config=WIDE, total=16)
+  for name in ('task_R', 'token_RC', 'length_R', 'ended_R'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+  np.testing.assert_allclose(got.logp_RC, want.logp_RC, atol=5e-5)
+
+
+@st.composite
+def budgets(draw):
+  budget_M = draw(st.lists(st.integers(0, draw(st.sampled_from((1, 3, 40)))), min_size=1, max_size=24))
+  return np.array(budget_M), draw(st.integers(1, 9)), draw(st.integers(0, 9))
+
+
+@given(drawn=budgets(), seed=st.integers(0, 99))
+@settings(max_examples=400, deadline=None)
+def test_shards_have_equal_queues_of_few_tasks(drawn, seed):
+  budget_M, shards, beyond = drawn
+  M, n = len(budget_M), budget_M.sum()
+  expected_M = np.random.default_rng(seed).integers(0, 5, M)
+  q = sample.place(budget_M, total=n + beyond, shards=shards, expected_M=expected_M)
+  assert q.task_ZK.shape == (shards, min(M, -(-M // shards) + (shards > 1)))
+  assert q.local_ZQ.shape == q.number_ZQ.shape == (shards, -(-(n + beyond) // shards))
+  assert q.rollouts_Z.sum() == n and np.ptp(q.rollouts_Z) <= 1
+  seen = []
+  for z in range(shards):
+    k, end = q.tasks_Z[z], q.rollouts_Z[z]
+    assert len(set(q.task_ZK[z, :k])) == k
+    assert set(q.local_ZQ[z, :end]) == set(range(k))  # no prefix without a rollout
+    task_Q = q.task_ZK[z][q.local_ZQ[z, :end]]
+    seen += zip(task_Q.tolist(), q.number_ZQ[z, :end].tolist())
+    assert np.all(np.diff(expected_M[task_Q]) <= 0)  # the longest first
+  assert sorted(seen) == [(m, i) for m in range(M) for i in range(budget_M[m])]
+
+
+def test_places_by_hand():
+  """Of 1, 2, 3 and 6 rollouts each shard takes two tasks that hold 6: the 6 and the 3, and gives back 3
+  of the 6; what is left are pieces of 1, 2 and 3."""
+  q = sample.place(np.array([1, 6, 2, 3]), total=12, shards=2)
+  assert q.task_ZK.tolist() == [[1, 3, 0], [0, 1, 2]]
+  assert q.tasks_Z.tolist() == [2, 3] and q.rollouts_Z.tolist() == [6, 6]
+  assert q.local_ZQ.tolist() == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]]
+  assert q.number_ZQ.tolist() == [[0, 1, 2, 0, 1, 2], [0, 3, 4, 5, 0, 1]]
+
+
+# Truncated distributions.
+
+
+def truncated_by_loops(logits_V, config):
+  probability_V = np.exp(logits_V - logits_V.max())
+  probability_V /= probability_V.sum()
+  order = sorted(range(len(logits_V)), key=lambda v: -logits_V[v])
+  kept = set(order)
+  if config.top_k:
+    kept &= set(order[:config.top_k])
+  nucleus, mass = set(), 0.0
+  for v in order:
+    if mass < config.top_p:
+      nucleus.add(v)
+      mass += probability_V[v]
+  kept &= nucleus
+  kept &= {v for v in order if probability_V[v] >= config.min_p * probability_V.max()}
+  return kept
+
+
+@pytest.mark.parametrize('changed', [
+    {'top_k': 1}, {'top_k': 3}, {'top_k': 99}, {'top_p': 0.5}, {'top_p': 0.9}, {'top_p': 1e-6},
+    {'min_p': 0.2}, {'min_p': 0.99}, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.05}], ids=str)
+def test_what_is_left_out_equals_a_loop_over_tokens(changed):
+  config = CONFIG._replace(**changed)
+  logits_SV = np.random.default_rng(0).normal(0, 2, (50, 9)).astype(np.float32)
+  got_SV = np.asarray(sample.truncate(jnp.array(logits_SV), config))
+  for logits_V, got_V in zip(logits_SV, got_SV):
+    kept = truncated_by_loops(logits_V.astype(float), config)
+    assert set(np.flatnonzero(np.isfinite(got_V))) == kept
+    np.testing.assert_array_equal(got_V[list(kept)], logits_V[list(kept)])
+
+
+def test_truncation_by_hand():
+  """Probabilities .4, .3, .2, .1: the likeliest two reach .7, those of half of .4 or more are three."""
+  logits_SV = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
+  kept = lambda **knobs: np.flatnonzero(np.isfinite(sample.truncate(logits_SV, CONFIG._replace(**knobs))))
+  assert kept(top_p=0.6).tolist() == kept(top_k=2).tolist() == [1, 3]
+  assert kept(min_p=0.49).tolist() == [1, 2, 3]
+  assert kept().tolist() == [0, 1, 2, 3]
+
+
+def test_only_what_is_left_is_sampled_and_logp_is_the_policys(params):
+  config = CONFIG._replace(top_k=2, temperature=1.3)
+  rollouts = run(params, [8, 8, 8], config)
+  scores = jax.jit(policy.logits, static_argnums=0)
+  for r in range(24):
+    m, n = int(rollouts.task_R[r]), int(rollouts.length_R[r])
+    prompt = PROMPTS.token_MP[m, :PROMPTS.length_M[m]].tolist()
+    row = np.zeros((1, 11), np.int32)
+    row[0, :len(prompt) + n] = prompt + np.asarray(rollouts.token_RC[r, :n]).tolist()
+    logits_TV = np.asarray(scores(POLICY, params, row)[0], float)[len(prompt) - 1:len(prompt) - 1 + n] / 1.3
+    token_T = row[0, len(prompt):len(prompt) + n]
+    assert np.all(np.sum(logits_TV > logits_TV[np.arange(n), token_T][:, None], axis=1) < 2)
+    logp_T = logits_TV[np.arange(n), token_T] - np.log(np.exp(logits_TV).sum(axis=1))
+    np.testing.assert_allclose(rollouts.logp_RC[r, :n], logp_T, atol=1e-4)
+
+
+# Slots.
+
+
+# Lengths of log-sd 1, and estimates of them with an error of log-sd 0.7: then KNOWN is what an estimate
+# leaves unknown of the logarithm, and the best guess given the estimate has the rest of the spread.
+MEDIAN, ERROR = 32, 0.7
+KNOWN = ERROR / (1 + ERROR ** 2) ** 0.5
+
+
+def planted(mean_M):
+  """policy.prefill and policy.decode of completions of log-normal length, capped at 8 medians.
+
+  The first token says how long its completion will be; it is repeated until STOP. A prompt is one token,
+  its task. Around what is known of the task the lengths have a log-sd of KNOWN.
+  """
+  V = 8 * MEDIAN + 1
+  up_to_MV = scipy.stats.norm.cdf(np.log(np.maximum(np.arange(V), 1e-9) / mean_M[:, None]) / KNOWN)
+  up_to_MV[:, :2], up_to_MV[:, -1] = 0, 1  # two tokens at least: the one that says so, and STOP
+  with np.errstate(divide='ignore'):
+    logits_MV = jnp.array(np.log(np.diff(up_to_MV, prepend=0, axis=1)), jnp.float32)
+
+  def prefill(config, params, token_BP, length_B, **_):
+    empty = jnp.zeros((len(length_B), 1, token_BP.shape[1], 1))
+    return logits_MV[token_BP[:, 0]], (policy.Cache(empty, empty),)
+
+  def decode(config, params, token_S, position_S, live_S, cache):
+    said_S = jnp.where(position_S + 1 >= token_S, STOP, token_S)  # the next is token number position + 1
+    return jnp.where(jnp.arange(V)[None] == said_S[:, None], 0.0, -jnp.inf), cache
+
+  return mock.patch.multiple(policy, prefill=prefill, decode=decode)
+
+
+@pytest.mark.parametrize('ordered, least', [(False, 0.80), (True, 0.93)])
+def test_slots_are_in_use(ordered, least):
+  """64 slots, 1024 rollouts of 128 tasks, refills included; a static batch would use a fifth. On the
+  mean of draws: one with a long completion at the end of the queue has a tail in any order."""
+  S, R, M = 64, 1024, 128
+  used, tails, static = [], [], []
+  for seed in range(5):
+    mean_M = MEDIAN * np.exp((1 - KNOWN ** 2) ** 0.5 * np.random.default_rng(seed).normal(size=M))
+    prompts = types.Prompts(np.arange(M, dtype=np.int32)[:, None], np.ones(M, np.int32),
+                            np.arange(M, dtype=np.int32))
+    # The key marks the program, which is compiled with what is planted.
+    config = knobs.sampler(slots=S, refill=1, prefill=M, prompt_length=1, completion_length=8 * MEDIAN,
+                           min_p=1e-30 * (seed + 1))
+    with planted(mean_M):
+      rollouts = sample.rollouts(
+          POLICY, {}, prompts, np.full(M, R // M), jax.random.key(seed), config, total=R,
+          expected_M=mean_M if ordered else None)
+    length_R = np.asarray(rollouts.length_R)
+    assert 0.8 < np.log(length_R).std() < 1.1 and 25 < np.median(length_R) < 40
+    used.append(length_R.sum() / (S * int(rollouts.decode_steps)))
+    tails.append(int(rollouts.tail_steps) / int(rollouts.decode_steps))
+    static.append(length_R.mean() / length_R.max())
+  print(f'ordered {ordered}: used {np.round(used, 3)}, tail {np.round(tails, 3)}, '
+        f'a static batch {np.round(static, 3)}')
+  assert np.mean(used) >= least
+
+
 @pytest.mark.parametrize('budget_M', [[1, 2, 4], [7, -1, 0]])
 def test_bad_budgets(params, budget_M):
   with pytest.raises(ValueError, match='must be >= 0 and sum to at most 6'):
-    sample.rollouts(POLICY, params, PROMPTS, np.array(budget_M), KEY, CONFIG, total=6)
+    run(params, budget_M, total=6)
 
 
 @pytest.mark.parametrize('changed, named', [
@@ -160,6 +402,13 @@ def test_bad_budgets(params, budget_M):
     ({'completion_length': 0}, 'sample.completion_length=0'),
     ({'prompt_length': 0}, 'sample.prompt_length=0'),
     ({'temperature': float('nan')}, 'sample.temperature=nan'),
+    ({'prefill': 0}, 'sample.prefill=0 is below 1'),
+    ({'top_k': -1}, 'sample.top_k=-1 is below 0'),
+    ({'top_p': 0.0}, r'sample.top_p=0.0 is not in \(0, 1\]'),
+    ({'min_p': 1.0}, r'sample.min_p=1.0 is not in \[0, 1\)'),
+    ({'cache': 'int4'}, r"sample.cache='int4' is not one of \('', 'int8'\)"),
+    ({'stop_strings': ('a', '')}, 'sample.stop_strings=.* an empty text'),
+    ({'stop_ids': ()}, 'sample.stop_ids is empty'),
 ])
 def test_bad_config(changed, named):
   with pytest.raises(ValueError, match=named):

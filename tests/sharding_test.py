@@ -108,6 +108,31 @@ def test_under_a_mesh_values_are_where_their_name_says():
   np.testing.assert_array_equal(rows, x_DF)
 
 
+def test_what_is_served_is_divided_over_model_alone():
+  mesh = sharding.mesh(data=2, fsdp=2, model=2)
+  params = {'embed_VD': jnp.zeros((8, 4)), 'layers': ({'q_DNH': jnp.zeros((4, 2, 2))},) * 2}
+  with jax.set_mesh(mesh):
+    served = jax.jit(lambda x: sharding.constrain(x, axes=('model',)))(params)
+  wanted = {'embed_VD': PartitionSpec('model', None), 'layers': ({'q_DNH': PartitionSpec(None, 'model', None)},) * 2}
+  for x, spec in zip(jax.tree.leaves(served), jax.tree.leaves(wanted), strict=True):
+    assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
+
+
+def test_axes_that_a_shard_map_has_taken():
+  assert sharding.unmapped(sharding.AXES) == ()
+  with jax.set_mesh(sharding.mesh(data=4, model=2)):
+    assert sharding.unmapped(sharding.AXES) == sharding.AXES
+    seen = []
+
+    def inside(x):
+      seen.append(sharding.unmapped(sharding.AXES))
+      return x
+
+    jax.jit(jax.shard_map(inside, in_specs=PartitionSpec(('data', 'fsdp')), out_specs=PartitionSpec(('data', 'fsdp')),
+                          axis_names={'data', 'fsdp'}))(jnp.zeros(4))
+    assert seen == [('model',)]
+
+
 def test_rows_are_spread_over_data_and_fsdp():
   assert sharding.row_shards() == 1
   with jax.set_mesh(sharding.mesh(data=2, fsdp=2, model=2)):

@@ -12,6 +12,7 @@ import pytest
 from configs import arithmetic
 from kr_jax import checkpoint
 from kr_jax import estimate
+from kr_jax import evaluate
 from kr_jax import grpo
 from kr_jax import metrics
 from kr_jax import policy
@@ -185,10 +186,9 @@ def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
     plain = update.init(base, jax.random.key(0), setup.warm_start.update)
     warm, _ = stage.restore(plain, estimate.init(1))
   jax.tree.map(np.testing.assert_array_equal, found, warm.params)
-  evaluated = train.evaluate_checkpoint(setup, workdir)
   last = [r for r in records(workdir) if 'eval/avg@8' in r][-1]
-  assert {k: v for k, v in evaluated.items() if k != 'step'} == {
-      k: v for k, v in last.items() if k != 'step'}
+  measured = train.evaluate_checkpoint(setup, workdir)
+  assert {'step': measured['step'], **evaluate.record(measured)} == last
 
 
 def test_presets_of_the_loss():
@@ -300,7 +300,29 @@ def test_a_finished_run_is_left_as_it_is(finished, data_dir):
 
 def test_evaluate_checkpoint_repeats_the_last_evaluation(finished, data_dir):
   measured = train.evaluate_checkpoint(train.prepare(config_of(data_dir)), finished)
-  assert measured == records(finished)[-1]
+  assert {'step': measured['step'], **evaluate.record(measured)} == records(finished)[-1]
+  assert os.path.isdir(measured['checkpoint']) and measured['checkpoint'].endswith('checkpoints/4')
+
+
+def test_evaluate_checkpoint_with_other_knobs(finished, data_dir):
+  """The metrics that its run did not have; the same rollouts."""
+  measured = train.evaluate_checkpoint(train.prepare(config_of(
+      data_dir, evaluate__pass_at=(1, 4, 8), evaluate__maj_at=(1, 8))), finished)
+  assert measured['config']['evaluate']['pass_at'] == [1, 4, 8]
+  assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+  flat, last = evaluate.record(measured), records(finished)[-1]
+  assert flat.items() >= last.items() - {('step', 4)}
+  mean = lambda name: measured['groups']['source_arithmetic']['metrics'][name]['mean']
+  assert mean('pass@1') == pytest.approx(mean('avg@8')) == pytest.approx(flat['eval/avg@8'])
+  assert mean('pass@1') < mean('pass@4') < mean('pass@8') and 0 <= mean('maj@8') <= mean('pass@8')
+
+
+@slow
+def test_evaluations_leave_the_training_as_it_is(finished, tmp_path, data_dir):
+  other = run(tmp_path, data_dir, evaluate__every=1, evaluate__rollouts=3, evaluate__temperature=0.5,
+              evaluate__tasks_per_batch=5, evaluate__pass_at=(2,), evaluate__maj_at=(2, 3))
+  assert [r['step'] for r in records(other) if 'eval/maj@3' in r] == [0, 1, 2, 3, 4]
+  assert_same_run(other, finished, data_dir, evaluations=False)
 
 
 def test_evaluating_nothing(tmp_path, data_dir):
@@ -353,6 +375,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'sample__slots': 0}, 'sample.slots=0 is below 1'),
     ({'sample__refill': 17}, 'sample.refill=17'),
     ({'sample__temperature': 0.0}, 'sample.temperature=0.0 must be above 0'),
+    ({'sample__top_k': 5}, 'sample.top_k=5 leaves tokens out.* set it to 0, and evaluate.top_k'),
+    ({'sample__top_p': 0.9}, 'sample.top_p=0.9 leaves tokens out'),
+    ({'evaluate__min_p': -0.1}, r'evaluate.min_p=-0.1 is not in'),
     ({'evaluate__temperature': -1.0}, 'temperature=-1.0 is below 0'),
     ({'sample__prompt_length': 20}, r'has 21 tokens, not 1..sample.prompt_length=20; .* at least 21'),
     ({'sample__completion_length': 19}, 'sample.completion_length=19'),
@@ -365,6 +390,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'tasks__train_split': 'train[:7]'}, 'tasks.per_step=8 is more than the 7 tasks'),
     ({'tasks__per_step': 0}, 'tasks.per_step=0 is below 1'),
     ({'evaluate__rollouts': 0}, 'evaluate.rollouts=0 is below 1'),
+    ({'evaluate__temperature': 0.0}, 'evaluate.rollouts=8 completions of a task are all the same'),
+    ({'evaluate__pass_at': (9,)}, 'holds 9, which is not a whole number in 1..evaluate.rollouts=8'),
+    ({'evaluate__maj_at': (9,)}, 'holds 9, which is not a whole number in 1..evaluate.rollouts=8'),
     ({'num_steps': -1}, 'num_steps=-1 is below 0'),
     ({'seed': -1}, 'seed=-1 is below 0'),
     ({'checkpoint__every': 0}, 'checkpoint.every=0 is below 1'),

@@ -14,7 +14,7 @@ from kr_jax.tokenizer import STOP
 from tests import knobs
 
 TOKENIZER = tokenizer.Characters('abc')
-SAMPLE = sample.Config(slots=8, refill=1, prompt_length=3, completion_length=4, temperature=1.0)
+SAMPLE = knobs.sampler(slots=8, refill=1, prompt_length=3, completion_length=4)
 
 
 def task(i, prompt, solution):
@@ -52,6 +52,6 @@ def test_the_stage_learns_its_solutions(tmp_path):
   losses = [r['loss'] for r in metrics.read(tmp_path / 'warm_start' / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
-  rollouts = sample.rollouts(config, params, prompts, np.ones(4), jax.random.key(2),
+  rollouts = sample.rollouts(config, policy.serve(config, params), prompts, np.ones(4), jax.random.key(2),
                              SAMPLE._replace(temperature=0.0), total=4)
   assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']

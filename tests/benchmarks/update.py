@@ -20,9 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import pathlib
-import subprocess
 import sys
 import time
 
@@ -36,8 +33,8 @@ from kr_jax import types
 from kr_jax import update
 from tests import knobs
 from tests.benchmarks import machine
+from tests.benchmarks.peer import Peer
 
-PEER = pathlib.Path(__file__).parent / 'peers' / 'tunix_update.py'
 M, N, P, C = 16, 8, 64, 64  # tasks, rollouts of each, prompt and completion tokens
 POLICY = policy.Config(
     vocab_size=1024, num_layers=4, width=256, num_heads=4, num_kv_heads=4, head_width=64,
@@ -79,27 +76,6 @@ class Ours:
     return seconds
 
 
-class Peer:
-  """Tunix's updates, in a process of its own that waits for its turn."""
-
-  def __init__(self, python: str):
-    self._process = subprocess.Popen([python, PEER, '--serve'], stdin=subprocess.PIPE, text=True,
-                                     stdout=subprocess.PIPE, env=os.environ | {'PYTHONPATH': ''})
-    for line in self._process.stdout:
-      if line.strip() == 'ready':
-        return
-    raise RuntimeError(f'{python} {PEER} ended with code {self._process.wait()}')
-
-  def __call__(self, kind: str) -> float:
-    print(kind, file=self._process.stdin, flush=True)
-    return float(self._process.stdout.readline())
-
-  def close(self) -> dict:
-    """What it says of itself."""
-    out, _ = self._process.communicate()
-    return json.loads(out.splitlines()[-1])
-
-
 def peak_gflops(a: jax.Array) -> float:
   start = time.perf_counter()
   (a @ a).block_until_ready()
@@ -108,7 +84,8 @@ def peak_gflops(a: jax.Array) -> float:
 
 def measure(peer: str | None, repeats: int, microbatch_rows: int) -> dict:
   """All figures of a run."""
-  sides = {'ours': Ours(microbatch_rows)} | ({'peer': Peer(peer)} if peer else {})
+  sides = {'ours': Ours(microbatch_rows)} | (
+      {'peer': Peer(peer, 'tunix_update.py')} if peer else {})
   a = jnp.ones((2048, 2048))
   times, peak = {(side, kind): [] for kind in ('full', 'half') for side in sides}, []
   for i in tqdm(range(repeats + 1), file=sys.stderr):

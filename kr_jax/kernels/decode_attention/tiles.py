@@ -1,0 +1,70 @@
+"""How many columns of the cache stand in a block of the kernel."""
+
+from __future__ import annotations
+
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+SUBLANES = 8
+
+# What a step of the grid takes beside its work, and also with none: a common figure, not timed here.
+STEP_SECONDS = 0.35e-6
+
+# Bytes a second that a core reads from memory: of v5e, for programs compiled where no chip is known.
+BANDWIDTH = 8.2e11
+
+# Seven eighths of 16 MiB: all VMEM of v4, and what libtpu gives a kernel unasked on v5e. Chips with
+# more would have no use for it, as below.
+VMEM = 14 * 2**20
+
+
+def _bandwidth() -> float:
+  """Of the chip of the mesh which is set, or else of this process."""
+  try:
+    return pltpu.get_tpu_info().mem_bw_bytes_per_second
+  except ValueError:  # no TPU
+    return BANDWIDTH
+
+
+def _lanes(H: int) -> int:
+  """What a row of a head takes, in VMEM as in memory: whole lanes."""
+  return -(-H // LANES) * LANES
+
+
+def _bytes_of_column(K: int, G: int, H: int, itemsize: int) -> int:
+  """VMEM that a column takes; libtpu 0.0.42.1 refused no block that this lets in.
+
+  Two buffers for keys and values; of integers also for the two scales, and a copy in bfloat16; and
+  four times the logits, float32 in whole registers.
+  """
+  width = _lanes(H)
+  integers = 2 * K * width * 2 + 4 * 4 * max(K, SUBLANES) if itemsize == 1 else 0
+  return 4 * K * width * itemsize + integers + 4 * 4 * K * -(-G // SUBLANES) * SUBLANES
+
+
+def block(T: int, K: int, G: int, H: int, itemsize: int) -> int | None:
+  """Columns of a block, T or a multiple of 128; or None if not even 128 fit.
+
+  The fewer the blocks, the fewer steps; but of its last one a slot reads half in vain, on average.
+  Of 2560 columns, G = 4 and H = 128 (by this count, not timed):
+                       v4     v5e    v5p    v6e    tpu7x
+    K = 8, bfloat16    512    640    640    896    1280
+    K = 8, int8        640    896    1280   1280   1280
+    K = 2, bfloat16    1280   1280   1280   1280   2560
+    K = 2, int8        1280   1280   2560   2560   2560
+
+  Args:
+    T: columns.
+    K: key/value heads, G query heads to each.
+    H: width of a head.
+    itemsize: bytes of a number of the cache.
+  """
+  steps = STEP_SECONDS * _bandwidth()  # in bytes that could have been read
+  column = 2 * K * (_lanes(H) * itemsize + (4 if itemsize == 1 else 0))
+  best = None
+  for blocks in range(1, -(-T // LANES) + 1):
+    columns = -(-T // (blocks * LANES)) * LANES
+    cost = blocks * steps + columns * column / 2
+    if columns * _bytes_of_column(K, G, H, itemsize) <= VMEM and (best is None or cost < best[0]):
+      best = cost, min(columns, T)
+  return best and best[1]
