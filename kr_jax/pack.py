@@ -141,7 +141,7 @@ def segments(task_R: np.ndarray, shared_R: np.ndarray, own_R: np.ndarray, miniba
       shared, n = (shared_R[r] if shape.shared else 0), length_R[r]
       if task != task_R[r]:
         task, prompts = task_R[r], {}  # by shard, where the prompt's tokens are
-      known_Z = np.isin(np.arange(begin, Z), list(prompts))
+      known_Z = shape.shared & np.isin(np.arange(begin, Z), list(prompts))
       room_Z = ((computed_Z[begin:] + np.where(known_Z, n - shared, n) <= T)
                 & (filled_ZG[begin:].min(axis=1, initial=S) + n <= S))
       if not room_Z.any():

@@ -19,6 +19,13 @@ import pytest
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_their_file():
+  """Each compiled program holds memory maps, of which Linux gives a process 65530; beyond it crashes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp('data'))

@@ -171,7 +171,8 @@ def continued(config, params, int8=False):
   logits_BTV = logits(config, params, token_BT)
   served = policy.serve(config, params)
   row_B = jnp.arange(2)
-  logits_BV, prefix = policy.prefill(config, served, prompt_BP, length_B, int8=int8)
+  prefill = jax.jit(policy.prefill, static_argnums=0, static_argnames='int8')
+  logits_BV, prefix = prefill(config, served, prompt_BP, length_B, int8=int8)
   yield logits_BV, logits_BTV[row_B, length_B - 1]
   cache = padded_cache(prefix, 3)
   decode = jax.jit(policy.decode, static_argnums=0)
@@ -207,9 +208,11 @@ def test_a_cache_of_integers_is_near():
 def test_a_sequence_that_is_not_live_changes_no_other():
   params = policy.serve(CONFIG, random_params(CONFIG))
   token_BP, length_B = jnp.array([[3, 4], [5, 6]]), jnp.array([2, 2])
-  _, prefix = policy.prefill(CONFIG, params, token_BP, length_B)
-  both, alone = (policy.decode(CONFIG, params, jnp.array([7, 8]), length_B, jnp.array(live),
-                               padded_cache(prefix, 2))[0] for live in ([True, True], [True, False]))
+  prefill = jax.jit(policy.prefill, static_argnums=0)
+  _, prefix = prefill(CONFIG, params, token_BP, length_B)
+  decode = jax.jit(policy.decode, static_argnums=0)
+  both, alone = (decode(CONFIG, params, jnp.array([7, 8]), length_B, jnp.array(live),
+                        padded_cache(prefix, 2))[0] for live in ([True, True], [True, False]))
   np.testing.assert_array_equal(both[0], alone[0])
   assert np.isfinite(alone).all()
 

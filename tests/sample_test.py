@@ -187,12 +187,16 @@ def test_a_completion_is_cut_after_a_stop_string():
   assert sample.cut(rollouts, text, CONFIG) is rollouts
 
 
-def test_every_prompt_is_read_once_whatever_its_budget(params):
-  """Three prompts in chunks of 1, 2 or more: the same rollouts, and only as many chunks as hold tasks."""
+@pytest.mark.slow
+@pytest.mark.parametrize('prefill', [1, 3, 8])
+def test_prompts_read_together_are_read_alike(params, prefill):
   want = run(params, [1, 9, 2])
-  for prefill in (1, 3, 8):
-    got = run(params, [1, 9, 2], CONFIG._replace(prefill=prefill))
-    np.testing.assert_array_equal(got.token_RC, want.token_RC)
+  got = run(params, [1, 9, 2], CONFIG._replace(prefill=prefill))
+  np.testing.assert_array_equal(got.token_RC, want.token_RC)
+
+
+def test_every_prompt_is_read_once_whatever_its_budget(params):
+  """Three prompts in chunks of two: only as many chunks as hold tasks."""
   read = []
   prefill = policy.prefill
 
@@ -221,9 +225,9 @@ WIDE = dataclasses.replace(POLICY, num_heads=8, num_kv_heads=4, vocab_size=8, hi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('axes', [{'data': 2}, {'data': 8}, {'fsdp': 2, 'data': 2}, {'model': 4},
-                                  {'data': 2, 'model': 4}, {'data': 2, 'fsdp': 2, 'model': 2}], ids=str)
-@pytest.mark.parametrize('budget_M', [[4, 1, 11], [16, 0, 0], [3, 0, 2]], ids=str)
+@pytest.mark.parametrize('axes, budget_M', [
+    ({'data': 2}, [4, 1, 11]), ({'data': 8}, [16, 0, 0]), ({'model': 4}, [4, 1, 11]),
+    ({'data': 8}, [3, 0, 2]), ({'data': 2, 'fsdp': 2, 'model': 2}, [4, 1, 11])], ids=str)
 def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
   devices = int(np.prod(list(axes.values())))
   params = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0)))
@@ -341,30 +345,36 @@ KNOWN = ERROR / (1 + ERROR ** 2) ** 0.5
 
 
 def planted(mean_M):
-  """policy.prefill and policy.decode of completions of log-normal length, capped at 8 medians.
+  """logits_MV of how long a completion of a task will be: log-normal, capped at 8 medians.
 
-  The first token says how long its completion will be; it is repeated until STOP. A prompt is one token,
-  its task. Around what is known of the task the lengths have a log-sd of KNOWN.
+  Around what is known of the task the lengths have a log-sd of KNOWN.
   """
   V = 8 * MEDIAN + 1
   up_to_MV = scipy.stats.norm.cdf(np.log(np.maximum(np.arange(V), 1e-9) / mean_M[:, None]) / KNOWN)
   up_to_MV[:, :2], up_to_MV[:, -1] = 0, 1  # two tokens at least: the one that says so, and STOP
   with np.errstate(divide='ignore'):
-    logits_MV = jnp.array(np.log(np.diff(up_to_MV, prepend=0, axis=1)), jnp.float32)
+    return jnp.array(np.log(np.diff(up_to_MV, prepend=0, axis=1)), jnp.float32)
 
-  def prefill(config, params, token_BP, length_B, **_):
+
+@pytest.fixture
+def plays_lengths(monkeypatch):
+  """A policy whose parameters are `planted`: a prompt is one token, its task; the first token says how
+  long the completion will be, and is repeated until STOP."""
+  def prefill(config, logits_MV, token_BP, length_B, **_):
     empty = jnp.zeros((len(length_B), 1, token_BP.shape[1], 1))
     return logits_MV[token_BP[:, 0]], (policy.Cache(empty, empty),)
 
-  def decode(config, params, token_S, position_S, live_S, cache):
+  def decode(config, logits_MV, token_S, position_S, live_S, cache):
+    V = logits_MV.shape[1]
     said_S = jnp.where(position_S + 1 >= token_S, STOP, token_S)  # the next is token number position + 1
     return jnp.where(jnp.arange(V)[None] == said_S[:, None], 0.0, -jnp.inf), cache
 
-  return mock.patch.multiple(policy, prefill=prefill, decode=decode)
+  monkeypatch.setattr(policy, 'prefill', prefill)
+  monkeypatch.setattr(policy, 'decode', decode)
 
 
 @pytest.mark.parametrize('ordered, least', [(False, 0.80), (True, 0.93)])
-def test_slots_are_in_use(ordered, least):
+def test_slots_are_in_use(plays_lengths, ordered, least):
   """64 slots, 1024 rollouts of 128 tasks, refills included; a static batch would use a fifth. On the
   mean of draws: one with a long completion at the end of the queue has a tail in any order."""
   S, R, M = 64, 1024, 128
@@ -373,13 +383,10 @@ def test_slots_are_in_use(ordered, least):
     mean_M = MEDIAN * np.exp((1 - KNOWN ** 2) ** 0.5 * np.random.default_rng(seed).normal(size=M))
     prompts = types.Prompts(np.arange(M, dtype=np.int32)[:, None], np.ones(M, np.int32),
                             np.arange(M, dtype=np.int32))
-    # The key marks the program, which is compiled with what is planted.
-    config = knobs.sampler(slots=S, refill=1, prefill=M, prompt_length=1, completion_length=8 * MEDIAN,
-                           min_p=1e-30 * (seed + 1))
-    with planted(mean_M):
-      rollouts = sample.rollouts(
-          POLICY, {}, prompts, np.full(M, R // M), jax.random.key(seed), config, total=R,
-          expected_M=mean_M if ordered else None)
+    config = knobs.sampler(slots=S, refill=1, prefill=M, prompt_length=1, completion_length=8 * MEDIAN)
+    rollouts = sample.rollouts(
+        POLICY, planted(mean_M), prompts, np.full(M, R // M), jax.random.key(seed), config, total=R,
+        expected_M=mean_M if ordered else None)
     length_R = np.asarray(rollouts.length_R)
     assert 0.8 < np.log(length_R).std() < 1.1 and 25 < np.median(length_R) < 40
     used.append(length_R.sum() / (S * int(rollouts.decode_steps)))
