@@ -309,10 +309,13 @@ def train(setup: Setup, workdir: str) -> None:
       tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
+      started = time.monotonic()
       rollouts = sample.rollouts(
           setup.policy, _served(setup, state, base), prompts, budget_M, jax.random.fold_in(key, step),
           setup.sample, total=R, expected_M=estimate.tokens(stats, prompts.index_M, default=0.0))
       record.flush()  # the last step's, while the device samples this one's
+      jax.block_until_ready(rollouts.length_R)
+      sample_s = time.monotonic() - started
       rollouts = sample.cut(rollouts, setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
       if alloc.nu_every and step % alloc.nu_every == 0:
@@ -320,7 +323,7 @@ def train(setup: Setup, workdir: str) -> None:
             state.params, base, rollouts, scores.verdict_R, jax.random.fold_in(noise_key, step),
             setup.trained, setup.update)
       state, measured = update.step(state, rollouts, scores.reward_R, base, setup.trained, setup.update)
-      record.step(step, stats, budget_M, rollouts, scores, measured)
+      record.step(step, stats, budget_M, rollouts, sample_s, scores, measured)
       stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
                                rollouts.length_R, discount=alloc.discount)
       if alloc.nu_every and step % alloc.nu_every == 0:
@@ -403,7 +406,7 @@ class _Record:
     self._bar.write(f'step {step}: avg@{k} of held-out tasks {measured[f"eval/avg@{k}"]:.3f} '
                     f'± {measured[f"eval/avg@{k}_stderr"]:.3f}')
 
-  def step(self, step, stats, budget_M, rollouts, scores, measured) -> None:
+  def step(self, step, stats, budget_M, rollouts, sample_s, scores, measured) -> None:
     """Notes a step. stats: from before it. What is expected is so under the posterior, whatever the
     estimate that the budgets came from, so that rules can be compared."""
     alloc, n = self._setup.alloc, int(budget_M.sum())
@@ -434,6 +437,7 @@ class _Record:
             self._setup.sample, len(logp_RC))),
         'tail_share': int(rollouts.tail_steps) / int(rollouts.decode_steps),
         'refills': int(rollouts.refills),
+        'tokens_per_s': tokens / sample_s,  # of the sampler
         'tokens_prefilled': int(np.asarray(rollouts.prompts.length_M)[budget_M > 0].sum()),
         # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
         'entropy': -float(logp_RC.sum(dtype=float)) / tokens,

@@ -16,6 +16,7 @@ from kr_jax import policy
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax import update
 from kr_jax.tokenizer import STOP
 from tests import knobs
 
@@ -110,12 +111,26 @@ def test_rollouts_of_one_task_differ_and_so_do_steps(params):
 
 
 def test_budgets_do_not_compile_again(params):
+  """Over 50 steps, some of which spend less than the total."""
   run(params, [4, 4, 8])
   before = sample._rollouts._cache_size()
-  for budget_M in ([16, 0, 0], [1, 14, 1], [5, 5, 6], [2, 0, 3]):
-    rollouts = run(params, budget_M, total=16)
+  rng = np.random.default_rng(0)
+  for step in range(50):
+    budget_M = rng.multinomial(rng.integers(1, 17), rng.dirichlet(np.ones(3)))
+    rollouts = run(params, budget_M, total=16, key=jax.random.fold_in(KEY, step),
+                   expected_M=rng.uniform(1, 9, 3))
     assert np.sum(np.asarray(rollouts.length_R) > 0) == sum(budget_M)
   assert sample._rollouts._cache_size() == before
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_log_probabilities_are_those_of_the_update(params, temperature):
+  rollouts = run(params, [4, 1, 6], CONFIG._replace(temperature=temperature))
+  config = knobs.updates(row_length=24, microbatch_rows=2, temperature=temperature)
+  packed = update.pack_rollouts(rollouts, np.ones(11, bool), config)
+  logp_RC = update.logps(params, {}, rollouts, packed, POLICY, config)
+  np.testing.assert_allclose(rollouts.logp_RC, logp_RC, atol=1e-4)
+  assert np.count_nonzero(logp_RC) == np.asarray(rollouts.length_R).sum()
 
 
 @pytest.mark.parametrize('budget_M', [[2, 1, 4], [0, 0, 1], [3, 0, 0], [1, 9, 5]])

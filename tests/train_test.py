@@ -23,7 +23,7 @@ from kr_jax import warm_start
 
 slow = pytest.mark.slow
 # A second run in one process finds its programs compiled, and time goes on.
-NOT_REPEATED = ('wall_s', 'compile_count')
+NOT_REPEATED = ('wall_s', 'compile_count', 'tokens_per_s')
 
 
 def config_of(data_dir, **knobs):
@@ -108,6 +108,9 @@ def test_the_record_of_a_run(finished):
     assert r['clip_fraction_low'] == r['clip_fraction_high'] == 0 and r['logp_error'] < 1e-5
     assert r['ratio_p01'] == pytest.approx(1, abs=1e-3) == r['ratio_p99']
     assert 0 <= r['padding_waste'] < 1
+    # Of the sampler: 32 rollouts in 16 slots, prompts of 21 tokens once for each of 8 tasks.
+    assert 0 < r['slot_utilization'] <= 1 and 0 <= r['tail_share'] <= 1
+    assert r['refills'] >= 2 and r['tokens_prefilled'] == 8 * 21 and r['tokens_per_s'] > 0
     assert r['success_rate'] == r['reward_mean']
     assert r['nu'] == 2
   assert any(r['mixed_tasks'] for r in steps)

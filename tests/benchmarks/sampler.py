@@ -112,22 +112,23 @@ def main() -> None:
   parser.add_argument('--peer', help='interpreter of an environment with google-tunix 0.1.7')
   parser.add_argument('--parity', help='interpreter of an environment with torch and transformers')
   parser.add_argument('--repeats', type=int, default=5, help='rounds')
-  parser.add_argument('--slots', type=int, default=[128, 32], nargs=2, help='ours: equal lengths, drawn ones')
+  parser.add_argument('--slots', type=int, default=[128, 16], nargs=2, help='ours: equal lengths, drawn ones')
   parser.add_argument('--json', action='store_true', help='print one JSON object last')
   args = parser.parse_args()
   scripts = {'tunix': (args.peer, 'tunix_sampler.py'),
              'transformers': (args.parity, 'transformers_sampler.py')}
-  peers = {name: Peer(python, script, f'--longest={LONGEST}')
-           for name, (python, script) in scripts.items() if python}
   print(machine.describe())
-  tables = {}
+  tables, about = {}, {}
   for table, slots in zip(('equal', 'drawn'), args.slots):
-    figures = tables[table] = measure(Ours(slots, table == 'drawn'), peers, slots, args.repeats)
+    ours = Ours(slots, table == 'drawn')
+    peers = {name: Peer(python, script, f'--longest={ours.longest}')
+             for name, (python, script) in scripts.items() if python}
+    figures = tables[table] = measure(ours, peers, slots, args.repeats)
+    about |= {name: peer.close() for name, peer in peers.items()}
     print(f'{table} lengths: {figures["ours_tokens_per_s"]:,.0f} tokens/s, {slots} slots '
           f'{figures["slot_utilization"]:.0%} in use', *(
               f'; {name} {figures[f"{name}_tokens_per_s"]:,.0f}: {figures[f"{name}_ratio"]:.2f} times '
               '({:.2f}..{:.2f})'.format(*figures[f'{name}_ratio_range']) for name in peers))
-  about = {name: peer.close() for name, peer in peers.items()}
   if args.json:
     print(json.dumps({'machine': machine.describe(), **tables['equal'], 'drawn': tables['drawn'], **about}))
 
