@@ -62,7 +62,7 @@ def base() -> ml_collections.ConfigDict:
   c.sample.prompt_length = 64  # P, tokens of the longest prompt
   c.sample.completion_length = 64  # C, tokens at which a completion is cut off
   c.sample.temperature = 1.0
-  c.sample.top_k = 0  # these three stand for all tokens: what is learnt from comes from the policy itself
+  c.sample.top_k = 0  # these three stand for all tokens: a step learns from the policy's own
   c.sample.top_p = 1.0
   c.sample.min_p = 0.0
   c.sample.stop_strings = ()  # texts after which a completion is cut, beside the token that stops it

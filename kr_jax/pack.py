@@ -64,7 +64,8 @@ def shape(*, prompt_length: int, completion_length: int, rollouts_per_task: floa
       is shared; 0: what full lengths give, and 1 where that is above 0.75.
     shards: least number of parts, so that each device has its own.
 
-  Raises ValueError for a row that the longest segment does not fit in, and rows that shards do not divide.
+  Raises ValueError for a row that the longest segment does not fit in, and for rows that shards do not
+  divide.
   """
   longest = prompt_length + completion_length - 1
   if longest > row_length:

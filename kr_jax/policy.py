@@ -401,7 +401,8 @@ def serve(config: Config, params: Any) -> Any:
     served = {name: ready(name, x[i]) for name, x in params['layers'].items()}
     for name, (i, o) in _MATRICES.items():
       letters = _served(name)
-      served[f'{name}_{letters}'] = jnp.einsum(f'{i}{o}->{letters}'.lower(), served.pop(f'{name}_{i}{o}'))
+      served[f'{name}_{letters}'] = jnp.einsum(
+          f'{i}{o}->{letters}'.lower(), served.pop(f'{name}_{i}{o}'))
     return served
 
   layers = tuple(map(layer, range(config.num_layers)))

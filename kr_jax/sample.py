@@ -74,7 +74,8 @@ def check(config: Config, section: str = 'sample') -> None:
   if config.cache not in CACHES:
     raise ValueError(f'sample.cache={config.cache!r} is not one of {CACHES}')
   if '' in config.stop_strings:
-    raise ValueError(f'sample.stop_strings={config.stop_strings} holds an empty text, which would cut all')
+    raise ValueError(f'sample.stop_strings={config.stop_strings} holds an empty text, which would cut '
+                     'all; leave it out')
   if not config.stop_ids:
     raise ValueError('sample.stop_ids is empty; a completion needs a token that ends it')
 
@@ -101,8 +102,8 @@ def place(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.n
           ) -> Queues:
   """Gives each shard an equal number of rollouts, to within one, of ceil(M / shards) + 1 tasks at most.
 
-  Shards take their rollouts one after the other. Of the P pieces of tasks that are left for Z shards, one
-  takes q = ceil(P / Z) that are next to each other by size, the smallest such that hold its share or
+  Shards take their rollouts one after the other. Of n pieces of tasks that are left for Z shards, one
+  takes q = ceil(n / Z) that are next to each other by size, the smallest such that hold its share or
   more, and gives back what is too much of the largest, which is less than all of it. So pieces grow by
   one a shard at the most, and q stays within the bound.
 
@@ -223,7 +224,7 @@ def _rollouts(policy_config, params, prompts, budget_M, queues, key, config, R) 
 
 
 def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tuple[Array, ...]:
-  """token, logp, length and ended of one shard's queue, and its counts; each with an axis of 1 in front."""
+  """token, logp, length and ended of one shard's queue, and its counts, with an axis of 1 in front."""
   task_K, tasks, local_Q, number_Q, end = (x[0] for x in queues)
   (K,), (Q,) = task_K.shape, local_Q.shape
   P, C, S = prompts.token_MP.shape[1], config.completion_length, min(config.slots, Q)
@@ -311,8 +312,9 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   K, P = token_KP.shape
   B = min(config.prefill, K)
   chunks = -(-K // B)
-  pad = lambda x, value: jnp.pad(x, ((0, chunks * B - K), *[(0, 0)] * (x.ndim - 1)), constant_values=value)
-  token_KP, length_K = pad(token_KP, PAD), pad(length_K, 1)
+  more = chunks * B - K
+  token_KP = jnp.pad(token_KP, ((0, more), (0, 0)), constant_values=PAD)
+  length_K = jnp.pad(length_K, (0, more), constant_values=1)
   cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
   read = lambda i: policy.prefill(policy_config, params, cut(token_KP, i), cut(length_K, i),
                                   int8=config.cache == 'int8')

@@ -144,9 +144,9 @@ def _check_ranges(config: ml_collections.ConfigDict) -> None:
   for name, all_ in (('top_k', 0), ('top_p', 1), ('min_p', 0)):
     if config.sample[name] != all_:
       raise ValueError(
-          f'sample.{name}={config.sample[name]} leaves tokens out, so that rollouts would come from another '
-          f'distribution than the policy that learns from them; set it to {all_}, and evaluate.{name} for '
-          'evaluations')
+          f'sample.{name}={config.sample[name]} leaves tokens out, so that rollouts would come from '
+          'another distribution than the policy that learns from them; set it to '
+          f'{all_}, and evaluate.{name} for evaluations')
 
 
 def _preset(section: str, name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:

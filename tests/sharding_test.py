@@ -113,7 +113,8 @@ def test_what_is_served_is_divided_over_model_alone():
   params = {'embed_VD': jnp.zeros((8, 4)), 'layers': ({'q_DNH': jnp.zeros((4, 2, 2))},) * 2}
   with jax.set_mesh(mesh):
     served = jax.jit(lambda x: sharding.constrain(x, axes=('model',)))(params)
-  wanted = {'embed_VD': PartitionSpec('model', None), 'layers': ({'q_DNH': PartitionSpec(None, 'model', None)},) * 2}
+  wanted = {'embed_VD': PartitionSpec('model', None),
+            'layers': ({'q_DNH': PartitionSpec(None, 'model', None)},) * 2}
   for x, spec in zip(jax.tree.leaves(served), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
 
@@ -128,8 +129,9 @@ def test_axes_that_a_shard_map_has_taken():
       seen.append(sharding.unmapped(sharding.AXES))
       return x
 
-    jax.jit(jax.shard_map(inside, in_specs=PartitionSpec(('data', 'fsdp')), out_specs=PartitionSpec(('data', 'fsdp')),
-                          axis_names={'data', 'fsdp'}))(jnp.zeros(4))
+    rows = PartitionSpec(('data', 'fsdp'))
+    jax.jit(jax.shard_map(inside, in_specs=rows, out_specs=rows, axis_names={'data', 'fsdp'}))(
+        jnp.zeros(4))
     assert seen == [('model',)]
 
 

@@ -24,7 +24,8 @@ POLICY = policy.Config(
     vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, head_width=64,
     hidden_width=512, rope_theta=1e4, norm_eps=1e-6, qk_norm=True, qkv_bias=True,
     tie_embeddings=False, dtype='bfloat16', remat='none', lora_rank=0, lora_alpha=1.0)
-SAMPLE = knobs.sampler(slots=16, refill=4, prompt_length=32, completion_length=32)
+# With a cache of one tile of columns the compiler of libtpu 0.0.42.1 crashes on tpu7x.
+SAMPLE = knobs.sampler(slots=16, refill=4, prompt_length=128, completion_length=128)
 UPDATE = knobs.updates(row_length=128, microbatch_rows=4)
 M, R, P, C = 8, 64, 32, 32
 
