@@ -388,6 +388,7 @@ def plays_lengths(monkeypatch):
   monkeypatch.setattr(policy, 'decode', decode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ordered, least', [(False, 0.80), (True, 0.93)])
 def test_slots_are_in_use(plays_lengths, ordered, least):
   """64 slots, 1024 rollouts of 128 tasks, refills included; a static batch would use a fifth. On the
