@@ -54,8 +54,8 @@ class Rollouts(NamedTuple):
   length_R: Array  # int32, 1..C: completion tokens, the stop token counted; 0: no rollout
   ended_R: Array  # int32: ENDED_STOP, ENDED_LENGTH or NOT_SAMPLED
   decode_steps: Array  # int32 scalar: iterations of the decode loops, of all shards
-  tail_steps: Array = 0  # those with fewer than half of the slots live
-  refills: Array = 0  # times that free slots took rollouts of the queue
+  tail_steps: Array = np.int32(0)  # those with fewer than half of the slots live
+  refills: Array = np.int32(0)  # times that free slots took rollouts of the queue
 
 
 class Rows(NamedTuple):
