@@ -3,11 +3,12 @@
 Arrays are named by shape, one letter an axis, as a suffix:
 
     M tasks in a step   R rollouts in a step   J candidate budgets   U units of capacity
-    I tasks in a split  P prompt tokens        C completion tokens   T = P + C, or a packed row
+    I tasks in a split  P prompt tokens        C completion tokens   T = P + C, or of a packed row
     B rows of a batch   L layers               D model               F feed-forward
     N query heads       K key/value heads      H head width          V vocabulary
-    S cache slots       W rollouts of a window
-    A rank of an adapter
+    S cache slots, or places of a row          G rows that attention alone reads
+    Z shards, with K tasks and Q rollouts of its own each
+    W rollouts of a window                     A rank of an adapter
 
 Imports nothing heavy: reward workers load this module at every start.
 """
