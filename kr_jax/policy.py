@@ -9,9 +9,9 @@ float32 and stacked over layers; layers are scanned, so compile time does not gr
 
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
 dicts of arrays), and pure functions read them: `hidden` reads packed tokens, `output_matrix` is what
-turns it into logits, `prefill` reads prompts into a cache, `decode` extends every slot of a cache by
-one token. These two read what `serve` makes of the parameters, once a step, layer by layer: caches that
-are arrays of their own are updated in place, a stack of them would be copied.
+turns it into logits, `prefill` reads prompts into a cache, `decode` extends what each slot has read
+by one token. These two read what `serve` makes of the parameters, once a step, layer by layer: caches
+that are arrays of their own are updated in place, a stack of them would be copied.
 
 With `lora_rank` each matrix W of a layer has an adapter, y = x W + (alpha / rank) (x A) B, B = 0 at
 first (Hu et al. 2021, arXiv 2106.09685, eq. 3). `split` parts the adapters, which are trained, from
@@ -91,7 +91,7 @@ class Config:
 
 
 class Cache(NamedTuple):
-  """Keys and values of one layer, of S sequences; position t of a sequence stands in column t.
+  """Keys and values of one layer, of S sequences, T columns of each.
 
   Heads stand before time, so that what one query reads of a head is contiguous.
   """
@@ -133,14 +133,27 @@ _times.defvjp(_times_forward, _times_backward)
 _rmsnorm = jax.checkpoint(rmsnorm, static_argnums=2, prevent_cse=False)
 
 
-def rope(x_BTNH: Array, position_BT: Array, theta: float) -> Array:
+def turns(position_BT: Array, config: Config) -> tuple[Array, Array]:
+  """What `rope` multiplies by at these positions: cosines, and sines with signs, [B, T, 1, 2, H/2].
+
+  They are the same in all layers. XLA would compute them again in each, which on a CPU takes longer
+  than the rotation.
+  """
+  half = config.head_width // 2
+  frequency_H = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  position_BT111 = position_BT[..., None, None, None].astype(jnp.float32)
+  angle_BT11H = position_BT111 * frequency_H[None, None, None, None]
+  cos, sin = jnp.cos(angle_BT11H), jnp.sin(angle_BT11H)
+  return jax.lax.optimization_barrier(
+      (jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)))
+
+
+def rope(x_BTNH: Array, turns: tuple[Array, Array]) -> Array:
   """Rotates the pairs (i, i + H/2) by position * theta^(-2i/H). Su et al. 2021, eq. 34."""
-  half = x_BTNH.shape[-1] // 2
-  frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BT1H = position_BT[..., None, None].astype(jnp.float32) * frequency_H[None, None, None]
-  cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+  cos, sin = turns
+  x_BTN2H = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
+  turned_BTN2H = x_BTN2H * cos + jnp.flip(x_BTN2H, axis=3) * sin
+  return turned_BTN2H.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
 def _attend_masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
@@ -191,17 +204,17 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
   return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
-def _served(name: str) -> str:
-  """The letters of a matrix as it is served: heads go first, as a product on a TPU reads them."""
+def _letters(name: str, heads_first: bool) -> str:
+  """Of a matrix: those that go in, and those that come out, or heads before."""
   i, o = _MATRICES[name]
-  return o + i if 'H' in o else i + o
+  return o + i if heads_first and 'H' in o else i + o
 
 
 class Block(nnx.Module):
   """One layer."""
 
-  def __init__(self, c: Config, *, rngs: nnx.Rngs, served: bool = False):
-    self.c, self.served = c, served
+  def __init__(self, c: Config, *, rngs: nnx.Rngs, heads_first: bool = False):
+    self.c, self.heads_first = c, heads_first
     size = {'D': c.width, 'N': c.num_heads, 'K': c.num_kv_heads, 'H': c.head_width,
             'F': c.hidden_width, 'A': c.lora_rank}
     shape = lambda letters: tuple(size[letter] for letter in letters)
@@ -212,7 +225,7 @@ class Block(nnx.Module):
     for name, (i, o) in _MATRICES.items():
       # Residual branches shrink with depth, so that the sum of 2L of them starts near the embedding.
       out = (2 * c.num_layers) ** -0.5 if o == 'D' else 1
-      letters = _served(name) if served else i + o
+      letters = _letters(name, heads_first)
       setattr(self, f'{name}_{letters}', draw(letters, out * fan_in[name] ** -0.5))
     if c.qkv_bias:
       for name, letters in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
@@ -231,8 +244,8 @@ class Block(nnx.Module):
   def _product(self, name: str, x: Array) -> Array:
     """x times a matrix and its adapter."""
     i, o = _MATRICES[name]
-    if self.served:
-      letters = _served(name)
+    if self.heads_first:
+      letters = _letters(name, True)
       return jnp.einsum(f'bt{i},{letters}->bt{o}'.lower(), x,
                         self._weight(f'{name}_{letters}'))
     times = lambda x, name, i, o: _times(x, self._weight(name), i.lower(), o.lower())
@@ -242,7 +255,7 @@ class Block(nnx.Module):
           times(x, f'{name}_lora_{i}A', i, 'A'), f'{name}_lora_A{o}', 'A', o)
     return y
 
-  def qkv(self, x_BTD: Array, position_BT: Array) -> tuple[Array, Array, Array]:
+  def qkv(self, x_BTD: Array, turns: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     c = self.c
     h_BTD = _rmsnorm(x_BTD, self.attention_norm_D[...], c.norm_eps)
     q_BTNH, k_BTKH, v_BTKH = (self._product(name, h_BTD) for name in 'qkv')
@@ -253,8 +266,7 @@ class Block(nnx.Module):
     if c.qk_norm:
       q_BTNH = _rmsnorm(q_BTNH, self.q_norm_H[...], c.norm_eps)
       k_BTKH = _rmsnorm(k_BTKH, self.k_norm_H[...], c.norm_eps)
-    return (rope(q_BTNH, position_BT, c.rope_theta), rope(k_BTKH, position_BT, c.rope_theta),
-            v_BTKH)
+    return rope(q_BTNH, turns), rope(k_BTKH, turns), v_BTKH
 
   def add(self, x_BTD: Array, context_BTNH: Array) -> Array:
     """The layer's output, from its input and what attention read."""
@@ -278,13 +290,14 @@ class Policy(nnx.Module):
 
 
 @functools.lru_cache
-def _graphdef(config: Config, served: bool) -> nnx.GraphDef:
-  return nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0), served=served)))[0]
+def _graphdef(config: Config, heads_first: bool) -> nnx.GraphDef:
+  return nnx.split(nnx.eval_shape(
+      lambda: Block(config, rngs=nnx.Rngs(0), heads_first=heads_first)))[0]
 
 
-def _block(config: Config, params: Any, *, served: bool = False) -> Block:
+def _block(config: Config, params: Any) -> Block:
   """A layer, of its parameters."""
-  return nnx.merge(_graphdef(config, served), params)
+  return nnx.merge(_graphdef(config, 'q_NHD' in params), params)
 
 
 def _embed(config: Config, params: Any, token_BT: Array) -> Array:
@@ -320,11 +333,11 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   Raises:
     ValueError: rows whose length the TPU's attention kernel does not take.
   """
-  B = token_BT.shape[0]
+  B, at = token_BT.shape[0], turns(position_BT, config)
 
   def layer(x_BTD, params):
     block = _block(config, params)
-    qkv = block.qkv(x_BTD, position_BT)
+    qkv = block.qkv(x_BTD, at)
     if rows is None:
       context_BTNH = _attend_segments(*qkv, segment_BT)
     else:
@@ -393,14 +406,16 @@ def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
 def serve(config: Config, params: Any) -> Any:
   """What `prefill` and `decode` read: matrices in the dtype of the computation, layer by layer.
 
-  On a mesh they are divided over 'model' alone, so that no step of a sampler gathers parameters.
+  For a TPU heads stand first, as products read them there; else each step would copy a matrix. On a mesh
+  they are divided over 'model' alone, so that no step of a sampler gathers parameters.
   """
+  heads_first = sharding.platform() == 'tpu'
   ready = lambda name, x: x if 'norm' in name else x.astype(config.dtype)
 
   def layer(i):
     served = {name: ready(name, x[i]) for name, x in params['layers'].items()}
     for name, (i, o) in _MATRICES.items():
-      letters = _served(name)
+      letters = _letters(name, heads_first)
       served[f'{name}_{letters}'] = jnp.einsum(
           f'{i}{o}->{letters}'.lower(), served.pop(f'{name}_{i}{o}'))
     return served
@@ -434,64 +449,90 @@ def prefill(config: Config, params: Any, token_BP: Array, length_B: Array, *, in
     int8: whether the cache is of integers.
 
   Returns:
-    logits_BV, float32: of the token after each prompt's last; and by layer the cache, P columns.
-    Columns from a prompt's length on hold padding: `decode` overwrites each before any query sees it.
+    logits_BV, float32: of the token after each prompt's last; and by layer the cache, P columns, of
+    which those from a prompt's length on hold padding.
   """
   B, P = token_BP.shape
-  position_BP = jnp.broadcast_to(jnp.arange(P)[None], (B, P))
+  at = turns(jnp.broadcast_to(jnp.arange(P)[None], (B, P)), config)
   attend = _attend_masked if P % 128 else _attend_segments
+  of_last = jax.vmap(lambda x_P, length: jax.lax.dynamic_slice_in_dim(x_P, length - 1, 1))
   x_BPD, cache = _embed(config, params, token_BP), []
   for layer in params['layers']:
-    block = _block(config, layer, served=True)
-    q, k, v = block.qkv(x_BPD, position_BP)
-    x_BPD = block.add(x_BPD, attend(q, k, v, jnp.zeros_like(token_BP)))
+    block = _block(config, layer)
+    q, k, v = block.qkv(x_BPD, at)
+    context_BPNH = attend(q, k, v, jnp.zeros_like(token_BP))
     cache.append(_stored(k, v, int8))
-  last_B1D = jnp.take_along_axis(x_BPD, (length_B - 1)[:, None, None], axis=1)
-  return _logits(config, params, last_B1D)[:, 0], tuple(cache)
+    if layer is params['layers'][-1]:  # of the others nothing is read any more
+      x_BPD, context_BPNH = of_last(x_BPD, length_B), of_last(context_BPNH, length_B)
+    x_BPD = block.add(x_BPD, context_BPNH)
+  return _logits(config, params, x_BPD)[:, 0], tuple(cache)
 
 
-def _append(cache: Cache, new: Cache, position_S: Array) -> Cache:
-  """The cache with one column more of each sequence.
+def empty(prefix: tuple[Cache, ...], slots: int, columns: int) -> tuple[tuple[Cache, ...], ...]:
+  """Rings for what S slots decode, of at least so many columns: by layer, in chunks of columns.
 
-  Heads are indexed as sequences are: of a scatter of all heads at once a TPU would keep them beside each
-  other, and would turn the cache around for the kernel that reads it, in every step.
+  On a TPU in one, of whole tiles, which its kernel reads without a copy; elsewhere in some, of which
+  those where no slot lives are not read.
   """
-  def write(cache, new, position_S):
-    S, K = cache.k_SKTH.shape[:2]
-    at = jnp.arange(S)[:, None], jnp.arange(K)[None], position_S[:, None]
-    return jax.tree.map(lambda x, y: x.at[at].set(y[:, :, 0]), cache, new)
-
-  axes = sharding.unmapped(sharding.AXES)
-  if not axes:
-    return write(cache, new, position_S)
-  rows = sharding.unmapped(sharding.ROWS) or None
-  heads = PartitionSpec(rows, 'model')
-  return jax.shard_map(write, in_specs=(heads, heads, PartitionSpec(rows)), out_specs=heads,
-                       axis_names=set(axes), check_vma=False)(cache, new, position_S)
+  if sharding.platform() == 'tpu':
+    chunks, width = 1, -(-columns // 128) * 128
+  else:
+    chunks = min(4, -(-columns // 16))
+    width = -(-columns // chunks)
+  chunk = lambda x: jnp.zeros((slots, x.shape[1], width, *x.shape[3:]), x.dtype)
+  return tuple(tuple(jax.tree.map(chunk, layer) for _ in range(chunks)) for layer in prefix)
 
 
-def decode(config: Config, params: Any, token_S: Array, position_S: Array, live_S: Array,
-           cache: tuple[Cache, ...]) -> tuple[Array, tuple[Cache, ...]]:
-  """Appends one token to each of S sequences.
+def _append(chunks: tuple[Cache, ...], new: Cache, column: Array) -> tuple[Cache, ...]:
+  """The ring with what all slots write to a column of it."""
+  width = chunks[0].k_SKTH.shape[2]
+
+  def write(i, chunk):
+    put = lambda chunk: jax.tree.map(
+        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, column - i * width, axis=2), chunk, new)
+    if len(chunks) == 1:
+      return put(chunk)
+    return jax.lax.cond(column // width == i, put, lambda chunk: chunk, chunk)
+
+  return tuple(write(i, chunk) for i, chunk in enumerate(chunks))
+
+
+class Slots(NamedTuple):
+  """Where S slots stand, as `decode` reads their next tokens."""
+
+  prompt_S: Array  # row of the prefix that a slot continues
+  prompt_length_S: Array  # tokens of that
+  count_S: Array  # tokens it has decoded, with this one; 0: it is free
+  step: Array  # of all slots: what is read at step t stands in column t of the ring
+
+
+def decode(config: Config, params: Any, token_S: Array, slots: Slots, prefix: tuple[Cache, ...],
+           own: tuple[tuple[Cache, ...], ...]) -> tuple[Array, tuple[tuple[Cache, ...], ...]]:
+  """Appends one token to each of S sequences, a prompt and what has been decoded after it.
 
   Args:
     params: as `serve` gives them.
     token_S: int32, the tokens.
-    position_S: int32, the column each is written to; it sees columns 0..position.
-    live_S: bool; of a sequence that is not, nothing is read, and the logits mean nothing.
+    slots: a slot has as many tokens as there are columns at the most, and steps without a break.
+    prefix: of the prompts, as `prefill` gives it.
+    own: as `empty` gives it, and this.
 
   Returns:
-    logits_SV, float32, of the token after it; and the cache with the tokens in it.
+    logits_SV, float32, of the token after it, which mean nothing where a slot is free; and `own` with
+    the tokens in it.
   """
-  length_S = jnp.where(live_S, position_S + 1, 0)
+  columns = sum(chunk.k_SKTH.shape[2] for chunk in own[0])
+  column = slots.step % columns
+  first_S = (column - slots.count_S + 1) % columns
+  read_S = jnp.where(slots.count_S > 0, slots.prompt_length_S, 0)
+  at = turns((slots.prompt_length_S + slots.count_S - 1)[:, None], config)
   x_S1D, after = _embed(config, params, token_S[:, None]), []
-  for layer, c in zip(params['layers'], cache, strict=True):
-    block = _block(config, layer, served=True)
-    q_S1NH, k, v = block.qkv(x_S1D, position_S[:, None])
-    new = _stored(k, v, c.k_scale_SKT is not None)
-    c = _append(c, new, position_S)
-    context_SNH = decode_attention(q_S1NH[:, 0], c.k_SKTH, c.v_SKTH, length_S,
-                                   k_scale_SKT=c.k_scale_SKT, v_scale_SKT=c.v_scale_SKT)
+  for layer, prompts, ring in zip(params['layers'], prefix, own, strict=True):
+    block = _block(config, layer)
+    q_S1NH, k, v = block.qkv(x_S1D, at)
+    ring = _append(ring, _stored(k, v, prompts.k_scale_SKT is not None), column)
+    context_SNH = decode_attention(
+        q_S1NH[:, 0], prompts, ring, slots.prompt_S, read_S, first_S, slots.count_S)
     x_S1D = block.add(x_S1D, context_SNH[:, None])
-    after.append(c)
+    after.append(ring)
   return _logits(config, params, x_S1D)[:, 0], tuple(after)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kr_jax import policy
+from kr_jax import sharding
 from kr_jax import types
 
 CONFIG = policy.Config(
@@ -112,7 +113,8 @@ def test_rmsnorm_and_rope_by_hand():
       policy.rmsnorm(x, jnp.array([2.0, 1.0]), 0.0), [[6 / 12.5 ** .5, 4 / 12.5 ** .5]], rtol=1e-6)
   # A quarter turn takes (1, 0) to (0, 1).
   x_BTNH = jnp.array([1.0, 0.0])[None, None, None]
-  turned = policy.rope(x_BTNH, jnp.array([[np.pi / 2]]), 10.0)
+  config = dataclasses.replace(CONFIG, head_width=2, rope_theta=10.0)
+  turned = policy.rope(x_BTNH, policy.turns(jnp.array([[np.pi / 2]]), config))
   np.testing.assert_allclose(turned[0, 0, 0], [0.0, 1.0], atol=1e-6)
 
 
@@ -157,14 +159,9 @@ def test_the_output_matrix_turns_what_is_hidden_into_logits(config):
   assert hidden_BTD.dtype == policy.output_matrix(half, params).dtype == jnp.bfloat16
 
 
-def padded_cache(prefix, columns):
-  """A cache with that many columns more, of values that would show: what is not yet written is not read."""
-  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), *[(0, 0)] * (x.ndim - 3)),
-                                        constant_values=99), prefix)
-
-
 def continued(config, params, int8=False):
-  """Two prompts of different lengths, continued three tokens: logits by the cache, and by scoring."""
+  """Two prompts of different lengths, continued three tokens, the second a step later: logits by the
+  cache, and by scoring. What a ring holds that is not a slot's own would show."""
   token_BT = jnp.asarray(np.random.default_rng(1).integers(2, 11, (2, 8)))
   length_B = jnp.array([3, 5])
   prompt_BP = jnp.where(jnp.arange(5)[None] < length_B[:, None], token_BT[:, :5], 0)
@@ -174,13 +171,15 @@ def continued(config, params, int8=False):
   prefill = jax.jit(policy.prefill, static_argnums=0, static_argnames='int8')
   logits_BV, prefix = prefill(config, served, prompt_BP, length_B, int8=int8)
   yield logits_BV, logits_BTV[row_B, length_B - 1]
-  cache = padded_cache(prefix, 3)
+  own = jax.tree.map(lambda x: jnp.full_like(x, 99), policy.empty(prefix, 2, 3))
   decode = jax.jit(policy.decode, static_argnums=0)
-  for i in range(3):
-    position_B = length_B + i
-    logits_BV, cache = decode(config, served, token_BT[row_B, position_B], position_B,
-                              jnp.ones(2, bool), cache)
-    yield logits_BV, logits_BTV[row_B, position_B]
+  for i in range(4):
+    count_B = jnp.array([[1, 0], [2, 1], [3, 2], [0, 3]][i])
+    live_B, position_B = count_B > 0, length_B + jnp.maximum(count_B, 1) - 1
+    # Slots hold the prompts the other way round, and the ring of three columns comes round.
+    slots = policy.Slots(row_B[::-1], length_B[::-1], count_B[::-1], jnp.array(5 + i))
+    logits_BV, own = decode(config, served, token_BT[row_B, position_B][::-1], slots, prefix, own)
+    yield logits_BV[::-1][live_B], logits_BTV[row_B, position_B][live_B]
 
 
 @pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['qwen', 'llama'])
@@ -205,30 +204,73 @@ def test_a_cache_of_integers_is_near():
     assert np.all(np.abs(values * scale[..., None] - exact) <= 1.001 * bound)
 
 
-def test_a_sequence_that_is_not_live_changes_no_other():
+def test_a_slot_that_is_free_changes_no_other():
   params = policy.serve(CONFIG, random_params(CONFIG))
-  token_BP, length_B = jnp.array([[3, 4], [5, 6]]), jnp.array([2, 2])
   prefill = jax.jit(policy.prefill, static_argnums=0)
-  _, prefix = prefill(CONFIG, params, token_BP, length_B)
+  _, prefix = prefill(CONFIG, params, jnp.array([[3, 4], [5, 6]]), jnp.array([2, 2]))
   decode = jax.jit(policy.decode, static_argnums=0)
-  both, alone = (decode(CONFIG, params, jnp.array([7, 8]), length_B, jnp.array(live),
-                        padded_cache(prefix, 2))[0] for live in ([True, True], [True, False]))
+  both, alone = (
+      decode(CONFIG, params, jnp.array([7, 8]), policy.Slots(
+          jnp.array([0, 1]), jnp.array([2, 2]), jnp.array(count), jnp.array(0)), prefix,
+          policy.empty(prefix, 2, 1))[0] for count in ([1, 1], [1, 0]))
   np.testing.assert_array_equal(both[0], alone[0])
   assert np.isfinite(alone).all()
 
 
-def test_what_is_served_is_of_the_computation():
+@pytest.mark.parametrize('columns, widths', [(1, [1]), (16, [16]), (17, [9, 9]), (66, [17] * 4)])
+def test_a_ring_has_chunks_for_all_columns(columns, widths):
+  prefix = (policy.Cache(jnp.zeros((5, 3, 2, 4), jnp.int8), jnp.zeros((5, 3, 2, 4), jnp.int8),
+                         jnp.zeros((5, 3, 2)), jnp.zeros((5, 3, 2))),) * 2
+  rings = policy.empty(prefix, 7, columns)
+  assert len(rings) == 2
+  for ring in rings:
+    assert [chunk.k_SKTH.shape for chunk in ring] == [(7, 3, width, 4) for width in widths]
+    assert [chunk.v_scale_SKT.shape for chunk in ring] == [(7, 3, width) for width in widths]
+    assert {x.dtype.name for x in jax.tree.leaves(ring)} == {'int8', 'float32'}
+
+
+def test_every_column_of_a_ring_is_written_once():
+  """In chunks of 9: a step's column, and no other."""
+  zeros = jnp.zeros((2, 1, 1, 4))
+  (ring,) = policy.empty((policy.Cache(zeros, zeros),), 2, 17)
+  append = jax.jit(policy._append)
+  for column in range(18):
+    ring = append(ring, policy.Cache(zeros + column + 1, zeros - column - 1), jnp.array(column))
+  k, v = (np.concatenate(x, axis=2) for x in zip(*(chunk[:2] for chunk in ring)))
+  for column in range(18):
+    assert np.all(k[:, :, column] == column + 1)
+  np.testing.assert_array_equal(v, -k)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_what_is_served_is_of_the_computation(platform, monkeypatch):
+  """On a TPU with the heads first."""
+  monkeypatch.setattr(sharding, 'platform', lambda: platform)
   half = dataclasses.replace(CONFIG, dtype='bfloat16')
   params = random_params(half)
-  served = policy.serve(half, params)
+  served = policy.serve.__wrapped__(half, params)
   assert len(served['layers']) == half.num_layers
   for i, layer in enumerate(served['layers']):
+    assert len(layer) == len(params['layers'])
     for name, x in layer.items():
       assert x.dtype == (jnp.float32 if 'norm' in name else jnp.bfloat16)
       trained = {'q_NHD': 'q_DNH', 'k_KHD': 'k_DKH', 'v_KHD': 'v_DKH'}.get(name, name)
+      assert (trained != name) == (platform == 'tpu' and name[:2] in ('q_', 'k_', 'v_') and 'D' in name)
       want = params['layers'][trained][i]
-      np.testing.assert_array_equal(x, (want if trained == name else want.transpose(1, 2, 0)).astype(x.dtype))
+      want = (want if trained == name else want.transpose(1, 2, 0)).astype(x.dtype)
+      np.testing.assert_array_equal(x, want)
   assert served['embed_VD'].dtype == jnp.bfloat16 and served['norm_D'].dtype == jnp.float32
+
+
+def test_heads_first_changes_no_product(monkeypatch):
+  params = random_params(CONFIG)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
+  served = policy.serve.__wrapped__(CONFIG, params)
+  monkeypatch.undo()
+  token_BP, length_B = jnp.array([[3, 4, 5], [5, 6, 0]]), jnp.array([3, 2])
+  prefill = jax.jit(policy.prefill, static_argnums=0)
+  want, _ = prefill(CONFIG, policy.serve(CONFIG, params), token_BP, length_B)
+  np.testing.assert_allclose(prefill(CONFIG, served, token_BP, length_B)[0], want, atol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():

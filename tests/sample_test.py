@@ -37,6 +37,23 @@ def params():
   return jax.tree.map(lambda x: 3 * x, policy.init(POLICY, jax.random.key(0)))
 
 
+def inverted(mass_X, uniform):
+  """A number at a time."""
+  total = 0.0
+  for x, mass in enumerate(mass_X):
+    total += mass
+    if total > uniform * mass_X.sum():
+      return x
+  raise AssertionError(f'{uniform} of {mass_X}')
+
+
+def drawn(logits_V, key, words=1):
+  mass_PW = np.exp(logits_V - logits_V.max()).reshape(-1, words)
+  part, word = np.asarray(jax.random.uniform(key, (2,)), np.float64)
+  part = inverted(mass_PW.sum(axis=1), part)
+  return part * words + inverted(mass_PW[part], word)
+
+
 def naive(params, prompts, budget_M, key, config):
   """One rollout at a time, scored from scratch for every token."""
   completions = []
@@ -51,8 +68,8 @@ def naive(params, prompts, budget_M, key, config):
         row[0, :len(prompt) + len(tokens)] = prompt + tokens
         logits_V = score(POLICY, params, row)[0, len(prompt) + len(tokens) - 1]
         logits_V = np.asarray(logits_V, np.float64) / (config.temperature or 1)
-        noise_V = jax.random.gumbel(jax.random.fold_in(rollout_key, len(tokens)), logits_V.shape)
-        token = int(np.argmax(logits_V + np.asarray(noise_V) * (config.temperature > 0)))
+        token = int(np.argmax(logits_V) if config.temperature == 0 else drawn(
+            logits_V, jax.random.fold_in(rollout_key, len(tokens))))
         tokens.append(token)
         logps.append(logits_V[token] - np.log(np.sum(np.exp(logits_V))))
       completions.append((m, tokens, logps))
@@ -82,6 +99,33 @@ def test_rollouts_equal_the_naive_sampler(params, temperature):
     assert set(rollouts.ended_R.tolist()) == {types.ENDED_STOP, types.ENDED_LENGTH}
 
 
+@pytest.mark.parametrize('V, words', [(7, 1), (12, 2), (64, 8), (1000, 8), (1024, 32)])
+def test_a_draw_inverts_the_distribution(V, words):
+  logits_SV = np.random.default_rng(V).normal(0, 3, (200, V)).astype(np.float32)
+  logits_SV[:, ::3] = -np.inf
+  key_S = jax.random.split(jax.random.key(V), 200)
+  got_S = sample._draw(jnp.array(logits_SV), key_S)
+  want_S = [drawn(logits_V.astype(np.float64), key, words) for logits_V, key in zip(logits_SV, key_S)]
+  np.testing.assert_array_equal(got_S, want_S)
+
+
+def test_draws_have_the_distribution():
+  """Chi-squared of 40,000."""
+  logits_V = np.random.default_rng(0).normal(0, 1.5, 12).astype(np.float32)
+  key_S = jax.random.split(jax.random.key(0), 40_000)
+  token_S = jax.jit(sample._draw)(jnp.broadcast_to(logits_V[None], (40_000, 12)), key_S)
+  expected = 40_000 * np.exp(logits_V) / np.exp(logits_V).sum()
+  found = np.bincount(token_S, minlength=12)
+  assert scipy.stats.chisquare(found, expected, sum_check=False).pvalue > 1e-3
+
+
+def test_inversion_by_hand():
+  """Of masses 1, 2 and 1: shares below a quarter, three quarters and one. What has none is never taken."""
+  mass_SX = jnp.broadcast_to(jnp.array([0.0, 1, 0, 2, 1, 0])[None], (7, 6))
+  got = sample._invert(mass_SX, jnp.array([0.0, 0.24, 0.25, 0.74, 0.76, 1 - 2 ** -24, 1.0]))
+  assert got.tolist() == [1, 1, 3, 3, 4, 4, 4]
+
+
 @pytest.mark.parametrize('slots, refill', [
     pytest.param(1, 1, marks=pytest.mark.slow),
     pytest.param(3, 1, marks=pytest.mark.slow), (3, 3), (16, 5), (64, 1)])
@@ -89,7 +133,7 @@ def test_rollouts_do_not_depend_on_slots(params, slots, refill):
   want = run(params, [4, 1, 11])
   got = run(params, [4, 1, 11], CONFIG._replace(slots=slots, refill=refill))
   np.testing.assert_array_equal(got.token_RC, want.token_RC)
-  np.testing.assert_allclose(got.logp_RC, want.logp_RC, atol=1e-5)
+  np.testing.assert_allclose(got.logp_RC, want.logp_RC, rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(got.ended_R, want.ended_R)
 
 
@@ -379,10 +423,10 @@ def plays_lengths(monkeypatch):
     empty = jnp.zeros((len(length_B), 1, token_BP.shape[1], 1))
     return logits_MV[token_BP[:, 0]], (policy.Cache(empty, empty),)
 
-  def decode(config, logits_MV, token_S, position_S, live_S, cache):
+  def decode(config, logits_MV, token_S, slots, prefix, own):
     V = logits_MV.shape[1]
-    said_S = jnp.where(position_S + 1 >= token_S, STOP, token_S)  # the next is token number position + 1
-    return jnp.where(jnp.arange(V)[None] == said_S[:, None], 0.0, -jnp.inf), cache
+    said_S = jnp.where(slots.count_S + 1 >= token_S, STOP, token_S)  # the next is token number count + 1
+    return jnp.where(jnp.arange(V)[None] == said_S[:, None], 0.0, -jnp.inf), own
 
   monkeypatch.setattr(policy, 'prefill', prefill)
   monkeypatch.setattr(policy, 'decode', decode)

@@ -44,13 +44,13 @@ def survival(n: np.ndarray) -> np.ndarray:
   return 1 - normal(jnp.log(jnp.maximum(n, 1e-9) / C))
 
 
-def ends_by_length(config, params, token_S, position_S, live_S, cache):
+def ends_by_length(config, params, token_S, slots, prefix, own):
   """policy.decode, with STOP as probable as its place in a log-normal length makes it."""
-  logits_SV, cache = _DECODE(config, params, token_S, position_S, live_S, cache)
-  n_S = position_S - P + 1.0  # tokens so far
+  logits_SV, own = _DECODE(config, params, token_S, slots, prefix, own)
+  n_S = slots.count_S.astype(float)  # tokens so far
   hazard_S = jnp.clip(1 - survival(n_S + 1) / survival(n_S), 1e-6, 1 - 1e-6)
   others_S = jax.nn.logsumexp(logits_SV.at[:, STOP].set(-jnp.inf), axis=-1)
-  return logits_SV.at[:, STOP].set(others_S + jnp.log(hazard_S / (1 - hazard_S))), cache
+  return logits_SV.at[:, STOP].set(others_S + jnp.log(hazard_S / (1 - hazard_S))), own
 
 
 class Ours:

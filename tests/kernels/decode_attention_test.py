@@ -20,78 +20,110 @@ from kr_jax.kernels.decode_attention import tiles
 
 TOPOLOGIES = ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1')
 UNINITIALISED = pltpu.InterpretParams(uninitialized_memory='nan')
-LARGE = dict(S=32, N=32, K=8, T=2560, H=128)  # a policy of 4 billion parameters
-LARGE_SHARD = dict(S=32, N=8, K=2, T=2560, H=128)  # of 'model' over 4
+# A policy of 4 billion parameters: whole, and a shard of 'model' over 4.
+LARGE = dict(S=32, N=32, K=8, M=16, P=512, T=2048, H=128)
+LARGE_SHARD = dict(S=32, N=8, K=2, M=16, P=512, T=2048, H=128)
 OF_SLOTS, OF_HEADS = PartitionSpec(('data', 'fsdp')), PartitionSpec(('data', 'fsdp'), 'model')
+OF_PREFIX = PartitionSpec(None, 'model')
 BLOCK_T = 128
 
 
-def on_kernel(q_SNH, k_SKTH, v_SKTH, length_S, *, k_scale_SKT=None, v_scale_SKT=None):
-  scales = () if k_scale_SKT is None else (k_scale_SKT, v_scale_SKT)
-  return ops.kernel_attend(q_SNH, k_SKTH, v_SKTH, length_S, *scales,
-                           block_T=min(BLOCK_T, k_SKTH.shape[2]), interpret=UNINITIALISED)
+def on_kernel(q_SNH, prefix, own, *of_slots):
+  (S, N, H), K = q_SNH.shape, prefix[0].shape[1]
+  context_SKGH = ops.kernel_attend(
+      q_SNH.reshape(S, K, N // K, H), prefix, own, *of_slots,
+      block=lambda T, *_: min(BLOCK_T, T), interpret=UNINITIALISED)
+  return context_SKGH.reshape(S, N, H).astype(q_SNH.dtype)
 
 
 RUN = {'reference': jax.jit(reference.decode_attention), 'public': jax.jit(decode_attention),
        'kernel': jax.jit(on_kernel)}
-SOURCES = jax.jit(functools.partial(kernel.sources, block_T=BLOCK_T))
+SCHEDULE = jax.jit(kernel.schedule, static_argnums=(3, 4))
 backends = pytest.mark.parametrize('backend', list(RUN))
 
 
-def problem(length_S, *, N=4, K=2, T=300, H=32, dtype=np.float32, dead=0.0, seed=0):
-  """The arguments, and scales by name if dtype is int8. Dead columns hold `dead`, or dead scales."""
+def alive(first_S, length_S, T: int) -> np.ndarray:
+  """A column at a time."""
+  live_ST = np.zeros((len(length_S), T), bool)
+  for s, (first, length) in enumerate(zip(first_S, length_S)):
+    for i in range(length):
+      live_ST[s, (first + i) % T] = True
+  return live_ST
+
+
+def problem(length_S, first_S=None, *, N=4, K=2, M=3, P=70, T=300, H=32, chunks=1, dtype=np.float32,
+            dead=0.0, seed=0):
+  """The arguments: slots of length 0 have no prefix. Dead columns hold `dead`, of int8 their scales do."""
   rng = np.random.default_rng(seed)
   length_S = np.array(length_S, np.int32)
   S = len(length_S)
-  live_SKT = np.broadcast_to((np.arange(T)[None] < length_S[:, None])[:, None], (S, K, T))
-  integers = dtype == 'int8'
+  first_S = np.array(rng.integers(0, T, S) if first_S is None else first_S, np.int32)
+  row_S = rng.integers(0, M, S).astype(np.int32)
+  prompt_M = rng.integers(1, P + 1, M)
+  prompt_M[0] = P
+  prefix_length_S = np.where(length_S > 0, prompt_M[row_S], 0).astype(np.int32)
 
-  def cache():
-    if integers:
-      return jnp.asarray(rng.integers(-127, 128, (S, K, T, H)), jnp.int8)
-    x_SKTH = rng.normal(size=(S, K, T, H))
-    return jnp.asarray(np.where(live_SKT[..., None], x_SKTH, dead), dtype)
+  def columns(live):
+    live_KT = np.broadcast_to(live[:, None], (len(live), K, live.shape[1]))
+    if dtype == 'int8':
+      values = lambda: jnp.asarray(rng.integers(-127, 128, (*live_KT.shape, H)), jnp.int8)
+      scale = lambda: np.where(live_KT, rng.uniform(0.005, 0.02, live_KT.shape), dead).astype(np.float32)
+      return values(), values(), scale(), scale()
+    values = lambda: jnp.asarray(
+        np.where(live_KT[..., None], rng.normal(size=(*live_KT.shape, H)), dead), dtype)
+    return values(), values()
 
-  def scale():
-    return np.where(live_SKT, rng.uniform(0.005, 0.02, (S, K, T)), dead).astype(np.float32)
+  ring = columns(alive(first_S, length_S, T))
+  own = tuple(zip(*(np.array_split(np.asarray(x), chunks, axis=2) for x in ring)))
+  q_SNH = jnp.asarray(rng.normal(size=(S, N, H)), jnp.bfloat16 if dtype == 'int8' else dtype)
+  prefix = columns(alive(np.zeros(M, int), prompt_M, P))
+  return q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S
 
-  q_SNH = jnp.asarray(rng.normal(size=(S, N, H)), jnp.bfloat16 if integers else dtype)
-  args = q_SNH, cache(), cache(), length_S
-  return args, dict(k_scale_SKT=scale(), v_scale_SKT=scale()) if integers else {}
 
-
-def run(backend: str, args, scales) -> np.ndarray:
-  found = RUN[backend](*args, **scales)
+def run(backend: str, args) -> np.ndarray:
+  found = RUN[backend](*args)
   assert found.dtype == args[0].dtype and found.shape == args[0].shape
   return np.asarray(found, np.float32)
 
 
-def slow(q_SNH, k_SKTH, v_SKTH, length_S, *, k_scale_SKT=None, v_scale_SKT=None) -> np.ndarray:
+def slow(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> np.ndarray:
   """A head at a time, in float64, over the live columns alone."""
-  q_SNH, k_SKTH, v_SKTH = (np.asarray(x, np.float64) for x in (q_SNH, k_SKTH, v_SKTH))
-  if k_scale_SKT is not None:
-    k_SKTH, v_SKTH = k_SKTH * k_scale_SKT[..., None], v_SKTH * v_scale_SKT[..., None]
+  def values(k, v, *scales):
+    x = [np.asarray(x, np.float64) for x in (k, v)]
+    return [x * scale[..., None] for x, scale in zip(x, scales)] if scales else x
+
+  q_SNH = np.asarray(q_SNH, np.float64)
+  prefix, ring = values(*prefix), [np.concatenate(x, axis=2) for x in zip(*(values(*c) for c in own))]
+  live_ST = alive(first_S, length_S, ring[0].shape[2])
   context_SNH = np.zeros(q_SNH.shape)
-  for s, length in enumerate(length_S):
-    for n in range(q_SNH.shape[1]):
-      k = n // (q_SNH.shape[1] // k_SKTH.shape[1])
-      if length:
-        z_T = k_SKTH[s, k, :length] @ q_SNH[s, n] / math.sqrt(q_SNH.shape[2])
-        p_T = np.exp(z_T - z_T.max())
-        context_SNH[s, n] = p_T / p_T.sum() @ v_SKTH[s, k, :length]
+  for s, n in np.ndindex(q_SNH.shape[:2]):
+    k = n // (q_SNH.shape[1] // prefix[0].shape[1])
+    k_TH, v_TH = (np.concatenate([x[row_S[s], k, :prefix_length_S[s]], y[s, k, live_ST[s]]])
+                  for x, y in zip(prefix, ring))
+    if len(k_TH):
+      z_T = k_TH @ q_SNH[s, n] / math.sqrt(q_SNH.shape[2])
+      p_T = np.exp(z_T - z_T.max())
+      context_SNH[s, n] = p_T / p_T.sum() @ v_TH
   return context_SNH
 
 
 @backends
 def test_by_hand(backend):
-  """Weights 1/4 and 3/4, of two query heads the second turned round; then a single column; then none."""
-  k_SKTH, v_SKTH = np.full((2, 3, 1, 4, 4), np.nan if backend == 'kernel' else 7, np.float32)
-  k_SKTH[:2, 0, 0], k_SKTH[:2, 0, 1] = 0, [math.log(3), 0, 0, 0]
-  v_SKTH[:2, 0, 0], v_SKTH[:2, 0, 1] = [4, 0, 0, 8], [0, 4, 0, 8]
-  q_SNH = np.array([[[2, 0, 0, 0], [-2, 0, 0, 0]]] * 3, np.float32)  # H**-0.5 is 1 / 2
-  found = run(backend, (q_SNH, k_SKTH, v_SKTH, np.array([2, 1, 0], np.int32)), {})
+  """Weights 1/4 for the prompt's column and 3/4 for the slot's, of two query heads the second turned
+  round; then a prompt alone; then, round the end, two columns alike; then nothing."""
+  dead = np.nan if backend == 'kernel' else 7
+  prefix = np.full((2, 2, 1, 2, 4), dead, np.float32)  # k or v, prompts, heads, columns
+  ring = np.full((2, 4, 1, 3, 4), dead, np.float32)
+  prefix[0, 1, 0, 0], prefix[1, 1, 0, 0] = 0, [4, 0, 0, 8]
+  ring[0, 0, 0, 1], ring[1, 0, 0, 1] = [math.log(3), 0, 0, 0], [0, 4, 0, 8]
+  ring[0, 2, 0, [2, 0]], ring[1, 2, 0, [2, 0]] = 0, [[0, 0, 2, 0], [0, 0, 0, 2]]
+  q_SNH = np.array([[[2, 0, 0, 0], [-2, 0, 0, 0]]] * 4, np.float32)  # H**-0.5 is 1 / 2
+  integers = lambda *x: np.array(x, np.int32)
+  found = run(backend, (q_SNH, tuple(prefix), (tuple(ring),), integers(1, 1, 0, 0), integers(1, 1, 0, 0),
+                        integers(1, 0, 2, 0), integers(1, 0, 2, 0)))
   np.testing.assert_allclose(
-      found, [[[1, 3, 0, 8], [3, 1, 0, 8]], [[4, 0, 0, 8]] * 2, [[0] * 4] * 2], rtol=1e-6, atol=1e-6)
+      found, [[[1, 3, 0, 8], [3, 1, 0, 8]], [[4, 0, 0, 8]] * 2, [[0, 0, 1, 1]] * 2, [[0] * 4] * 2],
+      rtol=1e-6, atol=1e-6)
 
 
 # None, one, all, at a block's bounds and beside them; free slots first, last and between.
@@ -99,18 +131,45 @@ RAGGED = (0, 1, 300, 127, 128, 0, 129, 257, 0)
 
 
 @pytest.mark.parametrize('dtype', [np.float32, 'int8'])
-@pytest.mark.parametrize('backend', ['reference', 'public'])
-def test_agrees_with_a_slow_loop(backend, dtype):
-  args, scales = problem(RAGGED, dtype=dtype, dead=1e30)
+@pytest.mark.parametrize('backend, chunks', [('reference', 2), ('public', 1), ('public', 4)])
+def test_agrees_with_a_slow_loop(backend, chunks, dtype):
+  args = problem(RAGGED, dtype=dtype, dead=1e30, chunks=chunks)
   tolerance = 1e-5 if dtype == np.float32 else 0.01  # q and the result are bfloat16
-  np.testing.assert_allclose(run(backend, args, scales), slow(*args, **scales), atol=tolerance)
+  np.testing.assert_allclose(run(backend, args), slow(*args), atol=tolerance)
 
 
-def check_kernel(tolerance: float, length_S=RAGGED, **shape) -> None:
-  args, scales = problem(length_S, dead=np.nan, **shape)
-  expected = run('reference', args, scales)
+@pytest.mark.parametrize('S, M', [(1, 1), (30, 1), (40, 5), (9, 20)])
+def test_slots_of_a_prompt_read_it_together(S, M):
+  """Of more slots to a prompt than a window has, of fewer, and of prompts that no slot reads."""
+  args = problem(np.random.default_rng(S).integers(0, 5, S), M=M, T=4, K=1)
+  np.testing.assert_allclose(run('public', args), slow(*args), atol=1e-5)
+
+
+def test_chunks_without_a_slot_are_not_read():
+  """Counted as it runs: slots live in the first two of four chunks, and then round the end."""
+  own, reads = ops._own, []
+
+  def counted(*args):
+    jax.debug.callback(lambda: reads.append(1))
+    return own(*args)
+
+  for first, chunks in (([3, 10, 0], 2), ([3, 39, 0], 2), ([3, 29, 0], 3)):
+    args = problem([5, 6, 0], first, T=40, chunks=4)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(ops, '_own', counted)
+      reads.clear()
+      found = jax.jit(lambda *args: ops._shard.__wrapped__(*args))(*args)
+      jax.block_until_ready(found)
+      jax.effects_barrier()
+    assert len(reads) == chunks
+    np.testing.assert_allclose(found, slow(*args), atol=1e-5)
+
+
+def check_kernel(tolerance: float, length_S=RAGGED, first_S=None, **shape) -> None:
+  args = problem(length_S, first_S, dead=np.nan, **shape)
+  expected = run('reference', args)
   assert np.all(np.isfinite(expected))
-  found = run('kernel', args, scales)
+  found = run('kernel', args)
   np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
   assert not np.any(found[np.array(length_S) == 0])
 
@@ -124,56 +183,69 @@ def test_kernel(dtype, tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype, tolerance', [(np.float32, 1e-5), (jnp.bfloat16, 0.01), ('int8', 0.01)])
-@pytest.mark.parametrize('N, K, T, H', [
-    (4, 4, 384, 64), (6, 3, 300, 64), (8, 2, 257, 128), (8, 1, 256, 128), (16, 2, 128, 64),
-    (3, 1, 70, 32), (1, 1, 1, 8)])
-def test_kernel_in_more_shapes(N, K, T, H, dtype, tolerance):
+@pytest.mark.parametrize('N, K, P, T, H', [
+    (4, 4, 130, 384, 64), (6, 3, 300, 300, 64), (8, 2, 5, 257, 128), (8, 1, 384, 256, 128),
+    (16, 2, 128, 128, 64), (3, 1, 64, 70, 32), (1, 1, 1, 1, 8)])
+def test_kernel_in_more_shapes(N, K, P, T, H, dtype, tolerance):
   bounds = {first + i for first in range(0, T + 1, BLOCK_T) for i in (-1, 0, 1)}
   lengths = sorted({n for n in bounds if 0 <= n <= T} | {T - 1, T})
-  check_kernel(tolerance, lengths, N=N, K=K, T=T, H=H, dtype=dtype)
+  check_kernel(tolerance, lengths, N=N, K=K, P=P, T=T, H=H, dtype=dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('q, cache', [(jnp.bfloat16, np.float32), (np.float32, jnp.bfloat16),
                                       (np.float32, jnp.int8)])
 def test_kernel_of_mixed_types(q, cache):
-  args, scales = problem(RAGGED, dtype='int8' if cache == jnp.int8 else cache, dead=np.nan)
+  args = problem(RAGGED, dtype='int8' if cache == jnp.int8 else cache, dead=np.nan)
   args = args[0].astype(q), *args[1:]
-  expected = run('reference', args, scales)
   tolerance = 1e-5 if q == np.float32 else 0.01
-  np.testing.assert_allclose(run('kernel', args, scales), expected, atol=tolerance)
+  np.testing.assert_allclose(run('kernel', args), run('reference', args), atol=tolerance)
 
 
 @pytest.mark.slow
 def test_all_slots_free():
-  args, scales = problem([0, 0, 0], dead=np.nan)
-  assert not np.any(run('kernel', args, scales))
+  assert not np.any(run('kernel', problem([0, 0, 0], dead=np.nan)))
 
 
 @pytest.mark.parametrize('backend', [
     'reference', 'public', pytest.param('kernel', marks=pytest.mark.slow)])
 def test_large_logits(backend):
-  """Of 10^4 in one block, the first or the second, and of -10^4 in the other."""
-  v_SKTH = np.arange(256, dtype=np.float32).reshape(1, 1, 256, 1)
-  for first, expected in ((1e4, 63.5), (-1e4, 191.5)):
-    k_SKTH = np.where(v_SKTH < 128, first, -first).astype(np.float32)
-    args = np.ones((1, 1, 1), np.float32), k_SKTH, v_SKTH, np.array([256], np.int32)
-    np.testing.assert_allclose(run(backend, args, {}), expected, rtol=1e-6)
+  """Of 10^4 in the prompt or in one block of two, and of -10^4 elsewhere."""
+  value = np.arange(384, dtype=np.float32).reshape(1, 1, 384, 1)
+  for first, expected in ((0, 63.5), (128, 191.5), (256, 319.5)):
+    k = np.where((first <= value) & (value < first + 128), 1e4, -1e4).astype(np.float32)
+    prefix, ring = zip((k[:, :, :128], k[:, :, 128:]), (value[:, :, :128], value[:, :, 128:]))
+    one = lambda x: np.array([x], np.int32)
+    args = np.ones((1, 1, 1), np.float32), prefix, (ring,), one(0), one(128), one(0), one(256)
+    np.testing.assert_allclose(run(backend, args), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('lengths', [
-    RAGGED, (0, 0, 0), (0, 5, 0), (300, 300), (5,), (0, 0, 257, 0, 1, 0)], ids=str)
-def test_fetches_every_live_block_once(lengths):
+@pytest.mark.parametrize('first, lengths', [
+    (0, RAGGED), (0, (0, 0, 0)), (0, (0, 5, 0)), (0, (300, 300)), (0, (5,)), (0, (0, 0, 257, 0, 1, 0)),
+    (250, RAGGED), (299, (1, 2, 300, 0)), (130, (300, 299, 170, 171, 298))], ids=str)
+def test_fetches_every_live_block_once(first, lengths):
   """The pipeline of a grid fetches a block where a step's is another than that of the step before."""
-  blocks = 3
-  sources = [np.asarray(x) for x in SOURCES(np.array(lengths, np.int32))]
-  steps = np.repeat(np.arange(len(lengths)), blocks), np.tile(np.arange(blocks), len(lengths))
-  found = [tuple(step) for step in np.stack(kernel.source(*steps, *sources), axis=1).tolist()]
+  T, blocks, S = 300, 3, len(lengths)
+  first_S, length_S = np.full(S, first, np.int32), np.array(lengths, np.int32)
+  plan = jax.tree.map(np.asarray, SCHEDULE(None, first_S, length_S, T, BLOCK_T))
+  steps = np.repeat(np.arange(S), blocks), np.tile(np.arange(blocks), S)
+  found = [tuple(step) for step in np.stack(kernel.source(*steps, blocks, plan), axis=1).tolist()]
   fetched = [b for i, b in enumerate(found) if i == 0 or b != found[i - 1]]
-  live = [(s, t) for s, length in enumerate(lengths) for t in range(-(-length // BLOCK_T))]
-  assert fetched == (live or [(0, 0)])
-  for step, there in zip(zip(*(x.tolist() for x in steps)), found, strict=True):
-    assert step not in live or there == step
+  in_order = lambda columns: list(dict.fromkeys(column // BLOCK_T for column in columns))
+  live = [(s, b) for s, n in enumerate(lengths) for b in in_order((first + i) % T for i in range(n))]
+  assert fetched == live or not live and len(fetched) == 1
+  assert plan.blocks.tolist() == [sum(b[0] == s for b in live) for s in range(S)]
+  for s, n in enumerate(plan.blocks):  # the live steps of a slot find its own blocks
+    assert [b for b in live if b[0] == s] == found[s * blocks:s * blocks + n]
+
+
+def test_slots_of_a_prompt_fetch_it_once():
+  """Of one block; whatever their order, and free ones between."""
+  row_S, length_S = np.array([[2, 0, 2, 1, 0, 2], [90, 5, 90, 0, 5, 90]], np.int32)
+  plan = jax.tree.map(np.asarray, SCHEDULE(row_S, np.zeros_like(row_S), length_S, 100, 100))
+  found = [kernel.source(s, 0, 1, plan) for s in range(6)]
+  assert [int(row) for row, _ in found] == [0, 0, 2, 2, 2, 2]
+  assert plan.slot.tolist() == [1, 4, 3, 0, 2, 5] and plan.length.tolist() == [5, 5, 0, 90, 90, 90]
 
 
 def test_computes_live_blocks_only(monkeypatch):
@@ -186,26 +258,40 @@ def test_computes_live_blocks_only(monkeypatch):
     return dot(*args)
 
   monkeypatch.setattr(kernel, '_dot', counted)
-  args, _ = problem((0, 1, 300, 128, 129, 0))
+  args = problem((0, 1, 300, 128, 129, 0), [0, 5, 7, 256, 0, 0])
   jax.block_until_ready(jax.jit(lambda *args: on_kernel(*args))(*args))
   jax.effects_barrier()
-  assert len(products) == 2 * (0 + 1 + 3 + 1 + 2 + 0)
+  assert len(products) == 2 * ((0 + 1 + 3 + 2 + 2 + 0) + 4)  # and a block of four prompts
 
 
 def test_with_and_without_jit():
-  args, scales = problem((3, 0, 40), T=40)
-  found = decode_attention(*args, **scales)
-  np.testing.assert_allclose(found, run('public', args, scales), rtol=1e-5, atol=1e-6)
+  args = problem((3, 0, 40), T=40)
+  found = decode_attention(*args)
+  np.testing.assert_allclose(found, run('public', args), rtol=1e-5, atol=1e-6)
+  q_SNH, *rest = args
   with jax.disable_jit():
-    np.testing.assert_allclose(ops.attend(*args), found, rtol=1e-5, atol=1e-6)
-  beyond = *args[:3], np.array([3, -1, 41], np.int32)
-  np.testing.assert_array_equal(decode_attention(*beyond), found)
+    context_SKGH = ops.attend(q_SNH.reshape(3, 2, 2, -1), *rest)
+  np.testing.assert_allclose(context_SKGH.reshape(found.shape)[::2], found[::2], rtol=1e-5, atol=1e-6)
+
+
+def test_beyond_the_bounds():
+  """Is as at them."""
+  *columns, row_S, prefix_length_S, first_S, _ = problem((3, 0, 40), T=40)
+  found = run('public', (*columns, row_S, prefix_length_S, first_S, np.array([3, 0, 40], np.int32)))
+  beyond = (row_S + 5 * (row_S == 2), prefix_length_S - (prefix_length_S == 0), first_S + 40,
+            np.array([3, -1, 41], np.int32))
+  np.testing.assert_array_equal(run('public', (*columns, *beyond)), found)
 
 
 def mesh_of(*sizes: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
   return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), ops.AXES,
                            axis_types=(kind,) * 3)
+
+
+def specs(slots=OF_SLOTS, heads=OF_HEADS, prefix=OF_PREFIX):
+  """Of the arguments."""
+  return heads, prefix, heads, slots, slots, slots, slots
 
 
 @pytest.mark.parametrize('dtype', [np.float32, pytest.param('int8', marks=pytest.mark.slow)])
@@ -215,15 +301,15 @@ def mesh_of(*sizes: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
       for sizes in ((2, 2, 2), (1, 2, 4), (1, 1, 1)))], ids=str)
 def test_sharded(sizes, dtype):
   """As on one device, wherever the arguments are."""
-  args, scales = problem((0, 1, 40, 5, 0, 39, 17, 2), N=8, K=4, T=40, dtype=dtype)
-  expected = run('public', args, scales)
+  args = problem((0, 1, 40, 5, 0, 39, 17, 2), N=8, K=4, T=40, dtype=dtype)
+  expected = run('public', args)
   mesh = mesh_of(*sizes)
   with jax.set_mesh(mesh):
     assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    assert_close(run('public', args, scales), expected)
-    placed = [jax.device_put(x, NamedSharding(mesh, OF_SLOTS if x.ndim == 1 else OF_HEADS))
-              for x in args]
-    found = RUN['public'](*placed, **scales)
+    assert_close(run('public', args), expected)
+    placed = [jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec)), arg)
+              for arg, spec in zip(args, specs())]
+    found = RUN['public'](*placed)
     assert found.sharding.is_equivalent_to(NamedSharding(mesh, OF_HEADS), 3)
     assert_close(np.asarray(found, np.float32), expected)
 
@@ -233,8 +319,8 @@ def test_sharded(sizes, dtype):
                         for manual in (('data',), ('data', 'fsdp', 'model')))], ids=str)
 def test_inside_a_shard_map(manual):
   """Over what is left of the mesh, in a loop as the sampler's; over all axes there is nothing left."""
-  args, _ = problem((0, 1, 40, 5, 0, 39, 17, 2), N=8, K=4, T=40)
-  of_heads = PartitionSpec(manual[:2], *manual[2:])
+  args = problem((0, 1, 40, 5, 0, 39, 17, 2), N=8, K=4, T=40)
+  of_heads, of_slots = PartitionSpec(manual[:2], *manual[2:]), PartitionSpec(manual[:2])
 
   def twice(q_SNH, *args):
     return jax.lax.fori_loop(0, 2, lambda _, q_SNH: decode_attention(q_SNH, *args), q_SNH)
@@ -242,8 +328,8 @@ def test_inside_a_shard_map(manual):
   expected = jax.jit(twice)(*args)
   with jax.set_mesh(mesh_of(2, 2, 2)):
     found = jax.jit(jax.shard_map(
-        twice, axis_names=set(manual), in_specs=(of_heads,) * 3 + (PartitionSpec(manual[:2]),),
-        out_specs=of_heads, check_vma=False))(*args)
+        twice, axis_names=set(manual), out_specs=of_heads, check_vma=False,
+        in_specs=specs(of_slots, of_heads, PartitionSpec(None, *manual[2:]))))(*args)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -252,60 +338,78 @@ def test_inside_a_shard_map(manual):
     ((1, 1, 4), 1, 6, 2, 'N=6 must be a multiple of 4, .* model; choose'),
     ((1, 1, 8), 1, 8, 4, 'K=4 must be a multiple of 8, .* model; choose')])
 def test_a_mesh_that_does_not_divide(sizes, S, N, K, named):
-  args, _ = problem([1] * S, N=N, K=K, T=8)
+  args = problem([1] * S, N=N, K=K, T=8)
   with jax.set_mesh(mesh_of(*sizes)), pytest.raises(ValueError, match=named):
     decode_attention(*args)
 
 
 def test_a_mesh_of_another_type():
-  args, _ = problem([1] * 8, T=8)
+  args = problem([1] * 8, T=8)
   with jax.set_mesh(mesh_of(2, 2, 2, kind=AxisType.Explicit)), pytest.raises(
       ValueError, match="'data', 'fsdp', 'model'.* Auto"):
     decode_attention(*args)
 
 
-@pytest.mark.parametrize('q, k, v, length', [
-    ((2, 4), (2, 2, 8, 4), (2, 2, 8, 4), (2,)), ((2, 4, 4), (2, 2, 8, 4), (2, 2, 9, 4), (2,)),
-    ((2, 4, 4), (3, 2, 8, 4), (3, 2, 8, 4), (2,)), ((2, 4, 4), (2, 2, 8, 5), (2, 2, 8, 5), (2,)),
-    ((2, 4, 4), (2, 2, 8, 4), (2, 2, 8, 4), (3,)), ((2, 4, 4), (2, 2, 8, 4), (2, 2, 8, 4), (2, 1)),
-    ((2, 4, 4), (2, 2, 0, 4), (2, 2, 0, 4), (2,)), ((0, 4, 4), (0, 2, 8, 4), (0, 2, 8, 4), (0,))])
-def test_bad_shapes(q, k, v, length):
+def bad(q=(2, 4, 4), prefix=(3, 2, 8, 4), own=(2, 2, 8, 4), slots=(2,), q_dtype=np.float32,
+        dtype=np.float32, v_dtype=None, own_dtype=None, int_dtype=np.int32):
+  zeros = lambda shape, dtype: (jnp.zeros(shape, dtype), jnp.zeros(shape, v_dtype or dtype))
+  return (jnp.zeros(q, q_dtype), zeros(prefix, dtype), (zeros(own, own_dtype or dtype),),
+          *[jnp.zeros(slots, int_dtype)] * 4)
+
+
+@pytest.mark.parametrize('shapes', [
+    dict(prefix=(3, 3, 8, 4)), dict(prefix=(3, 2, 8, 5)), dict(own=(3, 2, 8, 4)), dict(own=(2, 1, 8, 4)),
+    dict(own=(2, 2, 8, 5)), dict(slots=(3,)), dict(slots=(2, 1)), dict(own=(2, 2, 0, 4)),
+    dict(prefix=(0, 2, 8, 4)), dict(q=(0, 4, 4), own=(0, 2, 8, 4), slots=(0,))], ids=str)
+def test_bad_shapes(shapes):
+  args = bad(**shapes)
   with pytest.raises(ValueError) as error:
-    decode_attention(*(np.zeros(x, np.float32) for x in (q, k, v)), np.zeros(length, np.int32))
-  assert f'not the shapes {q}, {k}, {v} and {length}; heads stand' in str(error.value)
+    decode_attention(*args)
+  named = f'not {args[0].shape}, {args[1][0].shape}, [{args[2][0][0].shape}] and {[args[3].shape] * 4}'
+  assert f'{named}; heads stand' in str(error.value)
 
 
-def test_heads_that_do_not_divide():
-  args, _ = problem([1], N=3, K=2, T=8)
-  with pytest.raises(ValueError, match='N=3 query heads must be a multiple of K=2 .*; use'):
+@pytest.mark.parametrize('changed', [{0: np.zeros((2, 4))}, {2: ()}, {1: (np.zeros((3, 2, 8, 4)),)},
+                                     {1: (np.zeros((3, 2, 8)),) * 2}])
+def test_bad_structure(changed):
+  args = [changed.get(i, x) for i, x in enumerate(bad())]
+  with pytest.raises(ValueError, match='needs q .* of one chunk or more'):
     decode_attention(*args)
 
 
+def test_keys_and_values_that_differ():
+  q, (k, v), *rest = bad()
+  with pytest.raises(ValueError, match=r'k and v must be alike, .*\(3, 2, 8, 4\) and \(3, 2, 7, 4\)'):
+    decode_attention(q, (k, v[:, :, 1:]), *rest)
+
+
+def test_heads_that_do_not_divide():
+  with pytest.raises(ValueError, match='N=3 query heads must be a multiple of K=2 .*; use'):
+    decode_attention(*bad(q=(2, 3, 4)))
+
+
 def test_bad_scales():
-  args, scales = problem([1], T=8, dtype='int8')
-  k, v = scales.values()
-  for found, named in (
-      ({}, 'not None and None; pass'), (dict(k_scale_SKT=k), r'not \(1, 2, 8\) and None; pass'),
-      (dict(k_scale_SKT=k, v_scale_SKT=v[..., None]), r'not \(1, 2, 8\) and \(1, 2, 8, 1\); pass')):
-    with pytest.raises(ValueError, match=r'int8 need k_scale_SKT and v_scale_SKT, of shape \(1, 2, 8\), '
-                       + named):
-      decode_attention(*args, **found)
+  q, (k, v, *scales), *rest = problem([1], T=8, M=1, P=8, dtype='int8')
+  for found, named in (([], r'not \[\]; pass'), (scales[:1], r'not \[\(1, 2, 8\)\]; pass'),
+                       ([scales[0], scales[1][..., None]], r'not .*\(1, 2, 8, 1\)\]; pass')):
+    with pytest.raises(ValueError, match=r'int8 need two scales of shape \(1, 2, 8\), ' + named):
+      decode_attention(q, (k, v, *found), *rest)
   with pytest.raises(TypeError, match='scales must be float32, not bfloat16; cast'):
-    decode_attention(*args, k_scale_SKT=k, v_scale_SKT=jnp.asarray(v, jnp.bfloat16))
-  args, _ = problem([1], T=8)
+    decode_attention(q, (k, v, scales[0], jnp.asarray(scales[1], jnp.bfloat16)), *rest)
+  q, (k, v), *rest = problem([1], T=8, M=1, P=8)
   with pytest.raises(ValueError, match='float32 have no scales; leave'):
-    decode_attention(*args, k_scale_SKT=k)
+    decode_attention(q, (k, v, *scales), *rest)
 
 
-@pytest.mark.parametrize('q, k, v, length, named', [
-    (np.float16, np.float32, np.float32, np.int32, 'q must be .* not float16; cast'),
-    (np.float32, np.float32, jnp.bfloat16, np.int32, 'not float32 and bfloat16; cast'),
-    (np.float32, np.int16, np.int16, np.int32, 'not int16 and int16; cast'),
-    (np.float32, np.float32, np.float32, np.int16, 'lengths must be int32, not int16; cast')])
-def test_bad_types(q, k, v, length, named):
+@pytest.mark.parametrize('dtypes, named', [
+    (dict(q_dtype=np.float16), 'q must be .* not float16; cast'),
+    (dict(v_dtype=jnp.bfloat16), 'not float32, float32 and bfloat16; cast'),
+    (dict(own_dtype=jnp.bfloat16), 'not float32, bfloat16 and bfloat16; cast'),
+    (dict(dtype=np.int16), 'not int16; cast'),
+    (dict(int_dtype=np.int16), 'lengths must be int32, not int16; cast')], ids=str)
+def test_bad_types(dtypes, named):
   with pytest.raises(TypeError, match=named):
-    decode_attention(jnp.zeros((1, 2, 4), q), jnp.zeros((1, 2, 8, 4), k), jnp.zeros((1, 2, 8, 4), v),
-                     jnp.zeros(1, length))
+    decode_attention(*bad(**dtypes))
 
 
 def test_blocks():
@@ -324,17 +428,17 @@ def devices(topology: str):
   return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
 
 
-def abstract(mesh, S: int, N: int, K: int, T: int, H: int, dtype: str, q: str = 'bfloat16'):
-  """Arguments on the mesh; for int8 with scales."""
-  heads, slots = NamedSharding(mesh, OF_HEADS), NamedSharding(mesh, OF_SLOTS)
-  like = lambda shape, dtype, where=heads: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-  scales = [like((S, K, T), 'float32')] * 2 if dtype == 'int8' else []
-  return [like((S, N, H), q), *[like((S, K, T, H), dtype)] * 2, like((S,), 'int32', slots), *scales]
+def abstract(mesh, S: int, N: int, K: int, M: int, P: int, T: int, H: int, dtype: str,
+             q: str = 'bfloat16'):
+  """Arguments on the mesh; of int8 with scales."""
+  def columns(rows, length, spec):
+    like = lambda *shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    scales = [like(rows, K, length, dtype='float32')] * 2 if dtype == 'int8' else []
+    return (*[like(rows, K, length, H, dtype=dtype)] * 2, *scales)
 
-
-def with_scales(q_SNH, k_SKTH, v_SKTH, length_S, *scales):
-  return decode_attention(q_SNH, k_SKTH, v_SKTH, length_S,
-                          **dict(zip(('k_scale_SKT', 'v_scale_SKT'), scales)))
+  of_slots = jax.ShapeDtypeStruct((S,), 'int32', sharding=NamedSharding(mesh, OF_SLOTS))
+  q_SNH = jax.ShapeDtypeStruct((S, N, H), q, sharding=NamedSharding(mesh, OF_HEADS))
+  return q_SNH, columns(M, P, OF_PREFIX), (columns(S, T, OF_HEADS),), *[of_slots] * 4
 
 
 def lower(function, topology: str, sizes, **shape):
@@ -357,18 +461,22 @@ def of_size(program, least: int) -> set[str]:
           } - {'parameter', 'get-tuple-element', 'bitcast'}
 
 
-def assert_lean(program, S: int, N: int, K: int, T: int, H: int, chips: int = 1) -> None:
-  """One kernel, and nothing as large as a sixteenth of the keys."""
-  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 1
+def kernels(program) -> int:
+  return program.as_text().count('custom_call_target="tpu_custom_call"')
+
+
+def assert_lean(program, S: int, K: int, T: int, H: int, chips: int = 1, **_) -> None:
+  """Two calls of the kernel, and nothing as large as a sixteenth of the slots' keys."""
+  assert kernels(program) == 2
   assert not of_size(program, S * K * T * H // (16 * chips))
-  assert program.memory_analysis().temp_size_in_bytes < 2 ** 20 < S * K * T * H // chips
+  assert program.memory_analysis().temp_size_in_bytes < 2 ** 22 < S * K * T * H // chips
 
 
 @pytest.mark.parametrize('topology, dtype', [
     pytest.param(topology, dtype, marks=[pytest.mark.slow] * ((topology, dtype) != ('v5e:2x2', 'int8')))
     for topology in TOPOLOGIES for dtype in ('bfloat16', 'int8')])
 def test_compiles_for_tpus(topology, dtype):
-  assert_lean(lower(with_scales, topology, None, dtype=dtype, **LARGE), **LARGE)
+  assert_lean(lower(decode_attention, topology, None, dtype=dtype, **LARGE), **LARGE)
 
 
 @pytest.mark.slow
@@ -376,19 +484,20 @@ def test_compiles_for_tpus(topology, dtype):
 @pytest.mark.parametrize('shape', [LARGE, LARGE_SHARD], ids=['whole', 'shard'])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
 def test_compiles_in_the_blocks_of_the_chip(topology, shape, dtype):
-  assert_lean(lower(with_scales, topology, (1, 1, 1), dtype=dtype, **shape), **shape)
+  assert_lean(lower(decode_attention, topology, (1, 1, 1), dtype=dtype, **shape), **shape)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'tpu7x:2x2x1'])
-@pytest.mark.parametrize('N, K, T, H, q, dtype', [
-    (4, 4, 128, 64, 'float32', 'float32'), (9, 3, 1000, 64, 'bfloat16', 'bfloat16'),
-    (14, 2, 2500, 64, 'bfloat16', 'int8'), (16, 2, 130, 128, 'float32', 'bfloat16'),
-    (32, 32, 2560, 128, 'bfloat16', 'bfloat16'), (4, 2, 100, 32, 'bfloat16', 'int8'),
-    (8, 8, 32768, 128, 'float32', 'float32'), (64, 8, 8192, 128, 'float32', 'int8')])
-def test_compiles_in_other_shapes(topology, N, K, T, H, q, dtype):
-  program = lower(with_scales, topology, (1, 1, 1), S=8, N=N, K=K, T=T, H=H, q=q, dtype=dtype)
-  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 1
+@pytest.mark.parametrize('N, K, P, T, H, q, dtype', [
+    (4, 4, 64, 128, 64, 'float32', 'float32'), (9, 3, 1000, 1024, 64, 'bfloat16', 'bfloat16'),
+    (14, 2, 2500, 256, 64, 'bfloat16', 'int8'), (16, 2, 130, 130, 128, 'float32', 'bfloat16'),
+    (32, 32, 512, 2560, 128, 'bfloat16', 'bfloat16'), (4, 2, 100, 100, 32, 'bfloat16', 'int8'),
+    (8, 8, 999, 32768, 128, 'float32', 'float32'), (64, 8, 8192, 8192, 128, 'float32', 'int8')])
+def test_compiles_in_other_shapes(topology, N, K, P, T, H, q, dtype):
+  program = lower(decode_attention, topology, (1, 1, 1), S=8, N=N, K=K, M=4, P=P, T=T, H=H, q=q,
+                  dtype=dtype)
+  assert kernels(program) == 2
 
 
 @pytest.mark.slow
@@ -396,41 +505,38 @@ def test_compiles_in_other_shapes(topology, N, K, T, H, q, dtype):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
 def test_compiles_over_a_mesh(sizes, dtype):
   """Each chip reads its part; none is sent to another."""
-  program = lower(with_scales, 'v5e:2x2', sizes, dtype=dtype, **LARGE)
+  program = lower(decode_attention, 'v5e:2x2', sizes, dtype=dtype, **LARGE)
   assert_lean(program, **LARGE, chips=4)
   assert not re.search(r'all-|collective', program.as_text())
 
 
-def steps(q_SNH, k_SKTH, v_SKTH, length_S, *scale_SKT):
-  """100 decoding steps from an empty cache, of what stands for keys and values."""
-  S, K = k_SKTH.shape[:2]
+def steps(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
+  """100 decoding steps from an empty ring, of what stands for keys and values."""
+  def step(i, carry):
+    q_SNH, length_S, *ring = carry
+    new_SK1H = q_SNH[:, :ring[0].shape[1], None]
+    new = [new_SK1H] * 2 + [jnp.abs(new_SK1H[..., 0]).astype(jnp.float32)] * len(ring[2:])
+    ring = [jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), i, axis=2)
+            for x, y in zip(ring, new, strict=True)]
+    q_SNH = decode_attention(q_SNH, prefix, (ring,), row_S, prefix_length_S, first_S, length_S + 1)
+    return q_SNH, length_S + 1, *ring
 
-  def step(_, carry):
-    q_SNH, length_S, *cache = carry
-    new_SKH = q_SNH[:, :K]
-    new = [new_SKH] * 2 + [jnp.abs(new_SKH[..., 0]).astype(jnp.float32)] * len(scale_SKT)
-    at = jnp.arange(S)[:, None], jnp.arange(K)[None], length_S[:, None]
-    cache = [x.at[at].set(y.astype(x.dtype), mode='drop') for x, y in zip(cache, new, strict=True)]
-    length_S += 1
-    return with_scales(q_SNH, *cache[:2], length_S, *cache[2:]), length_S, *cache
-
-  empty = [jnp.zeros_like(x) for x in (k_SKTH, v_SKTH, *scale_SKT)]
-  return jax.lax.fori_loop(0, 100, step, (q_SNH, length_S, *empty))[0]
+  return jax.lax.fori_loop(0, 100, step, (q_SNH, length_S, *map(jnp.zeros_like, own[0])))[0]
 
 
-WRITING = {'broadcast', 'scatter', 'fusion'}  # the cache is made empty, and written to
+WRITING = {'broadcast', 'dynamic-update-slice', 'fusion'}  # the ring is made empty, and written to
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 @pytest.mark.parametrize('dtype, H', [('bfloat16', 128), ('bfloat16', 64), ('int8', 128)])
 def test_a_loop_does_not_copy_the_cache(topology, dtype, H):
-  """Columns that are written as ops.py says are written in place, and lie as the kernel reads them."""
+  """Columns are written in place, and lie as the kernel reads them."""
   shape = {**LARGE, 'H': H}
   program = lower(steps, topology, (1, 1, 1), dtype=dtype, **shape)
   assert of_size(program, math.prod(shape[i] for i in 'SKTH')) <= WRITING
   cache = 2 * math.prod(shape[i] for i in 'SKT') * (2 * 128 if dtype == 'bfloat16' else 128 + 4)
-  assert program.memory_analysis().temp_size_in_bytes < 1.01 * cache
+  assert program.memory_analysis().temp_size_in_bytes < 1.01 * cache + 2 ** 21
 
 
 @pytest.mark.slow
@@ -439,8 +545,9 @@ def test_a_loop_inside_a_shard_map_does_not_copy_the_cache(dtype):
   """As the sampler's, over 'data' and 'fsdp', with 'model' left to the partitioner."""
   sizes = (2, 1, 2)
   mesh = mesh_of(*sizes, devices=devices('v5e:2x2'))
-  sharded = jax.shard_map(steps, mesh=mesh, axis_names={'data', 'fsdp'}, in_specs=OF_SLOTS,
-                          out_specs=OF_SLOTS, check_vma=False)
+  sharded = jax.shard_map(
+      steps, mesh=mesh, axis_names={'data', 'fsdp'}, out_specs=OF_SLOTS, check_vma=False,
+      in_specs=specs(OF_SLOTS, OF_SLOTS, PartitionSpec()))
   program = lower(sharded, 'v5e:2x2', sizes, dtype=dtype, **LARGE)
   assert of_size(program, math.prod(LARGE[i] for i in 'SKTH') // 4) <= WRITING
-  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 1
+  assert kernels(program) == 2

@@ -1,17 +1,19 @@
-"""Decoding attention on a TPU: of the cache, what is dead is neither computed nor fetched.
+"""Decoding attention on a TPU: of a cache, what is dead is neither computed nor fetched.
 
-Grid (slots, blocks of columns). A step has a block of columns of all key/value heads of a slot,
-so that it moves megabytes; the G = N / K query heads of one stand side by side in a product.
-Maxima, sums and contexts are carried from block to block in float32.
+Grid (slots, blocks of columns). A step has a block of columns of all key/value heads of a row, so
+that it moves megabytes; the G = N / K query heads of one stand side by side in a product. Maxima,
+sums and contexts are carried from block to block in float32.
 
-The steps of a slot that are left when its live blocks are through point at the first block of the
-next slot in use, which is thus fetched while the last live one is computed.
+Which row a slot reads, and which of its columns, is prefetched as scalars. Slots are taken in the
+order of their rows: those that read the same one, of a single live block, find it in VMEM. The steps of
+a slot that are left when its live blocks are through point at the first block of the next slot in
+use, which is thus fetched while the last live one is computed.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import pallas as pl
@@ -28,35 +30,62 @@ def _dot(x, y, contract: tuple[int, int]):
                              precision=precision, preferred_element_type=jnp.float32)
 
 
-def sources(length_S: jax.Array, block_T: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """How many blocks of each slot live, and the slot and the block that its other steps point at.
+class Plan(NamedTuple):
+  """What each place of the grid's first dimension reads: int32 [S]."""
 
-  With a slot in use behind it that is its first block, else the last live block there is, which has
-  been fetched by then. So every live block is fetched once, and no other unless all slots are free;
-  where two cores part the slots (v4, v5p), one more.
+  slot: jax.Array
+  row: jax.Array
+  first: jax.Array  # column
+  length: jax.Array  # columns, from the first on and round the end
+  block: jax.Array  # the first live block
+  blocks: jax.Array  # live blocks
+  next_row: jax.Array  # what the steps that are left point at
+  next_block: jax.Array
+
+
+def schedule(row_S: jax.Array | None, first_S: jax.Array, length_S: jax.Array, T: int, block_T: int
+             ) -> Plan:
+  """The slots in the order of their rows (None: slot s reads row s), and their blocks.
+
+  With a slot in use behind it, steps that are left point at the first block of that, else at the last
+  live block there is, which has been fetched by then. So every live block of a slot is fetched once at
+  most, and no other unless all slots are free; where two cores part the slots (v4, v5p), one more.
   """
-  S = length_S.shape[0]
-  slot_S = jnp.arange(S, dtype=jnp.int32)
-  blocks_S = (length_S + block_T - 1) // block_T
-  from_here_S = jax.lax.cummin(jnp.where(blocks_S > 0, slot_S, S), reverse=True)
+  S, blocks = length_S.shape[0], pl.cdiv(T, block_T)
+  place_S = jnp.arange(S, dtype=jnp.int32)
+  slot_S = place_S if row_S is None else jnp.argsort(row_S).astype(jnp.int32)
+  row_S, first_S, length_S = (
+      slot_S if row_S is None else row_S[slot_S], first_S[slot_S], length_S[slot_S])
+  begin_S, end_S = first_S // block_T, (first_S + length_S - 1) % T // block_T
+  round_S = first_S + length_S > T  # then the block of the end may be that of the beginning
+  live_S = jnp.where(length_S > 0, jnp.minimum(end_S - begin_S + 1 + blocks * round_S, blocks), 0)
+  from_here_S = jax.lax.cummin(jnp.where(live_S > 0, place_S, S), reverse=True)
   next_S = jnp.concatenate([from_here_S[1:], jnp.full(1, S, jnp.int32)])
-  last = jnp.max(jnp.where(blocks_S > 0, slot_S, 0))
-  return (blocks_S, jnp.where(next_S < S, next_S, last),
-          jnp.where(next_S < S, 0, jnp.maximum(blocks_S[last] - 1, 0)))
+  last = jnp.max(jnp.where(live_S > 0, place_S, 0))
+  last_block = (begin_S[last] + jnp.maximum(live_S[last] - 1, 0)) % blocks
+  follows_S, next_S = next_S < S, jnp.where(next_S < S, next_S, last)
+  return Plan(slot_S, row_S, first_S, length_S, begin_S, live_S, row_S[next_S],
+              jnp.where(follows_S, begin_S[next_S], last_block))
 
 
-def source(s, t, blocks_S, slot_S, block_S):
-  """The slot and the block that step (s, t) finds in VMEM."""
-  live = t < blocks_S[s]
-  return jnp.where(live, s, slot_S[s]), jnp.where(live, t, block_S[s])
+def source(s, t, blocks: int, plan: Plan):
+  """The row and the block that step (s, t) finds in VMEM, of so many blocks in a row."""
+  live = t < plan.blocks[s]
+  return (jnp.where(live, plan.row[s], plan.next_row[s]),
+          jnp.where(live, (plan.block[s] + t) % blocks, plan.next_block[s]))
 
 
-def _attend(length_ref, blocks_ref, slot_ref, block_ref, q_ref, k_ref, v_ref, *refs, dtype: Any):
+def _attend(*refs, T: int, dtype: Any):
   """One block of columns into the running maximum, sum and context of each query head."""
-  *scales, context_ref, max_ref, sum_ref, total_ref = refs
+  plan = Plan(*refs[:len(Plan._fields)])
+  q_ref, k_ref, v_ref, *scales, context_ref, lse_ref, max_ref, sum_ref, total_ref = refs[len(plan):]
   s, t = pl.program_id(0), pl.program_id(1)
   block_T, H = k_ref.shape[1:]
-  live = length_ref[s] - t * block_T
+  _, block = source(s, t, pl.num_programs(1), plan)
+  column, first, length = block * block_T, plan.first[s], plan.length[s]
+  # Of a block that holds the first column and others before it, the age is above T - block_T here.
+  age = jnp.where(column >= first, column - first, column - first + T)
+  whole = (age + block_T <= length) & (column + block_T <= T)
 
   @pl.when(t == 0)
   def _():
@@ -68,7 +97,9 @@ def _attend(length_ref, blocks_ref, slot_ref, block_ref, q_ref, k_ref, v_ref, *r
     def where_live(x, axis: int, dead):
       if not masked:
         return x
-      return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < live, x, dead)
+      column_T = column + jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+      age_T = jnp.where(column_T >= first, column_T - first, column_T - first + T)
+      return jnp.where((age_T < length) & (column_T < T), x, dead)
 
     z = _dot(q_ref[...].astype(dtype), k_ref[...].astype(dtype), (2, 2)) * H ** -0.5
     if scales:
@@ -86,58 +117,62 @@ def _attend(length_ref, blocks_ref, slot_ref, block_ref, q_ref, k_ref, v_ref, *r
       v = where_live(v, 1, jnp.zeros((), dtype))
     total_ref[...] = scale_old * total_ref[...] + _dot(exp.astype(dtype), v, (2, 1))
 
-  pl.when(live >= block_T)(lambda: step(False))
-  pl.when((live > 0) & (live < block_T))(lambda: step(True))
+  live = t < plan.blocks[s]
+  pl.when(live & whole)(lambda: step(False))
+  pl.when(live & ~whole)(lambda: step(True))
 
   @pl.when(t == pl.num_programs(1) - 1)
   def _():
     # The sum is at least 1, the exponential at the maximum; of a free slot both are 0.
-    context_ref[...] = (total_ref[...] / jnp.maximum(sum_ref[...], 1)).astype(context_ref.dtype)
+    at_least_1 = jnp.maximum(sum_ref[...], 1)
+    context_ref[...] = total_ref[...] / at_least_1
+    lse_ref[...] = max_ref[...] + jnp.log(at_least_1)
 
 
-def decode_attention(q_SKGH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax.Array,
-                     *scale_SKT: jax.Array, block_T: int, interpret: Any = False) -> jax.Array:
-  """The context of each query head.
+def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.Array | None,
+           first_S: jax.Array, length_S: jax.Array, *scale_YKT: jax.Array, block_T: int,
+           interpret: Any = False) -> tuple[jax.Array, jax.Array]:
+  """The context of each query head, and the log of the sum of exponentials behind it.
 
   Args:
     q_SKGH: bfloat16 or float32.
-    k_SKTH, v_SKTH: bfloat16, float32 or int8.
-    length_S: int32 in 0..T.
-    scale_SKT: of int8, the scales of k and of v in float32; else none.
+    k_YKTH, v_YKTH: bfloat16, float32 or int8, of Y rows.
+    row_S: int32, the row that a slot reads; None: slot s reads row s.
+    first_S: int32 in 0..T-1, the first column it reads.
+    length_S: int32 in 0..T, how many; after the last column comes column 0.
+    scale_YKT: of int8, the scales of k and of v in float32; else none.
     block_T: columns of a block: T, or a multiple of 128.
     interpret: False, or pltpu.InterpretParams to run where there is no TPU.
 
   Returns:
-    context_SKGH in the dtype of q.
+    context_SKGH and lse_SKG1, float32; of length 0 zeros, and LOW.
   """
-  (S, K, G, H), T = q_SKGH.shape, k_SKTH.shape[2]
+  (S, K, G, H), T = q_SKGH.shape, k_YKTH.shape[2]
   # A small cache XLA would rather move to VMEM first, all of it.
-  k_SKTH, v_SKTH, *scale_SKT = (
-      pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_SKTH, v_SKTH, *scale_SKT))
-  dtype = q_SKGH.dtype if scale_SKT else jnp.promote_types(q_SKGH.dtype, k_SKTH.dtype)
+  k_YKTH, v_YKTH, *scale_YKT = (
+      pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_YKTH, v_YKTH, *scale_YKT))
+  dtype = q_SKGH.dtype if scale_YKT else jnp.promote_types(q_SKGH.dtype, k_YKTH.dtype)
+  blocks = pl.cdiv(T, block_T)
 
-  def at(s, t, _, *sources):
-    s, t = source(s, t, *sources)
-    return s, 0, t, 0
+  def at(s, t, *plan):
+    row, block = source(s, t, blocks, Plan(*plan))
+    return row, 0, block, 0
 
-  def scale_at(s, t, _, *sources):
-    s, t = source(s, t, *sources)
-    return s, 0, t
-
-  of_slot = pl.BlockSpec((None, K, G, H), lambda s, t, *_: (s, 0, 0, 0))
+  of_slot = lambda width: pl.BlockSpec(
+      (None, K, G, width), lambda s, t, *plan: (Plan(*plan).slot[s], 0, 0, 0))
   columns = pl.BlockSpec((None, K, block_T, H), at)
+  scales = pl.BlockSpec((None, K, block_T), lambda *args: at(*args)[:3])
   return pl.pallas_call(
-      functools.partial(_attend, dtype=dtype),
-      out_shape=jax.ShapeDtypeStruct((S, K, G, H), q_SKGH.dtype),
+      functools.partial(_attend, T=T, dtype=dtype),
+      out_shape=[jax.ShapeDtypeStruct((S, K, G, width), jnp.float32) for width in (H, 1)],
       grid_spec=pltpu.PrefetchScalarGridSpec(
-          num_scalar_prefetch=4,
-          grid=(S, pl.cdiv(T, block_T)),
-          in_specs=[of_slot, columns, columns,
-                    *[pl.BlockSpec((None, K, block_T), scale_at) for _ in scale_SKT]],
-          out_specs=of_slot,
+          num_scalar_prefetch=len(Plan._fields),
+          grid=(S, blocks),
+          in_specs=[of_slot(H), columns, columns, *[scales] * len(scale_YKT)],
+          out_specs=[of_slot(H), of_slot(1)],
           scratch_shapes=[pltpu.VMEM((K, G, 1), jnp.float32), pltpu.VMEM((K, G, 1), jnp.float32),
                           pltpu.VMEM((K, G, H), jnp.float32)]),
       compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
       interpret=interpret,
       name='decode_attention',
-  )(length_S, *sources(length_S, block_T), q_SKGH, k_SKTH, v_SKTH, *scale_SKT)
+  )(*schedule(row_S, first_S, length_S, T, block_T), q_SKGH, k_YKTH, v_YKTH, *scale_YKT)

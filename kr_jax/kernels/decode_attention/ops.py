@@ -1,36 +1,59 @@
-"""Attention of one decoding step: every slot's query over the columns of the cache that it has filled.
+"""Attention of one decoding step: every slot's query over its task's prompt and its own completion.
 
-Heads stand before time in the cache, so that a head's keys lie together. A step reads each live
-column once and multiplies it by the few query heads that share it: memory alone decides the time.
+A prompt's keys and values are computed once and stand once, in the prefix; a slot refers to its row.
+So taking another rollout copies nothing, and slots of one task read the same memory. What the slots
+decode stands in a ring of columns: at each step all write the same column, which is one slice, and
+those of a slot are the columns since it began. Keys hold their positions; their order does not matter.
 
-How a column is written decides how XLA for TPUs lays the cache out. With an index for the slot, the
-head and the column, as in
-
-    k_SKTH.at[jnp.arange(S)[:, None], jnp.arange(K)[None], column_S[:, None]].set(new_SKH)
-
-it lies as the kernel reads it. With `.at[slot_S, :, column_S]` time comes to stand before the heads,
-and a loop of decoding steps copies the whole cache at each of them.
+Heads stand before time, so that a head's keys lie together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from kr_jax.kernels.decode_attention import kernel
+from kr_jax.kernels.decode_attention import reference
 from kr_jax.kernels.decode_attention import tiles
 
 AXES = ('data', 'fsdp', 'model')
 _ROWS = ('data', 'fsdp')  # the axes that slots are sharded over; heads are over 'model'
+_TOGETHER = 8  # slots of a task that read its prompt in one product, on a CPU
 
 
-def attend(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax.Array,
-           *scale_SKT: jax.Array) -> jax.Array:
-  """The context, for CPU and GPU: all columns are read, and the dead ones must be finite.
+class _Part(NamedTuple):
+  """The attention to some of the columns."""
+
+  context_SKGH: jax.Array
+  lse_SKG1: jax.Array  # the log of the sum of exponentials that the context was divided by
+
+
+def _merge(parts: Sequence[_Part]) -> jax.Array:
+  """context_SKGH to the columns of all."""
+  lse_XSKG1 = jnp.stack([part.lse_SKG1 for part in parts])
+  # Without the barrier XLA on a CPU computes each weight again for every number that it multiplies.
+  weight_XSKG1 = jax.lax.optimization_barrier(jax.nn.softmax(lse_XSKG1, axis=0))
+  return sum(weight_SKG1 * part.context_SKGH for weight_SKG1, part in zip(weight_XSKG1, parts))
+
+
+def _weights(z_SKGT: jax.Array, live_ST: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """softmax(z)_SKGT, and lse_SKG1; where nothing lives, anything finite, and about LOW."""
+  z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, kernel.LOW)
+  largest = z_SKGT.max(axis=3, keepdims=True)
+  p_SKGT = jnp.exp(z_SKGT - largest)
+  sum_SKG1 = p_SKGT.sum(axis=3, keepdims=True)
+  return p_SKGT / sum_SKG1, largest + jnp.log(sum_SKG1)
+
+
+def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _Part:
+  """Each slot to its own columns.
 
   One product of a matrix and a vector for each of the G query heads of a key/value head: with G = 1
   as fast as two CPU cores read memory, and faster than products of matrices with G = 2, 3 and 4.
@@ -40,66 +63,132 @@ def attend(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax
     G = 2   5.1       6.8        9.2                8.1                 2.9
     G = 4   6.9       7.9        9.1                9.1                 2.8
   """
-  (S, N, H), (K, T) = q_SNH.shape, k_SKTH.shape[1:3]
-
   def times(spec, x_SKG, y_SKTH):
     y_SKTH = y_SKTH.astype(jnp.float32)
     return jnp.stack([jnp.einsum(spec, x_SKG[:, :, g], y_SKTH, precision=jax.lax.Precision.HIGHEST)
-                      for g in range(N // K)], axis=2)
+                      for g in range(q_SKGH.shape[2])], axis=2)
 
-  q_SKGH = q_SNH.astype(jnp.float32).reshape(S, K, N // K, H)
-  z_SKGT = times('skh,skth->skt', q_SKGH, k_SKTH) * H ** -0.5
-  live_S11T = (jnp.arange(T)[None] < length_S[:, None])[:, None, None]
+  z_SKGT = times('skh,skth->skt', q_SKGH, k_SKTH)
   if scale_SKT:
     z_SKGT *= scale_SKT[0][:, :, None]
-  z_SKGT = jnp.where(live_S11T, z_SKGT, kernel.LOW)
-  p_SKGT = jnp.exp(z_SKGT - z_SKGT.max(axis=3, keepdims=True))
-  p_SKGT /= p_SKGT.sum(axis=3, keepdims=True)
+  p_SKGT, lse_SKG1 = _weights(z_SKGT, live_ST)
   if scale_SKT:
     p_SKGT *= scale_SKT[1][:, :, None]
-  context_SNH = times('skt,skth->skh', p_SKGT, v_SKTH).reshape(S, N, H)
-  return jnp.where((length_S > 0)[:, None, None], context_SNH, 0).astype(q_SNH.dtype)
+  return _Part(times('skt,skth->skh', p_SKGT, v_SKTH), lse_SKG1)
 
 
-def kernel_attend(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax.Array,
-                  *scale_SKT: jax.Array, block_T: int, interpret=False) -> jax.Array:
-  """As `attend`, by the kernel in blocks of block_T columns, whatever the dead ones hold."""
-  (S, N, H), K = q_SNH.shape, k_SKTH.shape[1]
-  context_SKGH = kernel.decode_attention(
-      q_SNH.reshape(S, K, N // K, H), k_SKTH, v_SKTH, length_S, *scale_SKT, block_T=block_T,
-      interpret=interpret)
-  return context_SKGH.reshape(S, N, H)
+def _shared(q_SKGH: jax.Array, row_S: jax.Array, length_S: jax.Array, k_MKPH, v_MKPH, *scale_MKP
+            ) -> _Part:
+  """Each slot to the first columns of a row that others may read too.
+
+  Slots are sorted by their rows, and _TOGETHER of one row at a time are multiplied by it. A window that
+  reaches beyond the slots of its row writes what the next, which begins there, writes again.
+  """
+  (S, K, G, H), (M, _, P, _) = q_SKGH.shape, k_MKPH.shape
+  row_S = jnp.where(length_S > 0, row_S, M)
+  slot_S = jnp.argsort(row_S)
+  slots_M = jnp.sum(row_S[None] == jnp.arange(M)[:, None], axis=1)
+  windows_M = -(-slots_M // _TOGETHER)
+  end_M = jnp.cumsum(windows_M)
+  first_M = jnp.cumsum(slots_M) - slots_M
+
+  def times(spec, x_SKGY, y_MKPH, width):
+    """By the row of each slot: of (kgy, kph) -> (kg, width), in the order of slot_S."""
+    x_KSGY = jnp.pad(jnp.moveaxis(x_SKGY, 1, 0), ((0, 0), (0, _TOGETHER), (0, 0), (0, 0)))
+
+    def window(i, out_KSGW):
+      m = jnp.sum(end_M <= i)
+      at = first_M[m] + (i - end_M[m] + windows_M[m]) * _TOGETHER
+      x_KXY = jax.lax.dynamic_slice_in_dim(x_KSGY, at, _TOGETHER, axis=1)
+      x_KXY = x_KXY.reshape(K, _TOGETHER * G, -1)
+      y_KPH = jax.lax.dynamic_index_in_dim(y_MKPH, m, keepdims=False).astype(jnp.float32)
+      out_KXW = jnp.einsum(spec, x_KXY, y_KPH, precision=jax.lax.Precision.HIGHEST)
+      return jax.lax.dynamic_update_slice_in_dim(
+          out_KSGW, out_KXW.reshape(K, _TOGETHER, G, width), at, axis=1)
+
+    out_KSGW = jax.lax.fori_loop(
+        0, end_M[-1], window, jnp.zeros((K, S + _TOGETHER, G, width)))
+    return jnp.moveaxis(out_KSGW[:, :S], 0, 1)
+
+  z_SKGP = times('kxh,kph->kxp', q_SKGH[slot_S], k_MKPH, P)
+  scale_SKP = [scale[jnp.minimum(row_S, M - 1)[slot_S]] for scale in scale_MKP]
+  if scale_SKP:
+    z_SKGP *= scale_SKP[0][:, :, None]
+  p_SKGP, lse_SKG1 = _weights(z_SKGP, jnp.arange(P)[None] < length_S[slot_S][:, None])
+  if scale_SKP:
+    p_SKGP *= scale_SKP[1][:, :, None]
+  context_SKGH = times('kxp,kph->kxh', p_SKGP, v_MKPH, H)
+  back_S = jnp.argsort(slot_S)
+  return _Part(context_SKGH[back_S], lse_SKG1[back_S])
+
+
+def attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> jax.Array:
+  """context_SKGH, for CPU and GPU: of the ring, chunks in which no slot lives are not read."""
+  q_SKGH = q_SKGH.astype(jnp.float32) * q_SKGH.shape[3] ** -0.5
+  parts = [_shared(q_SKGH, row_S, prefix_length_S, *prefix)]
+  T = sum(chunk[0].shape[2] for chunk in own)
+  live_ST, column = reference.live(first_S, length_S, T), 0
+  nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], kernel.LOW))
+  for chunk in own:
+    chunk_ST = live_ST[:, column:(column := column + chunk[0].shape[2])]
+    parts.append(jax.lax.cond(jnp.any(chunk_ST), _own, lambda *_: nothing, q_SKGH, chunk_ST, *chunk))
+  return _merge(parts)
+
+
+def kernel_attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S, *,
+                  block=tiles.block, interpret=False) -> jax.Array:
+  """As `attend`, by the kernel in blocks of so many columns, whatever dead ones hold."""
+  own = [jnp.concatenate(chunks, axis=2) for chunks in zip(*own)]  # of one: itself
+  (K, G, H), none_S = q_SKGH.shape[1:], jnp.zeros_like(length_S)
+
+  def part(columns, *which):
+    k, _, *scales = columns
+    block_T = block(k.shape[2], K, G, H, k.dtype.itemsize)
+    return _Part(*kernel.attend(
+        q_SKGH, *columns[:2], *which, *scales, block_T=block_T, interpret=interpret))
+
+  return _merge([part(prefix, row_S, none_S, prefix_length_S), part(own, None, first_S, length_S)])
 
 
 # Jitted because outside a program every platform's branch would be compiled for this one.
 @jax.jit
-def _shard(q_SNH, k_SKTH, v_SKTH, length_S, *scale_SKT):
+def _shard(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
   """Of what is on one device, by the platform that the program is lowered for."""
-  (N, H), (K, T) = q_SNH.shape[1:], k_SKTH.shape[1:3]
-  args = q_SNH, k_SKTH, v_SKTH, jnp.clip(length_S, 0, T), *scale_SKT
-  block_T = tiles.block(T, K, N // K, H, k_SKTH.dtype.itemsize)
-  if block_T is None:
-    return attend(*args)
-  on_tpu = functools.partial(kernel_attend, block_T=block_T)
-  return jax.lax.platform_dependent(*args, tpu=on_tpu, default=attend)
+  (S, N, H), K = q_SNH.shape, prefix[0].shape[1]
+  P, T = prefix[0].shape[2], sum(chunk[0].shape[2] for chunk in own)
+  row_S = jnp.clip(row_S, 0, prefix[0].shape[0] - 1)
+  prefix_length_S, length_S = jnp.clip(prefix_length_S, 0, P), jnp.clip(length_S, 0, T)
+  args = q_SNH.reshape(S, K, N // K, H), prefix, own, row_S, prefix_length_S, first_S % T, length_S
+  if any(tiles.block(columns, K, N // K, H, prefix[0].dtype.itemsize) is None for columns in (P, T)):
+    context_SKGH = attend(*args)
+  else:
+    context_SKGH = jax.lax.platform_dependent(*args, tpu=kernel_attend, default=attend)
+  any_S = prefix_length_S + length_S > 0
+  return jnp.where(any_S[:, None, None], context_SKGH.reshape(S, N, H), 0).astype(q_SNH.dtype)
 
 
-def decode_attention(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax.Array, *,
-                     k_scale_SKT: jax.Array | None = None, v_scale_SKT: jax.Array | None = None
-                     ) -> jax.Array:
-  """softmax(q k / sqrt(H)) v over columns 0..length-1 of each slot, computed in float32.
+def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence], row_S: jax.Array,
+                     prefix_length_S: jax.Array, first_S: jax.Array, length_S: jax.Array) -> jax.Array:
+  """softmax(q k / sqrt(H)) v over a slot's prompt and its completion, computed in float32.
 
   Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and
   'model' (jax.set_mesh) slots are split over the first two and heads over the last, however the
-  arguments arrive; inside a jax.shard_map over some of the three, which needs check_vma=False, over
-  the others.
+  arguments arrive, and the prefix is whole on each shard of slots; inside a jax.shard_map over some of
+  the three, which needs check_vma=False, over the others.
+
+  Keys and values are (k, v), bfloat16 or float32, or of int8 (k, v, k_scale, v_scale), the scales
+  float32 without the last axis: a value is the integer times its scale.
 
   Args:
     q_SNH: bfloat16 or float32.
-    k_SKTH, v_SKTH: bfloat16, float32 or int8, both alike. Columns from the length on may hold
-      anything that is finite.
-    length_S: int32, 1..T; 0: the slot is free, and on a TPU costs nothing. More than T is T.
-    k_scale_SKT, v_scale_SKT: float32, of int8 only: a value is the integer times its scale.
+    prefix: keys and values [M, K, P, H] of the prompts.
+    own: keys and values [S, K, ., H] of the ring's T columns in one or more chunks. On a TPU more than
+      one are copied together; elsewhere a chunk is not read while no slot lives in it.
+    row_S: int32 in 0..M-1, the prompt that a slot continues.
+    prefix_length_S: int32 in 0..P, its columns. What is not read may hold anything that is finite.
+    first_S: int32, the column of the ring where a slot begins.
+    length_S: int32 in 0..T, the columns it has. With none here and in the prefix the slot is free, and
+      on a TPU costs nothing.
 
   Returns:
     context_SNH in the dtype of q; zeros for a free slot.
@@ -109,10 +198,11 @@ def decode_attention(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, len
       divide S, N and K or has axes of type Explicit.
     TypeError: dtypes other than these.
   """
-  args = [jnp.asarray(x) for x in (q_SNH, k_SKTH, v_SKTH, length_S)]
-  _check(*args)
-  scales = [None if x is None else jnp.asarray(x) for x in (k_scale_SKT, v_scale_SKT)]
-  args += _check_scales(args[1], *scales)
+  q_SNH, *of_slots = map(jnp.asarray, (q_SNH, row_S, prefix_length_S, first_S, length_S))
+  prefix, *own = (tuple(jnp.asarray(x) for x in columns if x is not None)
+                  for columns in (prefix, *own))
+  _check(q_SNH, prefix, own, of_slots)
+  args = q_SNH, prefix, tuple(own), *of_slots
   mesh = jax.sharding.get_abstract_mesh()
   types = dict(zip(mesh.axis_names, mesh.axis_types))
   auto = {axis for axis, kind in types.items() if kind != AxisType.Manual}
@@ -120,47 +210,54 @@ def decode_attention(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, len
     return _shard(*args)
   rows = tuple(axis for axis in _ROWS if axis in auto)
   model = 'model' if 'model' in auto else None
-  _check_mesh(mesh, auto & set(AXES), rows, model, *args[0].shape[:2], args[1].shape[1])
+  _check_mesh(mesh, auto & set(AXES), rows, model, *q_SNH.shape[:2], prefix[0].shape[1])
   heads, slots = PartitionSpec(rows, model), PartitionSpec(rows)
   return jax.shard_map(
       _shard, mesh=mesh, axis_names=auto, out_specs=heads, check_vma=False,
-      in_specs=tuple(slots if x.ndim == 1 else heads for x in args))(*args)
+      in_specs=(heads, PartitionSpec(None, model), heads, slots, slots, slots, slots))(*args)
 
 
-def _check(q_SNH, k_SKTH, v_SKTH, length_S) -> None:
-  shapes = q, k, v, length = [x.shape for x in (q_SNH, k_SKTH, v_SKTH, length_S)]
-  if ([len(shape) for shape in shapes] != [3, 4, 4, 1] or k != v or q[0] != k[0] or q[2] != k[3]
-      or length != q[:1] or not q_SNH.size or not k_SKTH.size):
-    raise ValueError('decode_attention needs q [S, N, H], k and v [S, K, T, H] and lengths [S], none '
-                     f'of them empty, not the shapes {q}, {k}, {v} and {length}; heads stand before '
+def _check(q_SNH, prefix, own, of_slots) -> None:
+  if q_SNH.ndim != 3 or not own or any(len(x) < 2 or x[0].ndim != 4 for x in (prefix, *own)):
+    raise ValueError('decode_attention needs q [S, N, H], and (k, v) or (k, v, k_scale, v_scale) of a '
+                     'prefix [M, K, P, H] and of one chunk or more [S, K, T, H]')
+  (S, N, H), (K, H_kv) = q_SNH.shape, prefix[0].shape[1::2]
+  found = [x[0].shape for x in (prefix, *own)]
+  if H != H_kv or any(shape[:2] + shape[3:] != (S, K, H) for shape in found[1:]) or any(
+      x.shape != (S,) for x in of_slots) or not q_SNH.size or 0 in sum(found, ()):
+    raise ValueError('decode_attention needs q [S, N, H], a prefix [M, K, P, H], chunks [S, K, T, H] '
+                     f'and rows, columns and lengths [S], none of them empty, not {q_SNH.shape}, '
+                     f'{found[0]}, {found[1:]} and {[x.shape for x in of_slots]}; heads stand before '
                      'time, and there is one query a slot')
-  if q[1] % k[1]:
-    raise ValueError(f'N={q[1]} query heads must be a multiple of K={k[1]} key/value heads; '
+  if N % K:
+    raise ValueError(f'N={N} query heads must be a multiple of K={K} key/value heads; '
                      'use another number of heads')
   if q_SNH.dtype not in (jnp.float32, jnp.bfloat16):
     raise TypeError(f'q must be bfloat16 or float32, not {q_SNH.dtype}; cast it')
-  if k_SKTH.dtype not in (jnp.float32, jnp.bfloat16, jnp.int8) or v_SKTH.dtype != k_SKTH.dtype:
-    raise TypeError('k and v must both be bfloat16, both float32 or both int8, not '
-                    f'{k_SKTH.dtype} and {v_SKTH.dtype}; cast one to the other')
-  if length_S.dtype != jnp.int32:
-    raise TypeError(f'lengths must be int32, not {length_S.dtype}; cast them')
+  dtype = prefix[0].dtype
+  if dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
+    raise TypeError(f'k and v must be bfloat16, float32 or int8, not {dtype}; cast them')
+  for columns in (prefix, *own):
+    _check_columns(dtype, *columns)
+  for x in of_slots:
+    if x.dtype != jnp.int32:
+      raise TypeError(f'rows, columns and lengths must be int32, not {x.dtype}; cast them')
 
 
-def _check_scales(k_SKTH, *scales: jax.Array | None) -> list[jax.Array]:
-  """Both, or none where there is none to be."""
-  if k_SKTH.dtype != jnp.int8:
-    if any(x is not None for x in scales):
-      raise ValueError(f'k and v of {k_SKTH.dtype} have no scales; leave k_scale_SKT and v_scale_SKT '
-                       'out, or pass int8')
-    return []
-  found = [None if x is None else x.shape for x in scales]
-  if found != [k_SKTH.shape[:3]] * 2:
-    raise ValueError(f'k and v of int8 need k_scale_SKT and v_scale_SKT, of shape {k_SKTH.shape[:3]}, '
-                     f'not {found[0]} and {found[1]}; pass a scale for each slot, head and column')
+def _check_columns(dtype, k, v, *scales) -> None:
+  if k.shape != v.shape:
+    raise ValueError(f'k and v must be alike, not of the shapes {k.shape} and {v.shape}')
+  if not k.dtype == v.dtype == dtype:
+    raise TypeError(f'k and v must all be of one dtype, not {dtype}, {k.dtype} and {v.dtype}; cast')
+  found = [x.shape for x in scales]
+  if dtype == jnp.int8 and found != [k.shape[:3]] * 2:
+    raise ValueError(f'k and v of int8 need two scales of shape {k.shape[:3]}, not {found}; pass a '
+                     'scale for each row, head and column')
+  if dtype != jnp.int8 and scales:
+    raise ValueError(f'k and v of {dtype} have no scales; leave them out, or pass int8')
   for x in scales:
     if x.dtype != jnp.float32:
       raise TypeError(f'scales must be float32, not {x.dtype}; cast them')
-  return list(scales)
 
 
 def _check_mesh(mesh, auto, rows, model, S: int, N: int, K: int) -> None:

@@ -1,34 +1,50 @@
-"""Attention of one query per slot and head over the live columns of its cache: the specification.
+"""Attention of one query per slot and head over what its sequence has read: the specification.
 
-    z_snt = q_sn . k_skt / sqrt(H),   t < length_s,   k = n // (N // K)
+A sequence is a prompt, whose keys and values stand in a row of the prefix, and a completion, whose stand
+in the slot's own row, from some column on and round the end.
+
+    z_snt = q_sn . k_skt / sqrt(H),   k = n // (N // K)
+    t in 0..prefix_length_s - 1 of row_s of the prefix,
+         (first_s + 0..length_s - 1) mod T of the slot's own
     context_sn = sum_t softmax(z_sn)_t v_skt
 
-All T columns are read here; the kernel reads those that live.
+All columns are read here; the kernel reads those that live.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 
-def decode_attention(q_SNH: jax.Array, k_SKTH: jax.Array, v_SKTH: jax.Array, length_S: jax.Array, *,
-                     k_scale_SKT: jax.Array | None = None, v_scale_SKT: jax.Array | None = None
-                     ) -> jax.Array:
-  """context_SNH, as `ops.decode_attention` documents it."""
-  (S, N, H), (K, T) = q_SNH.shape, k_SKTH.shape[1:3]
-  live_SKT = jnp.broadcast_to((jnp.arange(T)[None] < length_S[:, None])[:, None], (S, K, T))
+def live(first_S: jax.Array, length_S: jax.Array, T: int) -> jax.Array:
+  """live_ST: which of T columns are among length_S from first_S on, after the last column the first."""
+  return (jnp.arange(T)[None] - first_S[:, None]) % T < length_S[:, None]
 
-  def values(x_SKTH, scale_SKT):
-    x_SKTH = x_SKTH.astype(jnp.float32)
-    if scale_SKT is not None:
-      x_SKTH *= scale_SKT[..., None]
+
+def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence], row_S: jax.Array,
+                     prefix_length_S: jax.Array, first_S: jax.Array, length_S: jax.Array) -> jax.Array:
+  """context_SNH, as `ops.decode_attention` documents it."""
+  (S, N, H), (K, P) = q_SNH.shape, prefix[0].shape[1:3]
+  T = sum(chunk[0].shape[2] for chunk in own)
+  live_ST = jnp.concatenate([
+      jnp.arange(P)[None] < prefix_length_S[:, None], live(first_S, length_S, T)], axis=1)
+  live_SKT = jnp.broadcast_to(live_ST[:, None], (S, K, P + T))
+
+  def values(i):
+    def read(k, v, k_scale=None, v_scale=None):
+      x, scale = ((k, k_scale), (v, v_scale))[i]
+      return x.astype(jnp.float32) * (1 if scale is None else scale[..., None])
+
+    x_SKTH = jnp.concatenate([read(*prefix)[row_S], *(read(*chunk) for chunk in own)], axis=2)
     return jnp.where(live_SKT[..., None], x_SKTH, 0)  # 0 * NaN would be NaN
 
   q_SKGH = q_SNH.astype(jnp.float32).reshape(S, K, N // K, H)
-  z_SKGT = jnp.einsum('skgh,skth->skgt', q_SKGH, values(k_SKTH, k_scale_SKT),
+  z_SKGT = jnp.einsum('skgh,skth->skgt', q_SKGH, values(0),
                       precision=jax.lax.Precision.HIGHEST) * H ** -0.5
   p_SKGT = jax.nn.softmax(z_SKGT, axis=-1, where=live_SKT[:, :, None])
-  context_SKGH = jnp.einsum('skgt,skth->skgh', p_SKGT, values(v_SKTH, v_scale_SKT),
-                            precision=jax.lax.Precision.HIGHEST)
-  return jnp.where((length_S > 0)[:, None, None], context_SKGH.reshape(S, N, H), 0).astype(q_SNH.dtype)
+  context_SKGH = jnp.einsum('skgt,skth->skgh', p_SKGT, values(1), precision=jax.lax.Precision.HIGHEST)
+  any_S = prefix_length_S + length_S > 0
+  return jnp.where(any_S[:, None, None], context_SKGH.reshape(S, N, H), 0).astype(q_SNH.dtype)
