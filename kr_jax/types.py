@@ -35,6 +35,9 @@ class Task(NamedTuple):
   difficulty: int
   solution: str  # a worked completion to imitate; '' where there is none
   tokens: tuple[int, ...]  # the prompt's tokens
+  source: str = ''  # the dataset it is from
+  verifier: str = ''  # a name in rewards.VERIFIERS; '': the one of the config
+  info: str = ''  # JSON that its verifier needs beside the answer; '': nothing
 
 
 class Prompts(NamedTuple):
