@@ -26,7 +26,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.warm_start.num_steps = 350
   c.warm_start.learning_rate = 2e-3
   c.sample.slots = 128
-  c.sample.refill = 16
   c.sample.prompt_length = 21
   c.sample.completion_length = 22
   c.pack.row_length = 42

@@ -57,7 +57,7 @@ def base() -> ml_collections.ConfigDict:
 
   c.sample = ml_collections.ConfigDict()
   c.sample.slots = 64  # S, rollouts decoded at once
-  c.sample.refill = 8  # free slots to wait for before new rollouts start, 1..slots
+  c.sample.refill = 1  # free slots to wait for before new rollouts start, 1..slots
   c.sample.prefill = 64  # prompts read at once
   c.sample.prompt_length = 64  # P, tokens of the longest prompt
   c.sample.completion_length = 64  # C, tokens at which a completion is cut off
@@ -147,7 +147,6 @@ def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigD
     c.warm_start.warmup_steps = 1
     c.warm_start.checkpoint_every = 2
     c.sample.slots = 16
-    c.sample.refill = 4
     c.evaluate.every = 2
     c.evaluate.tasks = 16
     c.evaluate.tasks_per_batch = 16

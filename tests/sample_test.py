@@ -1,7 +1,6 @@
 """The sampler against a naive one that knows no slots, no cache and no queue."""
 
 import dataclasses
-import functools
 from unittest import mock
 
 from hypothesis import given, settings
@@ -21,7 +20,7 @@ from kr_jax.tokenizer import STOP
 from tests import knobs
 
 POLICY = policy.Config(
-    vocab_size=7, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
+    vocab_size=7, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
     rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False, tie_embeddings=True,
     dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
 CONFIG = knobs.sampler(slots=4, refill=2, prefill=2, prompt_length=5, completion_length=6)
@@ -120,7 +119,7 @@ def test_draws_have_the_distribution():
 
 
 def test_inversion_by_hand():
-  """Of masses 1, 2 and 1: shares below a quarter, three quarters and one. What has none is never taken."""
+  """Of masses 1, 2 and 1: shares below a quarter, three quarters, one. What has none is never taken."""
   mass_SX = jnp.broadcast_to(jnp.array([0.0, 1, 0, 2, 1, 0])[None], (7, 6))
   got = sample._invert(mass_SX, jnp.array([0.0, 0.24, 0.25, 0.74, 0.76, 1 - 2 ** -24, 1.0]))
   assert got.tolist() == [1, 1, 3, 3, 4, 4, 4]

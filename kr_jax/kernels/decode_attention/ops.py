@@ -131,7 +131,9 @@ def attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> ja
   nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], kernel.LOW))
   for chunk in own:
     chunk_ST = live_ST[:, column:(column := column + chunk[0].shape[2])]
-    parts.append(jax.lax.cond(jnp.any(chunk_ST), _own, lambda *_: nothing, q_SKGH, chunk_ST, *chunk))
+    read = _own if len(own) == 1 else functools.partial(
+        jax.lax.cond, jnp.any(chunk_ST), _own, lambda *_: nothing)
+    parts.append(read(q_SKGH, chunk_ST, *chunk))
   return _merge(parts)
 
 
