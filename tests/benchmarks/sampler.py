@@ -1,6 +1,6 @@
 """Times the sampler, beside those of google-tunix and transformers where they are at hand.
 
-    .venv/bin/python -m tests.benchmarks.sampler [--peer=PYTHON] [--parity=PYTHON] [--repeats 5] [--json]
+    .venv/bin/python -m tests.benchmarks.sampler [--peer=PYTHON] [--parity=PYTHON] [--json]
 
 4 layers of width 256, ffn 768, 4 heads, vocabulary 1024, float32; 16 prompts of 64 tokens, 8 rollouts of
 each, at temperature 1 with log-probabilities. First all of 64 tokens; then of log-normal lengths (median
@@ -111,19 +111,19 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--peer', help='interpreter of an environment with google-tunix 0.1.7')
   parser.add_argument('--parity', help='interpreter of an environment with torch and transformers')
-  parser.add_argument('--repeats', type=int, default=5, help='rounds')
-  parser.add_argument('--slots', type=int, default=[128, 16], nargs=2, help='ours: equal lengths, drawn ones')
+  parser.add_argument('--slots', type=int, default=[128, 16], nargs=2, help='ours: equal lengths, drawn')
+  parser.add_argument('--repeats', type=int, default=[5, 2], nargs=2, help='rounds, in the same order')
   parser.add_argument('--json', action='store_true', help='print one JSON object last')
   args = parser.parse_args()
   scripts = {'tunix': (args.peer, 'tunix_sampler.py'),
              'transformers': (args.parity, 'transformers_sampler.py')}
   print(machine.describe())
   tables, about = {}, {}
-  for table, slots in zip(('equal', 'drawn'), args.slots):
+  for table, slots, repeats in zip(('equal', 'drawn'), args.slots, args.repeats):
     ours = Ours(slots, table == 'drawn')
     peers = {name: Peer(python, script, f'--longest={ours.longest}')
              for name, (python, script) in scripts.items() if python}
-    figures = tables[table] = measure(ours, peers, slots, args.repeats)
+    figures = tables[table] = measure(ours, peers, slots, repeats)
     about |= {name: peer.close() for name, peer in peers.items()}
     print(f'{table} lengths: {figures["ours_tokens_per_s"]:,.0f} tokens/s, {slots} slots '
           f'{figures["slot_utilization"]:.0%} in use', *(
