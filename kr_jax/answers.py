@@ -19,6 +19,7 @@ than 10^4 digits is only compared as text; the rest is up to the limits of the p
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
 from typing import Any
@@ -291,7 +292,7 @@ def _split(text: str) -> tuple[str, list[str]] | None:
     return '', parts
   found = re.fullmatch(r'(\\\{|[(\[])(.*?)(\\\}|[)\]])', text.strip(), re.DOTALL)
   if found:
-    parts = _split_at(found[2], re.compile(r',(?!\d{3},?\s*$)|,(?=.*,)|,|;'))
+    parts = _split_at(found[2], re.compile('[,;]'))
     if len(parts) > 1 or found[1] == '\\{':
       return found[1].removeprefix('\\') + found[3].removeprefix('\\'), parts
   return None
@@ -325,7 +326,6 @@ def _is_huge(text: str) -> bool:
 @functools.lru_cache(4096)
 def _parse(text: str) -> Any:
   """A SymPy object with decimals as fractions; None: no formula, or a number of too many digits."""
-  import logging
   import math_verify  # here, as it takes a second and most runs do not need it
   logging.getLogger('math_verify').setLevel(logging.ERROR)  # it warns where its own time limit is off
   text = re.sub(r'(\d*)\.(\d*)\\overline\{(\d+)\}|(\d*)\.(\d*)\\dot\{?(\d)\}?', _repeating, text)
@@ -372,7 +372,7 @@ def _same_formula(a: str, b: str) -> bool:
     if all(isinstance(z, sympy.Expr) and z.is_number for z in (x, y)):
       return _same_number(x, y, a, b)
     return math_verify.verify(y, x, timeout_seconds=None, allow_set_relation_comp=True)
-  except (Exception, MemoryError, RecursionError):
+  except Exception:  # of depth and memory too
     return False
 
 
@@ -421,5 +421,5 @@ def _canonical(text: str) -> str:
       x = x.doit()
       return str(x) if x.is_Rational or not x.is_finite else str(x.evalf(20).evalf(15))
     return str(sympy.expand(x) if isinstance(x, sympy.Expr) else x)
-  except (Exception, MemoryError, RecursionError):
+  except Exception:  # of depth and memory too
     return _squeezed(text)
