@@ -69,9 +69,16 @@ def base() -> ml_collections.ConfigDict:
   c.sample.cache = ''  # of keys and values: '' is the dtype of the computation; or 'int8'
 
   c.rewards = ml_collections.ConfigDict()
-  c.rewards.verifier = 'ends_with'  # a name in kr_jax.rewards.VERIFIERS
+  c.rewards.verifier = 'ends_with'  # of tasks that name none: one of kr_jax.rewards.VERIFIERS, 'math',
+  # 'choice', 'reasoning_gym', or your own 'module:function'
   c.rewards.workers = 2  # processes
   c.rewards.timeout_s = 5.0  # seconds a verdict may take
+  c.rewards.memory_mb = 1024  # MiB that a process may take beyond what it starts with
+  c.rewards.pattern = ''  # regex of which verifiers see the last match (its group 1); '': all there is
+  c.rewards.partial_credit = False  # reasoning_gym's scores are rewards; or its verdicts are
+  c.rewards.format = ''  # regex; a completion it is found in earns format_weight more
+  c.rewards.format_weight = 0.0
+  c.rewards.length_buffer = 0  # last tokens of completion_length, over which the reward falls by 1
 
   c.grpo = ml_collections.ConfigDict()
   c.grpo.preset = ''  # or a name in kr_jax.grpo.PRESETS, which sets what its paper publishes

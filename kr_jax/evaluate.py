@@ -44,8 +44,7 @@ class Outcomes(NamedTuple):
   errors: int
 
 
-def check(*, rollouts: int, temperature: float, pass_at: Sequence[int], maj_at: Sequence[int],
-          verifier: str) -> None:
+def check(*, rollouts: int, temperature: float, pass_at: Sequence[int], maj_at: Sequence[int]) -> None:
   """Raises ValueError for knobs of the section evaluate that no evaluation could follow."""
   if temperature == 0 and rollouts > 1:
     raise ValueError(f'evaluate.rollouts={rollouts} completions of a task are all the same at '
@@ -55,10 +54,17 @@ def check(*, rollouts: int, temperature: float, pass_at: Sequence[int], maj_at: 
       if not isinstance(k, int) or not 1 <= k <= rollouts:
         raise ValueError(f'evaluate.{name}={tuple(ks)} holds {k!r}, which is not a whole number in '
                          f'1..evaluate.rollouts={rollouts}')
-  if maj_at and verifier not in rewards.ANSWERS:
-    raise ValueError(f'evaluate.maj_at={tuple(maj_at)} votes on answers, and rewards.verifier='
-                     f'{verifier!r} has no extraction of them in rewards.ANSWERS, only '
-                     f'{sorted(rewards.ANSWERS)}; add one, or set evaluate.maj_at=()')
+
+
+def check_verifiers(verifiers: Sequence[str], maj_at: Sequence[int]) -> None:
+  """Raises ValueError for a vote on answers that a verifier of the tasks has no extraction for."""
+  for verifier in verifiers:
+    if maj_at and verifier not in rewards.ANSWERS:
+      raise ValueError(
+          f'evaluate.maj_at={tuple(maj_at)} votes on answers, and the verifier {verifier!r} has no '
+          f'extraction of them in rewards.ANSWERS, only {sorted(rewards.ANSWERS)}; add one, or set '
+          'evaluate.maj_at=()')
+
 
 
 def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Task], key: jax.Array,

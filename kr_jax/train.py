@@ -61,6 +61,7 @@ class Setup(NamedTuple):
   trained: policy.Config  # with them
   sample: sample.Config
   evaluate: sample.Config
+  rewards: rewards.Config
   update: update.Config
   warm_start: warm_start.Config
   train_tasks: Sequence[types.Task]
@@ -85,8 +86,9 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
       schedule='linear' if config.warm_start.num_steps else 'constant',
       decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
-  rewards.check(**config.rewards)
-  evaluate.check(verifier=config.rewards.verifier, **{
+  rewards_config = rewards.Config(**config.rewards)
+  rewards.check(rewards_config, config.sample.completion_length)
+  evaluate.check(**{
       name: config.evaluate[name] for name in ('rollouts', 'temperature', 'pass_at', 'maj_at')})
   sample.check(sample_config)
   sample.check(evaluate_config, 'evaluate')
@@ -109,7 +111,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   trained = policy.Config(vocab_size=tokenizer.vocab_size, **config.policy)
   setup = Setup(
       config=config, alloc=alloc, tokenizer=tokenizer, policy=policy.plain(trained), trained=trained,
-      sample=sample_config, evaluate=evaluate_config, update=update_config,
+      sample=sample_config, evaluate=evaluate_config, rewards=rewards_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
           checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
@@ -120,6 +122,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     if tasks and config[name].per_step > len(tasks):
       raise ValueError(f'{name}.per_step={config[name].per_step} is more than the {len(tasks)} tasks '
                        'of its split')
+  rewards.names(setup.train_tasks, rewards_config)
+  evaluate.check_verifiers(rewards.names(setup.test_tasks, rewards_config), config.evaluate.maj_at)
   warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
   return setup
 
@@ -203,7 +207,9 @@ def _budgets(alloc: ml_collections.ConfigDict, stats: types.TaskStats, index_M: 
 
 def workers(setup: Setup) -> rewards.Workers:
   """The verifier processes of a config."""
-  return rewards.Workers(**setup.config.rewards)
+  return rewards.Workers(
+      setup.rewards, completion_length=setup.sample.completion_length,
+      verifiers=rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards))
 
 
 def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
@@ -344,7 +350,7 @@ def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
   m_R = [int(m) for m in np.asarray(rollouts.task_R) if m < len(tasks_M)]
   token_RC = np.asarray(rollouts.token_RC)
   scores = pool.score([setup.tokenizer.decode(token_C) for token_C in token_RC[:len(m_R)]],
-                      [tasks_M[m] for m in m_R])
+                      [tasks_M[m] for m in m_R], np.asarray(rollouts.length_R)[:len(m_R)])
   fill = lambda x: np.pad(x, (0, len(token_RC) - len(x)))
   return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
 

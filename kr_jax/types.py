@@ -36,7 +36,7 @@ class Task(NamedTuple):
   solution: str  # a worked completion to imitate; '' where there is none
   tokens: tuple[int, ...]  # the prompt's tokens
   source: str = ''  # the dataset it is from
-  verifier: str = ''  # a name in rewards.VERIFIERS; '': the one of the config
+  verifier: str = ''  # in rewards.VERIFIERS, or 'module:function'; '': the config's
   info: str = ''  # JSON that its verifier needs beside the answer; '': nothing
 
 

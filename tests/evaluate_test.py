@@ -189,16 +189,21 @@ def test_one_task_has_no_spread():
     ({'pass_at': (0,)}, r'evaluate.pass_at=\(0,\) holds 0'),
     ({'pass_at': (2.0,)}, r'holds 2.0, which is not a whole number'),
     ({'maj_at': (16,)}, r'evaluate.maj_at=\(16,\) holds 16'),
-    ({'maj_at': (8,), 'verifier': 'mute'}, r"verifier='mute' has no extraction .*evaluate.maj_at=\(\)"),
     ({'temperature': 0}, r'rollouts=8 completions .* are all the same .*set evaluate.rollouts=1'),
 ])
 def test_bad_knobs(changed, message):
-  good = {'rollouts': 8, 'temperature': 1.0, 'pass_at': (1, 8), 'maj_at': (8,), 'verifier': 'ends_with'}
+  good = {'rollouts': 8, 'temperature': 1.0, 'pass_at': (1, 8), 'maj_at': (8,)}
   evaluate.check(**good)
   evaluate.check(**good | {'temperature': 0.0, 'rollouts': 1, 'pass_at': (), 'maj_at': (1,)})
-  evaluate.check(**good | {'verifier': 'mute', 'maj_at': ()})
   with pytest.raises(ValueError, match=message):
     evaluate.check(**good | changed)
+
+
+def test_a_vote_needs_answers_of_every_verifier():
+  evaluate.check_verifiers(['ends_with', 'math', 'choice', 'reasoning_gym'], (8,))
+  evaluate.check_verifiers(['ends_with', 'mute'], ())
+  with pytest.raises(ValueError, match=r"verifier 'mute' has no extraction .*evaluate.maj_at=\(\)"):
+    evaluate.check_verifiers(['ends_with', 'mute'], (8,))
 
 
 @pytest.mark.parametrize('batch', [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5)), 7])
@@ -207,7 +212,7 @@ def test_outcomes_do_not_depend_on_the_batch(batch):
   tasks = make_tasks(5)
   params = policy.serve(POLICY, jax.tree.map(lambda x: 4 * x, policy.init(POLICY, jax.random.key(0))))
   key = jax.random.key(5)
-  with rewards.Workers('ends_with', workers=1, timeout_s=60) as workers:
+  with rewards.Workers(knobs.verifiers('ends_with', timeout_s=60.0)) as workers:
     found = evaluate.outcomes(
         POLICY, params, tasks, key, SAMPLE, workers, TOKENIZER, rollouts=6, batch=batch, answers=True)
   verdicts_of, answers_of = [], []
@@ -230,7 +235,7 @@ def test_outcomes_do_not_depend_on_the_batch(batch):
 def test_a_greedy_rollout_is_the_most_likely_one():
   """Whatever the key."""
   params = policy.serve(POLICY, policy.init(POLICY, jax.random.key(0)))
-  with rewards.Workers('ends_with', workers=1, timeout_s=60) as workers:
+  with rewards.Workers(knobs.verifiers('ends_with', timeout_s=60.0)) as workers:
     one, two = (evaluate.outcomes(
         POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE._replace(temperature=0.0), workers,
         TOKENIZER, rollouts=1, batch=3, answers=True) for seed in (0, 1))

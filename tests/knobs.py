@@ -2,6 +2,7 @@
 
 from configs import common
 from kr_jax import grpo
+from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import update
 
@@ -24,3 +25,9 @@ def updates(temperature: float = 1.0, **knobs) -> update.Config:
 def sampler(**knobs) -> sample.Config:
   """A sample.Config."""
   return sample.Config(**common.base().sample.to_dict() | knobs)
+
+
+def verifiers(verifier, *, workers: int = 1, **knobs) -> rewards.Config:
+  """A rewards.Config."""
+  section = common.base().rewards.to_dict()
+  return rewards.Config(**section | {'verifier': verifier, 'workers': workers} | knobs)

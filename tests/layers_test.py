@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
     ('types',),
-    ('sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
+    ('answers', 'sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
     ('tasks', 'rewards', 'allocate', 'estimate', 'policy', 'pack'),
     ('weights', 'sample', 'grpo', 'checkpoint', 'resources'),
     ('update', 'evaluate', 'worlds'),

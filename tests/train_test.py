@@ -81,8 +81,8 @@ def learnable():
     yield
 
 
-def has_a_one(completion, answer):
-  return '1' in completion and int(answer) % 2 == 0
+def has_a_one(completion, task):
+  return '1' in completion and int(task.answer) % 2 == 0
 
 
 @pytest.fixture(scope='module')
@@ -242,8 +242,8 @@ def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, d
   assert all(r['tokens_updated'] > 0 for r in steps)
 
 
-def shaped(completion, answer):
-  return has_a_one(completion, answer), -1 - len(completion)
+def shaped(completion, task):
+  return has_a_one(completion, task), -1 - len(completion)
 
 
 def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):

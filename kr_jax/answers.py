@@ -1,0 +1,425 @@
+r"""What a completion answers, and whether two answers are the same.
+
+`extract` finds the answer that a completion marks. `same` compares two mathematical answers: their
+units, their normalised text, then what they are made of: sets, tuples, intervals and unions element by
+element, numbers by their exact values, all else by math-verify, which parses LaTeX into SymPy.
+`canonical` gives answers that are the same one text, as far as that can be said of an answer alone.
+
+What counts as the same is a convention where notation is loose:
+
+  - A unit, a currency, a percent sign or a name 'x =' that one side leaves out is not missed; two that
+    differ are. 50 % is 0.5, and 50 where the other side has no percent sign.
+  - Decimals are exact, but that 1/3 is 0.333333: six digits or more, the last off by at most 1.
+  - Order and repetition count in (1, 2) and [1, 2], not in {1, 2} nor in a plain 1, 2.
+
+A policy writes the answers, so they may be anything. What is long, deeply nested or a number of more
+than 10^4 digits is only compared as text; the rest is up to the limits of the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+from typing import Any
+
+# Beyond these an answer is text: math-verify's parser takes seconds.
+_MOST_CHARACTERS, _MOST_NESTING, _MOST_DIGITS = 400, 12, 10_000
+
+_BOX = re.compile(r'\\(?:boxed|fbox)\s*\{|\\.|[{}]', re.DOTALL)
+_TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
+_HASHES = re.compile(r'####[ \t]*([^\n]*)')
+_IS = re.compile(r'\banswer[*_\s]*(?:is\b|:)[:*_\s]*', re.IGNORECASE)
+_DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
+
+
+def extract(completion: str) -> str | None:
+  r"""The answer that a completion marks, None where there is none.
+
+  In this order, the last of each: <answer>...</answer>, \boxed{...} whose braces close and that is not
+  empty, '#### ...' to the end of the line, 'answer is ...' or 'answer: ...' to the end of the sentence.
+  Without a mark a completion of one line is the answer. Thoughts up to </think> are not read.
+  """
+  text = completion.rpartition('</think>')[2]
+  found = [*_TAG.findall(text)][-1:] or _boxes(text) or [*filter(str.strip, _HASHES.findall(text))][-1:]
+  if not found and (marks := [*_IS.finditer(text)]):
+    rest = text[marks[-1].end():]
+    display = _DISPLAY.match(rest)
+    found = [display[1] or display[2] if display else re.split(r'\n|\.\s', rest, maxsplit=1)[0]]
+  if not found:
+    found = [text] if '\n' not in text.strip() else []
+  return _trim(found[0]) or None if found else None
+
+
+def _boxes(text: str) -> list[str]:
+  """What stands in the last box that closes: one text, or none."""
+  opened, last = [], None
+  for token in _BOX.finditer(text):
+    if token[0][-1] == '{' and token[0] != '\\{':
+      opened.append(token)
+    elif token[0] == '}' and opened:
+      start = opened.pop()
+      inside = text[start.end():token.start()]
+      if start[0] != '{' and inside.strip() and (last is None or start.start() > last[0]):
+        last = start.start(), inside
+  return [last[1]] if last else []
+
+
+def _trim(text: str) -> str:
+  """Without spaces, the marks of emphasis and formulas around it, and the punctuation after it."""
+  while True:
+    before, text = text, text.strip()
+    if not text.endswith('\\right.'):
+      text = text.rstrip('.,;:').rstrip()
+    if text.count('**') % 2:  # whose beginning stands before the mark
+      text = text.removesuffix('**')
+    for start, end in (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'),
+                       ('\\(', '\\)'), ('\\[', '\\]')):
+      inside = text[len(start):len(text) - len(end)]
+      if len(text) > len(start + end) and text == start + inside + end and start not in inside:
+        text = inside
+    if text == before:
+      return text
+
+
+_LETTER = re.compile(
+    r'(?:(?:option|choice)\s+)?(?:\(([A-Za-z])\)|([A-Z])[).:]|([A-Z])(?=\s+(?:because|since|as|is)\b)|'
+    r'([A-Za-z])$)', re.IGNORECASE)
+
+
+def letter(text: str) -> str | None:
+  """The letter of a choice, A..Z, that an answer starts with: 'B', '(b)', 'B. 5 m'; None: none."""
+  text = _trim(re.sub(r'\\(?:text|mathrm|mathbf|textbf|rm|bf)\b|[{}*$]', '', text))
+  found = _LETTER.match(text)
+  return next(filter(None, found.groups())).upper() if found else None
+
+
+# The first name of each line stands for all; a plural s is dropped before.
+_UNITS = {name: names.split()[0] for names in (
+  'mm millimeter millimetre', 'cm centimeter centimetre', 'm meter metre', 'km kilometer kilometre',
+  'in inch inche', 'ft foot feet', 'yd yard', 'mi mile', 'sec s second', 'min minute', 'h hr hour',
+  'day', 'week', 'month', 'yr year', 'mg milligram', 'g gram', 'kg kilogram', 'lb pound', 'oz ounce',
+  'ml milliliter millilitre', 'l liter litre', 'mph', 'km/h kmh kph', 'm/s', 'deg degree', 'rad radian',
+  'dollar usd', 'cent', 'euro', '% percent percentage pct') for name in names.split()}
+_POWERS = {'square': '^2', 'sq': '^2', 'cubic': '^3', 'cu': '^3'}
+_SCALES = {'hundred': 2, 'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}
+_NOT_UNITS = {'pi', 'or', 'and', 'to', 'mod', 'sqrt', 'inf', 'infinity', *_SCALES}
+
+_CHARACTERS = str.maketrans({
+  '−': '-', '–': '-', '×': r'\times ', '·': r'\cdot ', '∙': r'\cdot ', '÷': '/', 'π': r'\pi ',
+  '∞': r'\infty ', '°': r'^\circ', '≤': r'\le ', '≥': r'\ge ', '≠': r'\ne ', '∪': r'\cup ',
+  '∩': r'\cap ', '±': r'\pm ', '²': '^2', '³': '^3', '½': r'\frac{1}{2}', '¼': r'\frac{1}{4}', '¾': r'\frac{3}{4}',
+  '⅓': r'\frac{1}{3}', '⅔': r'\frac{2}{3}', '∅': r'\emptyset ', '∈': r'\in ', '‘': "'", '’': "'",
+  '\u00a0': ' ', '\u2009': ' ', '\u202f': ' ', '（': '(', '）': ')', '，': ', ', '％': '%', '€': ' euro'})
+
+_REWRITES = [(re.compile(pattern), to) for pattern, to in (
+  # Looks and spaces.
+  (r'\\(?:left|right|[bB]ig+[lrm]?)(?![a-zA-Z])\.?|\\(?:displaystyle|limits|nolimits)(?![a-zA-Z])', ''),
+  (r'\{,\}', ','),
+  (r'(?<=\d),?\\[!,;: ](?=\d{3}(?!\d))', ','),
+  (r'(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~', ' '),
+  (r'\\(?:text|mathrm|mbox|textbf|mathbf|textit|mathit|operatorname|textrm|textnormal|mathsf|rm|bf)\s*'
+   r'\{([^{}]*)\}', r' \1 '),
+  (r'\\[dtc]frac(?![a-zA-Z])', r'\\frac'),
+  (r'\\(?:leq|leqslant)(?![a-zA-Z])', r'\\le '), (r'\\(?:geq|geqslant)(?![a-zA-Z])', r'\\ge '),
+  (r'\\neq(?![a-zA-Z])', r'\\ne '),
+  (r'<=', r'\\le '), (r'>=', r'\\ge '), (r'!=', r'\\ne '),
+  (r'\\varnothing(?![a-zA-Z])', r'\\emptyset '), (r'\\lbrace(?![a-zA-Z])', r'\\{'),
+  (r'\\rbrace(?![a-zA-Z])', r'\\}'),
+  (r'\\%', '%'), (r'\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])', ' degree '),
+  # Formulas without LaTeX.
+  (r'\*\*', '^'),
+  (r'(?<![\d.])(\d+(?:\.\d+)?|\.\d+)\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*([+-]?\d+)\s*\}?',
+   r'\1\\times10^{\2}'),
+  (r'(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d+)(?![\w.])', r'\1\\times10^{\2}'),
+  (r'\^\s*\(([^()]*)\)', r'^{\1}'),
+  (r'\^\s*(-?\d+)', r'^{\1}'),
+  (r'(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'),
+  (r'(?<![\\a-zA-Z])sqrt\s*(\d+)', r'\\sqrt{\1}'),
+  (r'√\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'√\s*(\w+)', r'\\sqrt{\1}'),
+  (r'(?<![\\a-zA-Z])pi\b', r'\\pi '),
+  (r'(?<![\\a-zA-Z])(?:infinity|inf|oo)\b', r'\\infty '),
+  (r'(?<![\\a-zA-Z])(sin|cos|tan|ln|log)\b', r'\\\1 '),
+  (r'\*', r'\\cdot '),
+  # Arguments without braces.
+  (r'\\frac\s*(\d)\s*(\d)', r'\\frac{\1}{\2}'), (r'\\frac\s*(\d)\s*\{', r'\\frac{\1}{'),
+  (r'\\sqrt\s*(\w)', r'\\sqrt{\1}'),
+  # Numbers.
+  (r'(?<![\w.}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])', r'\1\\frac{\2}{\3}'),
+  (r'(?<![\w.}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}', r'(\1+\\frac{\2}{\3})'),
+  (r'(?<![\w.])(\d+)\s+and\s+\(?(\d+)\s*/\s*(\d+)\)?', r'(\1+\\frac{\2}{\3})'),
+  (r'(?<![\d.,])(?<!\d )0+(?=\d)', ''),
+  (r'\s+', ' '),
+)]
+_THOUSANDS = re.compile(r'[+-]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?')
+
+
+@functools.lru_cache(4096)
+def normal(text: str) -> tuple[str, str]:
+  r"""An answer as LaTeX in one style, and its unit, '' for none: r'\$1,234' is '1234', 'dollar'."""
+  if len(text) > _MOST_CHARACTERS:
+    return text.strip(), ''
+  text = _trim(text.translate(_CHARACTERS))
+  money = re.match(r'([+-]?)\s*\\?\$\s*(?=[\d.])', text) if text.count('$') % 2 else None
+  if money:
+    text = money[1] + text[money.end():]
+  text = re.sub(r'\\?\$', '', text)
+  for pattern, to in _REWRITES:
+    text = pattern.sub(to, text)
+  text, unit = _split_unit(_trim(text))
+  if re.fullmatch(_THOUSANDS, text):
+    text = re.sub('[, ]', '', text)
+  text = re.sub(r'^\(([A-Z])\)$', r'\1', text)
+  return text, unit or ('dollar' if money else '')
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+  """A quantity and its unit; words that are no unit known here are dropped, and not named."""
+  found = re.fullmatch(r"(.*[\d})])\s*%", text)
+  if found:
+    return found[1].strip(), '%'
+  found = re.fullmatch(
+      r'([^a-zA-Z]*\d|.*[\d})](?=\s)|[^a-zA-Z]*\\(?:frac|sqrt)\{.*\}|.*\\pi(?=\s))\s*'
+      r"([a-zA-Z][a-zA-Z/' ]*)(?:\^\{?(\d)\}?)?", text)
+  words = found[2].lower().split() if found else []
+  if not words or _NOT_UNITS & set(words[1:]) or len(words[0]) == 1 and not re.search(r'\s', text):
+    return text, ''
+  quantity = found[1].strip()
+  if words[0] in _SCALES:
+    quantity, words = rf'{quantity}\times10^{{{_SCALES[words[0]]}}}', words[1:]
+  elif words[0] in _NOT_UNITS or len(words[0]) == 1 and words[0] not in _UNITS:
+    return text, ''
+  power = f'^{found[3]}' if found[3] else ''
+  if words and words[0] in _POWERS:
+    power, words = _POWERS[words[0]], words[1:]
+  elif words and words[-1] in ('squared', 'cubed'):
+    power, words = '^2' if words[-1] == 'squared' else '^3', words[:-1]
+  name = ' '.join(words)
+  unit = _UNITS.get(name) or _UNITS.get(name.removesuffix('s'))
+  return quantity, unit + power if unit else ''
+
+
+def _is_words(text: str) -> bool:
+  return bool(re.fullmatch(r"[^\W\d_]{2,}(?:[ '.-]+[^\W\d_]+)*", text))
+
+
+def _squeezed(text: str) -> str:
+  text = re.sub(r'\s', '', text.casefold() if _is_words(text) else text)
+  return re.sub(r'\{(\w)\}', r'\1', text)
+
+
+def same(answer: str, reference: str) -> bool:
+  """Whether an answer is the reference, by the conventions above; an empty one is not."""
+  (a, unit), (b, reference_unit) = normal(answer), normal(reference)
+  if unit and reference_unit and unit != reference_unit:
+    if {unit, reference_unit} != {'dollar', 'cent'}:
+      return False
+    a, b = (x if u == 'cent' else rf'100\cdot({x})' for x, u in ((a, unit), (b, reference_unit)))
+  if not a or not b:
+    return False
+  if _same(a, b):
+    return True
+  if (unit == '%') != (reference_unit == '%'):
+    a, b = (rf'\frac{{{x}}}{{100}}' if u == '%' else x for x, u in ((a, unit), (b, reference_unit)))
+    return _same(a, b)
+  return False
+
+
+def _same(a: str, b: str) -> bool:
+  if _squeezed(a) == _squeezed(b):
+    return True
+  if _is_words(a) or _is_words(b) or _is_huge(a) or _is_huge(b):
+    return False
+  (digits_a, base_a), (digits_b, base_b) = _split_base(a), _split_base(b)
+  if base_a or base_b:
+    return digits_a == digits_b and (not base_a or not base_b or base_a == base_b)
+  (name_a, value_a), (name_b, value_b) = _split_name(a), _split_name(b)
+  if name_a and name_b and name_a != name_b or bool(name_a) != bool(name_b) and '=' in a and '=' in b:
+    return _same_formula(a, b)
+  a, b = value_a, value_b
+  split_a, split_b = _split(a), _split(b)
+  if split_a and split_b:
+    (kind_a, parts_a), (kind_b, parts_b) = split_a, split_b
+    kinds = {kind_a, kind_b}
+    if len(kinds) > 1 and kinds not in ({'', '{}'}, {'', '()'}):
+      return False
+    if kinds <= {'', '{}', 'cup'}:
+      return _cover(parts_a, parts_b) and _cover(parts_b, parts_a)
+    return len(parts_a) == len(parts_b) and all(map(_same, parts_a, parts_b))
+  if (split_a or split_b) and not _RELATION.search(a + b):
+    one, kind = (a, split_b) if split_b else (b, split_a)
+    # A set of one element may be written as the element.
+    return kind[0] in ('{}', '') and len(kind[1]) == 1 and _same(one, kind[1][0])
+  return _same_formula(a, b)
+
+
+_RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|in|pm|emptyset)(?![a-zA-Z])')
+
+
+def _cover(some: list[str], others: list[str]) -> bool:
+  return all(any(_same(x, y) for y in others) for x in some)
+
+
+def _split_base(text: str) -> tuple[str, str]:
+  """'1011_2' as digits and base; (text, '') for another text."""
+  found = re.fullmatch(r'([\dA-F]+)_\{?(\d+)\}?', text)
+  return (found[1], found[2]) if found else (text, '')
+
+
+def _split_name(text: str) -> tuple[str, str]:
+  r"""'x = 3' or 'x \in {3}' as a name and what it is; ('', text) for another text."""
+  found = re.fullmatch(r"\s*([a-zA-Z](?:_\{?\w+\}?|'|\([a-z]\))?|\\[a-zA-Z]+|"
+                       r"\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-zA-Z]))\s*([^=]*(?:=[^=]*)*)", text)
+  if (not found or re.match(r'\\(?:frac|sqrt|sin|cos|tan|log|ln)(?![a-zA-Z])', found[1])
+      or '=' in found[2] and re.search(r'[,;]|\b(?:and|or)\b', found[2])):
+    return '', text
+  return re.sub(r'[\s{}]', '', found[1]), found[2].split('=')[-1].strip()
+
+
+def _split(text: str) -> tuple[str, list[str]] | None:
+  """The brackets of a set, tuple or interval, or 'cup' of a union, '' of a list; and its parts.
+
+  None where it is none of these.
+  """
+  if re.search(r'\\begin\b', text):
+    return None
+  parts = _split_at(text, re.compile(r'\\cup(?![a-zA-Z])|\bU\b'))
+  if len(parts) > 1:
+    return 'cup', parts
+  parts = _split_at(text, re.compile(r',(?:\s*(?:and|or)\b)?|;|(?<=\s)(?:and|or)\b'))
+  if len(parts) > 1:
+    return '', parts
+  found = re.fullmatch(r'(\\\{|[(\[])(.*?)(\\\}|[)\]])', text.strip(), re.DOTALL)
+  if found:
+    parts = _split_at(found[2], re.compile('[,;]'))
+    if len(parts) > 1 or found[1] == '\\{':
+      return found[1].removeprefix('\\') + found[3].removeprefix('\\'), parts
+  return None
+
+
+def _split_at(text: str, separator: re.Pattern[str]) -> list[str]:
+  """Parts between separators outside of brackets; [text] where brackets do not match."""
+  parts, start, depth, i = [], 0, 0, 0
+  while i < len(text):
+    found = separator.match(text, i) if depth == 0 else None
+    if found and found.end() > i:
+      parts.append(text[start:i].strip())
+      start = i = found.end()
+      continue
+    depth += (text[i] in '([{') - (text[i] in ')]}')
+    if depth < 0:
+      return [text]
+    i += 1
+  return [*parts, text[start:].strip()] if depth == 0 else [text]
+
+
+def _is_huge(text: str) -> bool:
+  """Whether parsing could take long."""
+  depth = most = 0
+  for character in text:
+    depth += (character in '([{') - (character in ')]}')
+    most = max(most, depth)
+  return len(text) > _MOST_CHARACTERS or most > _MOST_NESTING or not text.isprintable()
+
+
+@functools.lru_cache(4096)
+def _parse(text: str) -> Any:
+  """A SymPy object with decimals as fractions; None: no formula, or a number of too many digits."""
+  import math_verify  # here, as it takes a second and most runs do not need it
+  logging.getLogger('math_verify').setLevel(logging.ERROR)  # it warns where its own time limit is off
+  text = re.sub(r'(\d*)\.(\d*)\\overline\{(\d+)\}|(\d*)\.(\d*)\\dot\{?(\d)\}?', _repeating, text)
+  text = re.sub(r'(\d*)\.(\d+)', _fraction, text)
+  config = math_verify.LatexExtractionConfig(normalization_config=math_verify.LatexNormalizationConfig(
+      basic_latex=True, units=False, malformed_operators=True, nits=True, boxed='none'))
+  # Its own time limit is a signal, which works in main threads only: the process's limit holds instead.
+  parsed = math_verify.parse(f'${text}$', [config], parsing_timeout=None, fallback_mode='no_fallback')
+  return parsed[0] if parsed and _digits(parsed[0]) <= _MOST_DIGITS else None
+
+
+def _fraction(decimal: re.Match[str]) -> str:
+  return rf'\frac{{{int(decimal[1] + decimal[2])}}}{{{10 ** len(decimal[2])}}}'
+
+
+def _repeating(decimal: re.Match[str]) -> str:
+  whole, once, again = (x or '' for x in (decimal.groups()[:3] if decimal[3] else decimal.groups()[3:]))
+  nines = 10 ** len(again) - 1
+  return rf'\frac{{{int((whole + once or "0")) * nines + int(again)}}}{{{nines * 10 ** len(once)}}}'
+
+
+def _digits(x: Any) -> float:
+  """A bound on how many digits evaluation of a SymPy object could give a number or a polynomial."""
+  import sympy
+  if getattr(x, 'is_Rational', False):
+    return math.log10(max(abs(x.p), x.q, 2))
+  inner = [_digits(y) for y in getattr(x, 'args', ())] or [1.0]
+  power_of_ten = lambda digits: 10 ** min(digits, 9)
+  if isinstance(x, (sympy.Pow, sympy.exp)):
+    return inner[0] * power_of_ten(inner[-1])
+  if isinstance(x, (sympy.factorial, sympy.binomial, sympy.factorial2)):
+    return inner[0] * power_of_ten(inner[0])
+  return sum(inner)
+
+
+def _same_formula(a: str, b: str) -> bool:
+  """By SymPy. What it cannot read or compare is not the same."""
+  try:
+    import math_verify
+    import sympy
+    x, y = _parse(a), _parse(b)
+    if x is None or y is None:
+      return False
+    if all(isinstance(z, sympy.Expr) and z.is_number for z in (x, y)):
+      return _same_number(x, y, a, b)
+    return math_verify.verify(y, x, timeout_seconds=None, allow_set_relation_comp=True)
+  except Exception:  # of depth and memory too
+    return False
+
+
+def _same_number(x: Any, y: Any, a: str, b: str) -> bool:
+  x, y = x.doit(), y.doit()
+  if x == y:
+    return True
+  exact = x.is_Rational and y.is_Rational
+  x, y = x.evalf(40), y.evalf(40)
+  if not (x.is_finite and y.is_finite):
+    return False
+  apart = abs(x - y)
+  if not exact and apart <= 1e-25 * abs(y):
+    return True
+  places = [decimal for decimal in (re.fullmatch(r'-?(\d*)\.(\d+)', z) for z in (a, b)) if decimal]
+  return len(places) == 1 and len((places[0][1] + places[0][2]).lstrip('0')) >= 6 and bool(
+      apart <= 10.0 ** -len(places[0][2]))
+
+
+def canonical(answer: str) -> str | None:
+  """One text for answers that are the same; None for an empty one. What only the comparison of two can
+  tell, as of 0.333333 and 1/3, or of two forms of an equation, has several."""
+  text, _ = normal(answer)
+  return _canonical(text) or None
+
+
+def _canonical(text: str) -> str:
+  if _is_words(text) or _is_huge(text):
+    return _squeezed(text)
+  _, text = _split_name(text)
+  split = _split(text)
+  if split:
+    kind, parts = split[0], [_canonical(part) for part in split[1]]
+    if kind in ('', '{}', 'cup'):
+      parts = sorted(set(parts))
+      if len(parts) == 1:
+        return parts[0]
+      kind = '{}' if kind == '' else kind
+    return f'{kind}: {", ".join(parts)}'
+  try:
+    import sympy
+    x = _parse(text)
+    if x is None:
+      return _squeezed(text)
+    if isinstance(x, sympy.Expr) and x.is_number:
+      x = x.doit()
+      return str(x) if x.is_Rational or not x.is_finite else str(x.evalf(20).evalf(15))
+    return str(sympy.expand(x) if isinstance(x, sympy.Expr) else x)
+  except Exception:  # of depth and memory too
+    return _squeezed(text)
