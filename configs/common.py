@@ -9,12 +9,24 @@ def base() -> ml_collections.ConfigDict:
   c.num_steps = 100  # updates by reinforcement learning
 
   c.tasks = ml_collections.ConfigDict()
-  c.tasks.dataset = 'arithmetic'  # a module of kr_jax/datasets
+  c.tasks.dataset = 'arithmetic'  # a module of kr_jax/datasets; 'reasoning_gym/TASK' of reasoning_gym
+  # Datasets to train on instead, each with its weight: (('gsm8k', 2.0), ('champ:test[:200]', 1.0)).
+  c.tasks.mixture = ()
+  c.tasks.test = ()  # datasets to evaluate on instead: ('math_500', 'champ:test[200:]')
+  c.tasks.template = '{problem}'  # the prompt of a problem; other braces are doubled
   c.tasks.data_dir = ''  # where TFDS keeps the data; '' is TFDS's own place
   c.tasks.train_split = 'train'  # TFDS split names, sub-splits allowed: 'train[:100]'
   c.tasks.test_split = 'test'
   c.tasks.warm_start_split = 'warm_start'
   c.tasks.per_step = 32  # M
+  # Paths of the published files that datasets are read from (README.md); 'DIRECTORY/*.jsonl' is several.
+  c.tasks.files = ml_collections.ConfigDict({name: '' for name in (
+      'aime_2024', 'aime_2025', 'amc_2023', 'dapo_math_17k', 'gpqa_diamond', 'gsm8k', 'math_500',
+      'minerva_math', 'olympiad_bench')})
+  c.tasks.reasoning_gym = ml_collections.ConfigDict()
+  c.tasks.reasoning_gym.train = 4096  # tasks to generate, at most
+  c.tasks.reasoning_gym.test = 512
+  c.tasks.reasoning_gym.seed = 0
 
   c.alloc = ml_collections.ConfigDict()
   c.alloc.preset = ''  # or 'paper', which sets rule, estimate, value and cost to the paper's
@@ -116,7 +128,7 @@ def base() -> ml_collections.ConfigDict:
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.every = 25  # steps; 0: only before the first and after the last
-  c.evaluate.tasks = 1_000_000  # held-out tasks to use, at most
+  c.evaluate.tasks = 1_000_000  # held-out tasks of a dataset to use, at most
   c.evaluate.rollouts = 8  # n of avg@n: completions of a task
   c.evaluate.pass_at = ()  # the k of pass@k, each in 1..rollouts: '(1, 4)'
   c.evaluate.maj_at = ()  # the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS

@@ -77,7 +77,7 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
 
   Args:
     config: nested dicts of plain values.
-    may_change: knobs ('section.knob' or 'section') that a run may go on with changed.
+    may_change: knobs ('section.knob') and sections that a run may go on with changed.
 
   Raises:
     ValueError: the workdir cannot be written, or belongs to a run with other knobs.
@@ -98,7 +98,7 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
     changed = [f'{name} was {old.get(name)!r}, is {new.get(name)!r}'
                for name in sorted(old | new)
                if old.get(name) != new.get(name)
-               and name not in may_change and name.partition('.')[0] not in may_change]
+               and not any(f'{name}.'.startswith(f'{free}.') for free in may_change)]
     if changed:
       raise ValueError(f'--workdir={workdir} holds a run of another config: {"; ".join(changed)}. '
                        'Name another --workdir, or set these knobs back')

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -44,8 +43,8 @@ from kr_jax import warm_start
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
-MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'rewards.workers', 'evaluate.every',
-              'evaluate.pass_at', 'evaluate.maj_at')
+MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'tasks.files', 'rewards.workers',
+              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
 # Knobs of alloc that a preset sets, whatever they say; those of the loss are grpo.PRESETS.
 PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
                              'cost': 'rollouts'}}
@@ -65,6 +64,7 @@ class Setup(NamedTuple):
   update: update.Config
   warm_start: warm_start.Config
   train_tasks: Sequence[types.Task]
+  weights: dict[str, float]  # of the datasets that they are from
   test_tasks: Sequence[types.Task]
   warm_start_tasks: Sequence[types.Task]
 
@@ -98,15 +98,21 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       config.sample.prompt_length, config.sample.completion_length,
       config.alloc.rollouts_per_step / config.tasks.per_step, update_config)
 
-  dataset = config.tasks.dataset
-  tasks_lib.builder(dataset, config.tasks.data_dir)
-  alphabet = importlib.import_module(f'kr_jax.datasets.{dataset}').ALPHABET
-  tokenizer = tokenizer_lib.Characters(alphabet)
+  c = config.tasks
+  tasks_lib.check_mixture(c.mixture)
+  train = {tasks_lib.part(name, c.train_split): weight
+           for name, weight in c.mixture or ((c.dataset, 1.0),)}
+  test = [tasks_lib.part(name, c.test_split) for name in c.test or [dataset for dataset, _ in train]]
+  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet([dataset for dataset, _ in (*train, *test)]))
 
-  def read(split):
-    tasks = tasks_lib.read(dataset, split, tokenizer, data_dir=config.tasks.data_dir)
-    tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
-    return tasks
+  def read(parts, most=None):
+    found = []
+    for dataset, split in parts:
+      tasks = tasks_lib.read(dataset, split, tokenizer, data_dir=c.data_dir, template=c.template,
+                             files=c.files, reasoning_gym=c.reasoning_gym)[:most]
+      tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
+      found.append(tasks)
+    return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in parts))
 
   trained = policy.Config(vocab_size=tokenizer.vocab_size, **config.policy)
   setup = Setup(
@@ -115,15 +121,17 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
           checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
-      train_tasks=read(config.tasks.train_split),
-      test_tasks=read(config.tasks.test_split)[:config.evaluate.tasks],
-      warm_start_tasks=read(config.tasks.warm_start_split) if config.warm_start.num_steps else [])
+      train_tasks=read(train), weights={dataset: weight for (dataset, _), weight in train.items()},
+      test_tasks=read(test, config.evaluate.tasks),
+      warm_start_tasks=read([(dataset, c.warm_start_split) for dataset, _ in train])
+      if config.warm_start.num_steps else [])
   for name, tasks in (('tasks', setup.train_tasks), ('warm_start', setup.warm_start_tasks)):
     if tasks and config[name].per_step > len(tasks):
       raise ValueError(f'{name}.per_step={config[name].per_step} is more than the {len(tasks)} tasks '
                        'of its split')
   rewards.names(setup.train_tasks, rewards_config)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, rewards_config), config.evaluate.maj_at)
+  tasks_lib.batch(setup.train_tasks, 0, per_step=c.per_step, seed=config.seed, weights=setup.weights)
   warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
   return setup
 
@@ -220,7 +228,7 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
       setup.policy, params, tasks, jax.random.fold_in(key, _EVALUATE), setup.evaluate, pool,
       setup.tokenizer, rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)),
       answers=bool(c.maj_at))
-  return evaluate.summarize(found, tasks, [setup.config.tasks.dataset] * len(tasks),
+  return evaluate.summarize(found, tasks, [task.source for task in tasks],
                             passes=c.pass_at, majorities=c.maj_at)
 
 
@@ -312,7 +320,8 @@ def train(setup: Setup, workdir: str) -> None:
     for step in range(first_step, c.num_steps):
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
         evaluated(step)
-      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed)
+      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed,
+                                weights=setup.weights)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
       started = time.monotonic()

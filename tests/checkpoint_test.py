@@ -205,6 +205,7 @@ def test_claim_with_a_knob_more_or_less(tmp_path):
     ({'checkpoint__every': 5, 'checkpoint__keep': 9}, ('checkpoint',)),
     ({'checkpoint__every': 5}, ('checkpoint.every',)),
     ({'seed': 1}, ('seed', 'tasks')),
+    ({'tasks__files': {'one': 'a', 'two': 'b'}}, ('tasks.files',)),
 ])
 def test_claim_with_knobs_that_may_change(tmp_path, knobs, may_change):
   checkpoint.claim(str(tmp_path), CONFIG, may_change=may_change)

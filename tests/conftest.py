@@ -29,3 +29,17 @@ def programs_of_their_file():
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def stored(tmp_path):
+  """A function (dataset, pattern of its files) -> {split: its rows by id}, as TFDS stores them."""
+  from kr_jax import tasks  # slow to load, and only some need it
+
+  def stored(dataset, pattern='', **options):
+    builder = tasks.builder(dataset, str(tmp_path / 'stored'), files={dataset: str(pattern)}, **options)
+    text = lambda row: {k: x.decode() if isinstance(x, bytes) else int(x) for k, x in row.items()}
+    return {split: {row['id']: row for row in map(text, builder.as_data_source(split))}
+            for split in builder.info.splits}
+
+  return stored

@@ -1,5 +1,6 @@
 """Which tasks a step takes, and how they are read."""
 
+import json
 import random
 
 from hypothesis import given
@@ -70,6 +71,128 @@ def test_the_tasks_left_over_change_with_the_epoch():
   assert set.union(*taken) == set(range(10))
 
 
+def test_an_epoch_is_one_permutation_of_seed_and_epoch():
+  """As in every version: a run may go on with a newer one."""
+  order = np.random.default_rng((5, 2)).permutation(10)
+  assert [[t.index for t in tasks.batch(some(10), step, per_step=4, seed=5)] for step in (4, 5)] == [
+      list(order[:4]), list(order[4:8])]
+
+
+def mixed(**counts) -> list[types.Task]:
+  """So many tasks of each source."""
+  return tasks.join([[t._replace(id=f'{source}/{t.id}', source=source) for t in some(count)]
+                     for source, count in counts.items()], 'mixed')
+
+
+def counts(step, weights, split, per_step, seed=0):
+  batch = tasks.batch(split, step, per_step=per_step, seed=seed, weights=weights)
+  assert len(batch) == len({task.id for task in batch}) == per_step
+  return [sum(task.source == source for task in batch) for source in weights]
+
+
+def test_a_mixture_has_its_weights():
+  """Weights 5, 2, 1 of a step of 6: 3.75, 1.5 and 0.75 tasks, each rounded up or down."""
+  split, weights = mixed(a=11, b=7, c=3), {'a': 5, 'b': 2.0, 'c': 1}
+  found = np.array([counts(step, weights, split, 6) for step in range(2000)])
+  assert [set(column) for column in found.T] == [{3, 4}, {1, 2}, {0, 1}]
+  # Standard errors of at most .5 / sqrt(2000) = .011.
+  np.testing.assert_allclose(found.mean(axis=0), [3.75, 1.5, 0.75], atol=0.05)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 2**31))
+def test_any_mixture_is_rounded_up_or_down(weights, per_step, step):
+  weights = {f'{k}': weight for k, weight in enumerate(weights)}
+  split = mixed(**dict.fromkeys(weights, per_step))
+  found = counts(step, weights, split, per_step)
+  for count, weight in zip(found, weights.values()):
+    assert abs(count - per_step * weight / sum(weights.values())) < 1 + 1e-6
+
+
+def test_a_mixture_of_whole_shares_is_the_same_in_every_step():
+  split = mixed(a=30, b=20, c=10)
+  weights = {'a': 0.1, 'b': 0.2, 'c': 0.3}
+  assert {tuple(counts(step, weights, split, 12)) for step in range(50)} == {(2, 4, 6)}
+
+
+def test_every_task_of_a_dataset_has_an_equal_chance():
+  split, weights = mixed(a=5, b=9), {'a': 1, 'b': 2}
+  taken = np.zeros(14)
+  for step in range(3000):
+    for task in tasks.batch(split, step, per_step=4, seed=1, weights=weights):
+      taken[task.index] += 1
+  np.testing.assert_allclose(taken / 3000, [4 / 3 / 5] * 5 + [8 / 3 / 9] * 9, atol=0.04)
+
+
+def test_an_epoch_of_a_mixture_repeats_no_task():
+  split = mixed(a=12, b=8)
+  weights = {'a': 2, 'b': 1}  # 4 and 2 of 6: epochs of 3 and of 4 steps
+  taken = [[t.id for step in steps for t in tasks.batch(split, step, per_step=6, seed=0, weights=weights)
+            if t.source == source] for source, steps in (('a', range(3, 6)), ('b', range(4, 8)))]
+  assert [len(set(x)) for x in taken] == [12, 8]
+
+
+def test_any_step_of_a_mixture_can_be_asked_and_seeds_differ():
+  split, weights = mixed(a=50, b=50), {'a': 1, 'b': 1.5}
+  batch = lambda step, seed=0: tasks.batch(split, step, per_step=8, seed=seed, weights=weights)
+  in_order = [batch(step) for step in range(20)]
+  assert [batch(step) for step in reversed(range(20))] == in_order[::-1]
+  assert len({tuple(t.index for t in x) for x in (*in_order, batch(3, seed=1))}) == 21
+
+
+def test_the_datasets_of_a_step_take_turns():
+  batch = tasks.batch(mixed(a=8, b=4), 0, per_step=6, seed=0, weights={'a': 2, 'b': 1})
+  assert ''.join(task.source for task in batch) == 'abaaba'
+
+
+def test_a_mixture_of_one_is_its_dataset():
+  split = mixed(a=10)
+  for step in range(7):
+    assert tasks.batch(split, step, per_step=4, seed=3, weights={'a': 0.3}) == tasks.batch(
+        split, step, per_step=4, seed=3)
+
+
+def test_a_dataset_too_small_for_its_weight():
+  with pytest.raises(ValueError, match="a step takes up to 3 tasks of 'b', which has 2; lower its "
+                                       'weight in tasks.mixture, or tasks.per_step'):
+    tasks.batch(mixed(a=50, b=2), 0, per_step=8, seed=0, weights={'a': 2, 'b': 1})
+
+
+@pytest.mark.parametrize('mixture, message', [
+    (('a',), r"holds 'a', which is not \(DATASET, WEIGHT\) with a weight above 0"),
+    ((('a', 0.0),), 'which is not'), ((('a', -1),), 'which is not'),
+    ((('a', float('inf')),), 'which is not'), ((('a', float('nan')),), 'which is not'),
+    ((('a', '1'),), 'which is not'), (((1, 'a'),), 'which is not'),
+    ((('a', 1, 2),), 'which is not'),
+    ((('a:train', 1), ('a:test', 2)), 'names a dataset twice; weights are of datasets')])
+def test_mixtures_that_are_none(mixture, message):
+  with pytest.raises(ValueError, match=message):
+    tasks.check_mixture(mixture)
+
+
+def test_mixtures():
+  tasks.check_mixture(())
+  tasks.check_mixture((('a', 1), ['b:test[:5]', 0.5], ('reasoning_gym/gcd', 2)))
+
+
+@pytest.mark.parametrize('name, found', [
+    ('champ', ('champ', 'train')), ('champ:test', ('champ', 'test')),
+    ('a:test[:25%]', ('a', 'test[:25%]')), ('reasoning_gym/gcd', ('reasoning_gym/gcd', 'train')),
+    ("reasoning_gym/x(a='b:c', d={1: 2}):test[5:7]",
+     ("reasoning_gym/x(a='b:c', d={1: 2})", 'test[5:7]')),
+    ('', ('', 'train'))])
+def test_a_dataset_and_its_split(name, found):
+  assert tasks.part(name, 'train') == found
+
+
+def test_joined_splits_are_rows_of_one():
+  joined = mixed(a=2, b=3)
+  assert [(task.id, task.index) for task in joined] == [
+      ('a/made/0', 0), ('a/made/1', 1), ('b/made/0', 2), ('b/made/1', 3), ('b/made/2', 4)]
+  with pytest.raises(ValueError, match="one and two: rows 0 and 2 share the id 'made/0'"):
+    tasks.join([some(2), some(1)], 'one and two')
+
+
 def test_more_tasks_a_step_than_there_are():
   with pytest.raises(ValueError, match=r'tasks.per_step=6 is more than the 5 tasks of the split'):
     tasks.batch(some(5), 0, per_step=6, seed=0)
@@ -126,6 +249,50 @@ def test_read(data_dir):
   assert tasks.read('arithmetic', 'test', TOKENIZER, data_dir=data_dir) == read
 
 
+def test_read_says_where_a_task_is_from_and_what_verifies_it(data_dir):
+  assert {(task.source, task.verifier, task.info) for task in tasks.read(
+      'arithmetic', 'test', TOKENIZER, data_dir=data_dir)} == {('arithmetic', '', '')}
+  wide = Characters(arithmetic.ALPHABET + 'abcdefghijklmnopqrstuvwxyz{}:.')
+  read = tasks.read('reasoning_gym/count_bits', 'test', Bytes(), data_dir=data_dir,
+                    reasoning_gym={'train': 1, 'test': 3, 'seed': 0})
+  assert {(task.source, task.verifier) for task in read} == {
+      ('reasoning_gym/count_bits', 'reasoning_gym')}
+  assert all(json.loads(task.info)['entry']['answer'] == task.answer for task in read)
+  bare = tasks.read('arithmetic', 'test[:3]', TOKENIZER, data_dir=data_dir)
+  put = tasks.read('arithmetic', 'test[:3]', wide, data_dir=data_dir, template='find {problem}{{}}.')
+  assert [task.prompt for task in put] == [f'find {task.prompt}{{}}.' for task in bare]
+  assert [task.tokens for task in put] == [wide.encode(task.prompt) for task in put]
+  assert [task.id for task in put] == [task.id for task in bare]
+
+
+class Bytes:
+  """A tokenizer of any text."""
+
+  def encode(self, text):
+    return tuple(text.encode())
+
+
+@pytest.mark.parametrize('template', [
+    '', 'Solve.', '{}', '{0}', '{question}', '{problem.x}', '{problem[x]}', '{problem} in \\boxed{}',
+    '{problem', '{problem:d}', '{{problem}}'])
+def test_templates_that_are_none(template):
+  with pytest.raises(ValueError, match='tasks.template=.* is no text around {problem} .*are doubled'):
+    tasks.check_template(template)
+
+
+def test_templates():
+  tasks.check_template('{problem}')
+  tasks.check_template('{problem}\nPut your final answer within \\boxed{{}}.')
+
+
+def test_the_alphabet_of_several_datasets():
+  both = tasks.alphabet(['arithmetic', 'reasoning_gym/gcd', 'arithmetic'])
+  assert both.startswith(arithmetic.ALPHABET) and len(set(both)) == len(both) == 96
+  assert tasks.alphabet(['arithmetic']) == arithmetic.ALPHABET
+  with pytest.raises(ValueError, match="'champ' has no alphabet, which a policy from scratch needs"):
+    tasks.alphabet(['arithmetic', 'champ'])
+
+
 def test_read_a_sub_split(data_dir):
   whole = tasks.read('arithmetic', 'test', TOKENIZER, data_dir=data_dir)
   part = tasks.read('arithmetic', 'test[5:9]', TOKENIZER, data_dir=data_dir)
@@ -135,8 +302,8 @@ def test_read_a_sub_split(data_dir):
 
 
 def test_an_unknown_dataset(data_dir):
-  for name in ('arithmetics', '__init__', ''):
-    with pytest.raises(ValueError, match=rf"tasks.dataset='{name}' is not one of \['arithmetic'"):
+  for name in ('arithmetics', '__init__', 'published', '', 'reasoning_gym', 'champ/gcd', 'champ:test'):
+    with pytest.raises(ValueError, match=rf"tasks.dataset='{name}' is not one of \['aime_2024', "):
       tasks.read(name, 'train', TOKENIZER, data_dir=data_dir)
 
 

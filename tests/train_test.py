@@ -387,6 +387,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, da
     ({'pack__row_length': 41}, 'pack.row_length=41 is below the 42 tokens'),
     ({'pack__microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
     ({'tasks__dataset': 'none'}, "tasks.dataset='none' is not one of"),
+    ({'tasks__mixture': (('arithmetic', 1.0), ('none', 1.0))}, "tasks.dataset='none' is not one of"),
+    ({'tasks__mixture': (('arithmetic', 0.0),)}, 'with a weight above 0'),
+    ({'tasks__mixture': (('arithmetic', 1), ('champ:test', 1))}, "'champ' has no alphabet"),
+    ({'tasks__test': ('arithmetic:dev',)}, "dataset 'arithmetic' has no split 'dev'"),
+    ({'tasks__test': ('arithmetic', 'arithmetic:test[:5]')}, 'and arithmetic/test.* share'),
+    ({'tasks__template': 'Think.'}, "tasks.template='Think.' is no text around {problem}"),
     ({'tasks__train_split': 'training'}, "has no split 'training'"),
     ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
@@ -412,6 +418,37 @@ def test_bad_input_is_refused_before_anything_is_computed(
   with pytest.raises(ValueError, match=named):
     run(tmp_path / 'run', data_dir, **knobs)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_mixture_and_several_test_sets(data_dir, monkeypatch):
+  bits = 'reasoning_gym/count_bits'
+  config = config_of(
+      data_dir, tasks__mixture=(('arithmetic:train[:40]', 3.0), (bits, 1.0)), warm_start__num_steps=0,
+      tasks__test=(f'{bits}:test[:3]', 'arithmetic'), evaluate__tasks=5, sample__prompt_length=128,
+      pack__row_length=150)
+  config.tasks.reasoning_gym = {'train': 30, 'test': 10, 'seed': 0}
+  setup = train.prepare(config)
+  assert setup.weights == {'arithmetic': 3.0, bits: 1.0}
+  assert [t.source for t in setup.train_tasks] == ['arithmetic'] * 40 + [bits] * 30
+  assert [t.index for t in setup.train_tasks] == list(range(70))  # the rows of the statistics
+  assert [t.source for t in setup.test_tasks] == [bits] * 3 + ['arithmetic'] * 5
+  assert setup.tokenizer.decode(setup.train_tasks[69].tokens) == setup.train_tasks[69].prompt
+  found = evaluate.Outcomes(np.arange(32).reshape(8, 4) < 12, None, 0, 0)
+  monkeypatch.setattr(evaluate, 'outcomes', lambda *_, **__: found)
+  groups = train.evaluation(setup, None, jax.random.key(0), None)['groups']
+  assert {name: (x['tasks'], x['metrics']['avg@4']['mean']) for name, x in groups.items()
+          if name.startswith('source_')} == {f'source_{bits}': (3, 1.0), 'source_arithmetic': (5, 0.0)}
+
+
+def test_a_mixture_learns_and_goes_on(tmp_path, data_dir):
+  """Of one dataset: as far as the loop can tell, one of several."""
+  knobs = {'tasks__mixture': (('arithmetic:train[:40]', 1.0),), 'tasks__test': ('arithmetic:test[:5]',),
+           'num_steps': 2}
+  workdir = run(tmp_path, data_dir, **knobs)
+  run(tmp_path, data_dir, **knobs | {'num_steps': 3})
+  assert [r['step'] for r in records(workdir) if 'reward_mean' in r] == [0, 1, 2]
+  with pytest.raises(ValueError, match='tasks.mixture was'):
+    run(tmp_path, data_dir, **knobs | {'tasks__mixture': (('arithmetic:train[:40]', 2.0),)})
 
 
 def test_duplicate_ids_are_refused(tmp_path, data_dir, monkeypatch):

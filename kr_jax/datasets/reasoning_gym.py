@@ -1,0 +1,133 @@
+"""The procedural tasks of reasoning-gym, each by its name: 'reasoning_gym/chain_sum'.
+
+Arguments of a task's config stand in the name: 'reasoning_gym/chain_sum(max_terms=3, max_digits=2)'. The
+splits are one sequence, first `test` tasks and then `train`: they share no seed, and more training tasks
+leave the test as it is. Problems that repeat others, and those whose own answer the scorer does not
+accept, are left out, so that small families of problems give fewer tasks than asked for.
+
+`info` is JSON {"dataset": "chain_sum", "entry": {...}}: what reasoning-gym's scorer reads.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+import dataclasses
+import json
+import logging
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from kr_jax.datasets import published
+
+# A policy from scratch reads and writes these: printable ASCII and line breaks.
+ALPHABET = '\n' + ''.join(map(chr, range(32, 127)))
+
+
+@dataclasses.dataclass(eq=False)
+class Procedure(tfds.core.BuilderConfig):
+  """What is generated; the name tells it from all else that might be."""
+
+  task: str = ''  # its name in reasoning-gym
+  arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its config
+  dataset: str = ''  # as the user named it
+  train: int = 0  # tasks, at most
+  test: int = 0
+  seed: int = 0
+
+
+def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
+  """What 'reasoning_gym/TASK(NAME=VALUE, ...)' asks for.
+
+  Raises ValueError for a name that cannot be read, no such task or argument, and sizes below 1.
+  """
+  task, arguments = _parse(dataset)
+  for name, size in (('train', train), ('test', test)):
+    if size < 1:
+      raise ValueError(f'tasks.reasoning_gym.{name}={size} is below 1')
+  try:
+    import reasoning_gym
+    from reasoning_gym import factory
+  except ImportError as error:
+    raise ValueError(f"dataset {dataset!r} needs a package: pip install 'kr_jax[data]'") from error
+  if task not in factory.DATASETS:
+    raise ValueError(f'dataset {dataset!r}: reasoning-gym has no {task!r}, only '
+                     f'{sorted(factory.DATASETS)}')
+  config = factory.DATASETS[task][1]
+  known = [field.name for field in dataclasses.fields(config) if field.name not in ('seed', 'size')]
+  if unknown := sorted(set(arguments) - set(known)):
+    raise ValueError(f'dataset {dataset!r}: {task} takes no {unknown}; it takes {known}, and '
+                     'tasks.reasoning_gym has sizes and seed')
+  asked = json.dumps([task, arguments, train, test, seed, reasoning_gym.__version__], sort_keys=True)
+  return Procedure(name=f'{task}-{published.digest(asked)}', task=task, arguments=arguments,
+                   dataset=dataset, train=train, test=test, seed=seed)
+
+
+def _parse(dataset):
+  try:
+    call = ast.parse(dataset.partition('/')[2], mode='eval').body
+    if isinstance(call, ast.Name):
+      return call.id, {}
+    if call.args:
+      raise ValueError
+    return call.func.id, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+  except (SyntaxError, AttributeError, ValueError) as error:
+    raise ValueError(f'dataset {dataset!r} is neither reasoning_gym/TASK nor '
+                     'reasoning_gym/TASK(NAME=VALUE, ...)') from error
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """TFDS builder of `reasoning_gym`; generated, nothing is downloaded. Its config is a Procedure."""
+
+  name = 'reasoning_gym'
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Any task.'}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(description=__doc__, features=published.features())
+
+  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+    del dl_manager
+    c, seen = self.builder_config, set()
+    entries = self._entries()
+    return {split: self._generate_examples(list(self._tasks(entries, split, size, seen)))
+            for split, size in (('test', c.test), ('train', c.train))}
+
+  def _entries(self) -> Iterator[dict[str, Any]]:
+    import reasoning_gym
+    c = self.builder_config
+    try:
+      yield from reasoning_gym.create_dataset(c.task, **c.arguments, seed=c.seed, size=c.test + c.train)
+    except (AssertionError, TypeError, ValueError) as error:
+      raise ValueError(
+          f'dataset {c.dataset!r}: reasoning-gym refuses its arguments: {error!r}') from error
+
+  def _tasks(self, entries, split, size, seen):
+    import reasoning_gym
+    c, score, repeated, refused, kept = self.builder_config, None, 0, 0, 0
+    for _ in range(size):
+      entry = next(entries)
+      # As it will be asked for, by name; only now is it known that the name stands alone.
+      score = score or reasoning_gym.get_score_answer_fn(c.task)
+      info = json.dumps({'dataset': c.task, 'entry': entry}, default=str)  # some have fractions
+      if entry['question'] in seen:
+        repeated += 1
+      elif entry['answer'] is not None and score(entry['answer'], json.loads(info)['entry']) < 1 - 1e-9:
+        refused += 1
+      else:
+        seen.add(entry['question'])
+        kept += 1
+        yield {'id': f'{c.dataset}/{published.digest(entry["question"])}', 'prompt': entry['question'],
+               'answer': entry['answer'] or '', 'difficulty': 0, 'solution': '',
+               'verifier': 'reasoning_gym', 'info': info}
+    left_out = f'{repeated} repeat others, {refused} have an answer that their scorer does not accept'
+    if not kept:
+      raise ValueError(f'{c.dataset}/{split} has no task: of {size}, {left_out}; name another task')
+    if kept < size:
+      logging.getLogger('absl').warning('%s/%s has %d tasks: of %d, %s', c.dataset, split, kept, size,
+                                        left_out)
+
+  def _generate_examples(self, tasks) -> Iterator:
+    for task in tasks:
+      yield task['id'], task

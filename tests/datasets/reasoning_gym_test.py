@@ -1,0 +1,79 @@
+"""Tasks of reasoning-gym: splits that share nothing, entries that its own scorer reads."""
+
+import json
+
+import pytest
+import reasoning_gym
+
+from kr_jax.datasets import reasoning_gym as generated
+
+SIZES = {'train': 60, 'test': 20, 'seed': 3}
+
+
+@pytest.fixture
+def tasks(stored):
+  return lambda name, **sizes: stored(f'reasoning_gym/{name}', reasoning_gym=SIZES | sizes)
+
+
+@pytest.mark.parametrize('name', ['chain_sum', 'gsm_symbolic', 'countdown', 'propositional_logic'])
+def test_its_tasks(tasks, name):
+  found = tasks(name)
+  score = reasoning_gym.get_score_answer_fn(name)
+  assert 55 <= len(found['train']) <= 60 and len(found['test']) == 20
+  for task in (task for rows in found.values() for task in rows.values()):
+    info = json.loads(task['info'])
+    assert info['dataset'] == name and task['verifier'] == 'reasoning_gym'
+    assert task['prompt'] == info['entry']['question']
+    assert task['id'].startswith(f'reasoning_gym/{name}/')
+    if name != 'propositional_logic':  # which has a scorer but no answers
+      assert score(task['answer'], info['entry']) == 1
+
+
+def test_splits_share_no_problem_and_more_training_leaves_the_test(tasks):
+  few, many = tasks('coin_flip'), tasks('coin_flip', train=300)
+  assert not few['train'].keys() & few['test'].keys()
+  assert few['test'] == many['test'] and few['train'].items() < many['train'].items()
+  assert len(many['train']) < 300  # the others repeat these
+  assert len({task['prompt'] for rows in many.values() for task in rows.values()}) == sum(
+      map(len, many.values()))
+
+
+def test_what_is_left_out_is_said(tasks, caplog):
+  count = len(tasks('coin_flip', train=300)['train'])
+  assert (f'reasoning_gym/coin_flip/train has {count} tasks: of 300, {300 - count} repeat others, 0 have'
+          in caplog.text)
+
+
+def test_arguments_and_seeds(tasks):
+  terms = lambda found: {json.loads(task['info'])['entry']['metadata']['num_terms']
+                         for task in found['train'].values()}
+  assert terms(tasks('chain_sum(min_terms=2, max_terms=3)')) == {2, 3}
+  assert terms(tasks('chain_sum(min_terms=5,max_terms=5)')) == {5}
+  assert tasks('chain_sum')['test'] != tasks('chain_sum', seed=4)['test']
+  assert list(tasks('chain_sum')['test'].values()) == list(tasks('chain_sum')['test'].values())
+
+
+@pytest.mark.parametrize('name, message', [
+    ('sums', r"reasoning-gym has no 'sums', only \['ab', "),
+    ('chain_sum(terms=3)', r"chain_sum takes no \['terms'\]; it takes \['min_terms', "),
+    ('chain_sum(seed=3)', r"takes no \['seed'\].* tasks.reasoning_gym has sizes and seed"),
+    ('chain_sum(min_terms=3, max_terms=2)', 'refuses its arguments: .*max_terms must be >= min_terms'),
+    ('chain_sum(3)', r'is neither reasoning_gym/TASK nor reasoning_gym/TASK\(NAME=VALUE'),
+    ('chain_sum(min_terms=x)', 'is neither'), ('chain_sum(', 'is neither'), ('3', 'is neither'),
+    ('composite', 'refuses its arguments'),
+    ('rearc', 'has no task: of 20, 0 repeat others, 20 have an answer that their scorer does not')])
+def test_names_that_are_none(tasks, name, message):
+  with pytest.raises(ValueError, match=message):
+    tasks(name)
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_sizes(tasks, name):
+  with pytest.raises(ValueError, match=f'tasks.reasoning_gym.{name}=0 is below 1'):
+    tasks('chain_sum', **{name: 0})
+
+
+def test_the_alphabet_has_its_problems(tasks):
+  found = tasks('chain_sum')['train'].values()
+  assert set(''.join(t['prompt'] + t['answer'] for t in found)) <= set(generated.ALPHABET)
+  assert len(set(generated.ALPHABET)) == len(generated.ALPHABET) == 96
