@@ -192,7 +192,7 @@ def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
                        f'{len(part_)}; lower its weight in tasks.mixture, or tasks.per_step')
     # A batch of an epoch has room for as many as may be taken.
     epoch, i = divmod(step, len(part_) // most)
-    order = np.random.default_rng((seed, epoch, k)).permutation(len(part_))
+    order = np.random.default_rng((seed, epoch, k) if k else (seed, epoch)).permutation(len(part_))
     taken = order[i * most:i * most + count]
     placed += [((j + 0.5) / count, part_[row]) for j, row in enumerate(taken)]
   # Datasets take turns, as their tasks may differ in length and neighbours share a device.
