@@ -68,5 +68,5 @@ def test_every_module_has_a_test_and_every_test_a_module():
   modules = {p.parent if p.parts[0] == 'kernels' else p for p in modules}
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
-  of_the_project = {pathlib.Path(name) for name in ('layers', 'configs', 'launch', 'tpu')}
+  of_the_project = {pathlib.Path(name) for name in ('layers', 'configs', 'launch', 'tpu', 'tpu_sampler')}
   assert tests - of_the_project == modules
