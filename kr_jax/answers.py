@@ -109,15 +109,16 @@ _NOT_UNITS = {'pi', 'or', 'and', 'to', 'mod', 'sqrt', 'inf', 'infinity', *_SCALE
 _CHARACTERS = str.maketrans({
   '−': '-', '–': '-', '×': r'\times ', '·': r'\cdot ', '∙': r'\cdot ', '÷': '/', 'π': r'\pi ',
   '∞': r'\infty ', '°': r'^\circ', '≤': r'\le ', '≥': r'\ge ', '≠': r'\ne ', '∪': r'\cup ',
-  '∩': r'\cap ', '±': r'\pm ', '²': '^2', '³': '^3', '½': r'\frac{1}{2}', '¼': r'\frac{1}{4}', '¾': r'\frac{3}{4}',
-  '⅓': r'\frac{1}{3}', '⅔': r'\frac{2}{3}', '∅': r'\emptyset ', '∈': r'\in ', '‘': "'", '’': "'",
-  '\u00a0': ' ', '\u2009': ' ', '\u202f': ' ', '（': '(', '）': ')', '，': ', ', '％': '%', '€': ' euro'})
+  '∩': r'\cap ', '±': r'\pm ', '²': '^2', '³': '^3', '½': r'\frac{1}{2}', '¼': r'\frac{1}{4}',
+  '¾': r'\frac{3}{4}', '⅓': r'\frac{1}{3}', '⅔': r'\frac{2}{3}', '∅': r'\emptyset ', '∈': r'\in ',
+  '‘': "'", '’': "'", '\u00a0': ' ', '\u2009': ' ', '\u202f': ' ', '（': '(', '）': ')', '，': ', ',
+  '％': '%', '€': ' euro'})
 
 _REWRITES = [(re.compile(pattern), to) for pattern, to in (
   # Looks and spaces.
   (r'\\(?:left|right|[bB]ig+[lrm]?)(?![a-zA-Z])\.?|\\(?:displaystyle|limits|nolimits)(?![a-zA-Z])', ''),
   (r'\{,\}', ','),
-  (r'(?<=\d),?\\[!,;: ](?=\d{3}(?!\d))', ','),
+  (r'(?<=\d),?\\[!,;: ] *(?=\d{3}(?!\d))', ','),
   (r'(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~', ' '),
   (r'\\(?:text|mathrm|mbox|textbf|mathbf|textit|mathit|operatorname|textrm|textnormal|mathsf|rm|bf)\s*'
    r'\{([^{}]*)\}', r' \1 '),
@@ -205,7 +206,8 @@ def _is_words(text: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-  text = re.sub(r'\s', '', text.casefold() if _is_words(text) else text)
+  text = text.casefold() if _is_words(text) else text
+  text = re.sub(r'(?<!\d)\s+|\s+(?!\d)', '', text)  # '1 2' is not '12'
   return re.sub(r'\{(\w)\}', r'\1', text)
 
 
@@ -269,8 +271,9 @@ def _split_base(text: str) -> tuple[str, str]:
 
 def _split_name(text: str) -> tuple[str, str]:
   r"""'x = 3' or 'x \in {3}' as a name and what it is; ('', text) for another text."""
-  found = re.fullmatch(r"\s*([a-zA-Z](?:_\{?\w+\}?|'|\([a-z]\))?|\\[a-zA-Z]+|"
-                       r"\([a-z](?:\s*,\s*[a-z])+\))\s*(?:=|\\in(?![a-zA-Z]))\s*([^=]*(?:=[^=]*)*)", text)
+  found = re.fullmatch(
+      r"\s*([a-zA-Z](?:_\{?\w+\}?|'|\([a-z]\))?|\\[a-zA-Z]+|\([a-z](?:\s*,\s*[a-z])+\))"
+      r"\s*(?:=|\\in(?![a-zA-Z]))\s*([^=]*(?:=[^=]*)*)", text)
   if (not found or re.match(r'\\(?:frac|sqrt|sin|cos|tan|log|ln)(?![a-zA-Z])', found[1])
       or '=' in found[2] and re.search(r'[,;]|\b(?:and|or)\b', found[2])):
     return '', text
