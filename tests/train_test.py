@@ -440,6 +440,7 @@ def test_a_mixture_and_several_test_sets(data_dir, monkeypatch):
           if name.startswith('source_')} == {f'source_{bits}': (3, 1.0), 'source_arithmetic': (5, 0.0)}
 
 
+@slow
 def test_a_mixture_learns_and_goes_on(tmp_path, data_dir):
   """Of one dataset: as far as the loop can tell, one of several."""
   knobs = {'tasks__mixture': (('arithmetic:train[:40]', 1.0),), 'tasks__test': ('arithmetic:test[:5]',),
