@@ -14,6 +14,9 @@ def base() -> ml_collections.ConfigDict:
   c.tasks.mixture = ()
   c.tasks.test = ()  # datasets to evaluate on instead: ('math_500', 'champ:test[200:]')
   c.tasks.template = '{problem}'  # the prompt of a problem; other braces are doubled
+  c.tasks.chat = True  # the prompt is a user's message in a checkpoint's chat template, if it has one
+  c.tasks.system = ''  # system message of that chat; '': what the template has without one
+  c.tasks.thinking = True  # enable_thinking of templates that know it (Qwen3)
   c.tasks.data_dir = ''  # where TFDS keeps the data; '' is TFDS's own place
   c.tasks.train_split = 'train'  # TFDS split names, sub-splits allowed: 'train[:100]'
   c.tasks.test_split = 'test'
@@ -44,6 +47,9 @@ def base() -> ml_collections.ConfigDict:
   c.alloc.tokens_per_step = 0  # expected completion tokens of a step, where the cost is tokens
 
   c.policy = ml_collections.ConfigDict()
+  # What training starts from: a directory with config.json and safetensors, a .gguf file, gs://BUCKET/PATH,
+  # or 'smollm2-135m-instruct'. '': from scratch, with the sizes below, which are a checkpoint's else.
+  c.policy.checkpoint = ''
   c.policy.num_layers = 4  # L
   c.policy.width = 128  # D
   c.policy.num_heads = 4  # N, a multiple of num_kv_heads

@@ -85,8 +85,7 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
         np.full(batch, R), key, sample_config, total=batch * R)
     sampled = sample.cut(sampled, tokenizer.decode, sample_config)
-    token_RC = np.asarray(sampled.token_RC)[:len(some) * R]
-    texts = [tokenizer.decode(token_C) for token_C in token_RC]
+    texts = sample.texts(sampled, tokenizer.decode)[:len(some) * R]
     task_R = [task for task in some for _ in range(R)]
     found = [workers.score(texts, task_R)]
     verdict_IR.append(found[0].verdict_R.reshape(len(some), R) > 0)

@@ -1,11 +1,13 @@
-"""The policy: a decoder-only transformer of the Llama / Qwen family.
+"""The policy: a decoder-only transformer of the Llama, Qwen and Gemma families.
 
     x += O attention(rope(Q h), rope(K h), V h),  h = rmsnorm(x)
     x += Wo (silu(Wg h) * Wi h),                  h = rmsnorm(x)
 
-with grouped-query attention, optional q/k norms (Qwen3), optional q/k/v biases (Qwen2) and tied
-embeddings. Rotary positions are split in halves, as in the published checkpoints. Parameters are
-float32 and stacked over layers; layers are scanned, so compile time does not grow with depth.
+with grouped-query attention and, where the config says so: tied embeddings, q/k norms (Qwen3, Gemma 3),
+q/k/v biases (Qwen2), scaled rotary frequencies (Llama 3), and what Gemma 3 has of its own: layers that
+read a window, norms after attention and MLP, gelu, scaled embeddings. Rotary positions are split in
+halves, as in the published checkpoints. Parameters are float32 and stacked over layers; layers are
+scanned, so compile time does not grow with depth.
 
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
 dicts of arrays), and pure functions read them: `hidden` reads packed tokens, `output_matrix` is what
@@ -31,6 +33,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+import numpy as np
 
 from kr_jax import sharding
 from kr_jax import types
@@ -44,6 +47,7 @@ REMAT = {
     'attention': jax.checkpoint_policies.save_only_these_names('attention'),
     'full': jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
 }
+ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
 # The matrices of a layer, in the order they are drawn: letters that go in, and that come out.
 _MATRICES = {'q': ('D', 'NH'), 'k': ('D', 'KH'), 'v': ('D', 'KH'), 'o': ('NH', 'D'),
              'gate': ('D', 'F'), 'up': ('D', 'F'), 'down': ('F', 'D')}
@@ -69,6 +73,16 @@ class Config:
   remat: str  # a name in REMAT, for training
   lora_rank: int  # A, rank of the adapters; 0: none
   lora_alpha: float  # adapters are scaled by lora_alpha / lora_rank
+  # What follows is of checkpoints (kr_jax/weights.py); a policy from scratch has none of it.
+  activation: str = 'silu'  # a name in ACTIVATIONS
+  rope_scaling: tuple[float, ...] = ()  # () none; (factor,); or Llama 3's (factor, low, high, context)
+  norm_offset: float = 0.0  # norms multiply by this and their parameter
+  post_norms: bool = False  # norms of what attention and MLP add
+  embedding_scale: bool = False  # embeddings are multiplied by sqrt(D)
+  query_scalar: float = 0.0  # attention divides by its root; 0: head_width
+  window: int = 0  # tokens that a local layer reads, its own among them; 0: all layers read all
+  global_every: int = 1  # of so many layers the last reads all
+  local_rope_theta: float = 0.0  # of local layers, whose frequencies are not scaled
 
   def __post_init__(self):
     for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width',
@@ -84,10 +98,19 @@ class Config:
       raise ValueError(f"policy.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
     if self.remat not in REMAT:
       raise ValueError(f'policy.remat={self.remat!r} is not one of {tuple(REMAT)}')
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f'policy.activation={self.activation!r} is not one of {tuple(ACTIVATIONS)}')
+    if len(self.rope_scaling) not in (0, 1, 4):
+      raise ValueError(f'policy.rope_scaling={self.rope_scaling} is not (), (factor,) or '
+                       '(factor, low, high, context)')
     if self.lora_rank < 0:
       raise ValueError(f'policy.lora_rank={self.lora_rank} is below 0')
     if self.lora_rank and not self.lora_alpha > 0:
       raise ValueError(f'policy.lora_alpha={self.lora_alpha} must be above 0')
+
+  def is_local(self, layer: int) -> bool:
+    """Whether a layer reads a window."""
+    return self.window > 0 and (layer + 1) % self.global_every != 0
 
 
 class Cache(NamedTuple):
@@ -133,46 +156,84 @@ _times.defvjp(_times_forward, _times_backward)
 _rmsnorm = jax.checkpoint(rmsnorm, static_argnums=2, prevent_cse=False)
 
 
-def turns(position_BT: Array, config: Config) -> tuple[Array, Array]:
-  """What `rope` multiplies by at these positions: cosines, and sines with signs, [B, T, 1, 2, H/2].
+def _scale(config: Config, norm: Array) -> Array:
+  """What a norm multiplies by, of its parameter."""
+  return config.norm_offset + norm if config.norm_offset else norm
+
+
+def frequencies(theta: float, head_width: int, scaling: tuple[float, ...] = ()) -> np.ndarray:
+  """Radians a position, of each pair: theta^(-2i/H), float32 [H/2].
+
+  Scaled by (factor,): all are divided by it. By (factor, low, high, context): those that turn less than
+  `low` times in a context are divided, those that turn more than `high` times are not, and between them
+  both are mixed (Llama 3.1's published code).
+  """
+  frequency_H = theta ** (-2 * np.arange(head_width // 2) / head_width)
+  if scaling:
+    factor, *bounds = scaling
+    kept_H = np.zeros(head_width // 2)
+    if bounds:
+      low, high, context = bounds
+      kept_H = np.clip((context * frequency_H / (2 * np.pi) - low) / (high - low), 0, 1)
+    frequency_H *= kept_H + (1 - kept_H) / factor
+  return frequency_H.astype(np.float32)
+
+
+class Turns(NamedTuple):
+  """What `rope` multiplies by at some positions: [B, T, 1, 2, H/2], float32."""
+
+  cos: Array
+  sin: Array  # with signs
+
+
+def turns(position_BT: Array, config: Config) -> tuple[Turns, Turns]:
+  """Of layers that read all, and of local ones.
 
   They are the same in all layers. XLA would compute them again in each, which on a CPU takes longer
   than the rotation.
   """
-  half = config.head_width // 2
-  frequency_H = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  position_BT111 = position_BT[..., None, None, None].astype(jnp.float32)
-  angle_BT11H = position_BT111 * frequency_H[None, None, None, None]
-  cos, sin = jnp.cos(angle_BT11H), jnp.sin(angle_BT11H)
-  return jax.lax.optimization_barrier(
-      (jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)))
+  def of(frequency_H):
+    position_BT111 = position_BT[..., None, None, None].astype(jnp.float32)
+    angle_BT11H = position_BT111 * frequency_H[None, None, None, None]
+    cos, sin = jnp.cos(angle_BT11H), jnp.sin(angle_BT11H)
+    return jax.lax.optimization_barrier(
+        Turns(jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)))
+
+  all_ = of(frequencies(config.rope_theta, config.head_width, config.rope_scaling))
+  return all_, of(frequencies(config.local_rope_theta, config.head_width)) if config.window else all_
 
 
-def rope(x_BTNH: Array, turns: tuple[Array, Array]) -> Array:
+def rope(x_BTNH: Array, turns: Turns) -> Array:
   """Rotates the pairs (i, i + H/2) by position * theta^(-2i/H). Su et al. 2021, eq. 34."""
-  cos, sin = turns
   x_BTN2H = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
-  turned_BTN2H = x_BTN2H * cos + jnp.flip(x_BTN2H, axis=3) * sin
+  turned_BTN2H = x_BTN2H * turns.cos + jnp.flip(x_BTN2H, axis=3) * turns.sin
   return turned_BTN2H.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
 
 
-def _attend_masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
+def _attend_masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int = 0
+                   ) -> Array:
   T = segment_BT.shape[1]
   same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-  causal_TT = jnp.tril(jnp.ones((T, T), bool))
-  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=(same_BTT & causal_TT[None])[:, None])
+  age_TT = jnp.arange(T)[:, None] - jnp.arange(T)[None]
+  read_TT = (age_TT >= 0) & (age_TT < (window or T))
+  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=(same_BTT & read_TT[None])[:, None])
 
 
-def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
-  """Each token reads those of its own segment up to itself: in memory linear in T on a TPU."""
+def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int = 0
+                     ) -> Array:
+  """Each token reads those of its own segment up to itself, in memory linear in T on a TPU.
+
+  A segment is contiguous. window: how many of its tokens it reads at the most; 0: all.
+  """
   if sharding.platform() != 'tpu':
-    return checkpoint_name(_attend_masked(q_BTNH, k_BTKH, v_BTKH, segment_BT), 'attention')
+    return checkpoint_name(_attend_masked(q_BTNH, k_BTKH, v_BTKH, segment_BT, window), 'attention')
+  attend = functools.partial(_splash, window=window)
   if jax.sharding.get_abstract_mesh().empty:
-    return _splash(q_BTNH, k_BTKH, v_BTKH, segment_BT)
+    return attend(q_BTNH, k_BTKH, v_BTKH, segment_BT)
   taken = sharding.unmapped(sharding.AXES)
   over = sharding.unmapped(sharding.ROWS) or None
   rows, heads = PartitionSpec(over), PartitionSpec(over, None, 'model')
-  return jax.shard_map(_splash, in_specs=(heads, heads, heads, rows), out_specs=heads,
+  return jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads,
                        axis_names=set(taken), check_vma=False)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
 
 
@@ -183,13 +244,14 @@ def _take(x_BTNH: Array, index: Array, shards: int) -> Array:
   return taken.reshape(*index.shape, *x_BTNH.shape[2:])
 
 
-def _splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array) -> Array:
+def _splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int) -> Array:
   T, N, H = q_BTNH.shape[1:]
   block = max((b for b in (128, 256, 512) if T % b == 0), default=None)
   if block is None:
     raise ValueError(f'rows of {T} tokens (pack.row_length) must be a multiple of 128 on a TPU')
+  mask = splash.LocalMask((T, T), (window - 1, 0), 0) if window else splash.CausalMask((T, T))
   kernel = splash.make_splash_mha(
-      splash.MultiHeadMask([splash.CausalMask((T, T))] * N), head_shards=1, q_seq_shards=1,
+      splash.MultiHeadMask([mask] * N), head_shards=1, q_seq_shards=1,
       block_sizes=splash.BlockSizes(
           block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
           block_kv_dq=block),
@@ -220,8 +282,10 @@ class Block(nnx.Module):
     shape = lambda letters: tuple(size[letter] for letter in letters)
     draw = lambda letters, std: _normal(rngs, shape(letters), std)
     fan_in = {name: math.prod(shape(i)) for name, (i, _) in _MATRICES.items()}
-    self.attention_norm_D = nnx.Param(jnp.ones(c.width))
-    self.mlp_norm_D = nnx.Param(jnp.ones(c.width))
+    norm = lambda width: nnx.Param(jnp.full(width, 1 - c.norm_offset))
+    self.attention_norm_D, self.mlp_norm_D = norm(c.width), norm(c.width)
+    if c.post_norms:
+      self.attention_post_norm_D, self.mlp_post_norm_D = norm(c.width), norm(c.width)
     for name, (i, o) in _MATRICES.items():
       # Residual branches shrink with depth, so that the sum of 2L of them starts near the embedding.
       out = (2 * c.num_layers) ** -0.5 if o == 'D' else 1
@@ -231,8 +295,7 @@ class Block(nnx.Module):
       for name, letters in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
         setattr(self, f'{name}_bias_{letters}', nnx.Param(jnp.zeros(shape(letters))))
     if c.qk_norm:
-      self.q_norm_H = nnx.Param(jnp.ones(c.head_width))
-      self.k_norm_H = nnx.Param(jnp.ones(c.head_width))
+      self.q_norm_H, self.k_norm_H = norm(c.head_width), norm(c.head_width)
     if c.lora_rank:
       for name, (i, o) in _MATRICES.items():
         setattr(self, f'{name}_lora_{i}A', draw(i + 'A', fan_in[name] ** -0.5))
@@ -240,6 +303,9 @@ class Block(nnx.Module):
 
   def _weight(self, name: str) -> Array:
     return getattr(self, name)[...].astype(self.c.dtype)
+
+  def _norm(self, name: str, x: Array) -> Array:
+    return _rmsnorm(x, _scale(self.c, getattr(self, name)[...]), self.c.norm_eps)
 
   def _product(self, name: str, x: Array) -> Array:
     """x times a matrix and its adapter."""
@@ -255,26 +321,30 @@ class Block(nnx.Module):
           times(x, f'{name}_lora_{i}A', i, 'A'), f'{name}_lora_A{o}', 'A', o)
     return y
 
-  def qkv(self, x_BTD: Array, turns: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+  def qkv(self, x_BTD: Array, turns: Turns) -> tuple[Array, Array, Array]:
     c = self.c
-    h_BTD = _rmsnorm(x_BTD, self.attention_norm_D[...], c.norm_eps)
+    h_BTD = self._norm('attention_norm_D', x_BTD)
     q_BTNH, k_BTKH, v_BTKH = (self._product(name, h_BTD) for name in 'qkv')
     if c.qkv_bias:
       q_BTNH += self._weight('q_bias_NH')[None, None]
       k_BTKH += self._weight('k_bias_KH')[None, None]
       v_BTKH += self._weight('v_bias_KH')[None, None]
     if c.qk_norm:
-      q_BTNH = _rmsnorm(q_BTNH, self.q_norm_H[...], c.norm_eps)
-      k_BTKH = _rmsnorm(k_BTKH, self.k_norm_H[...], c.norm_eps)
+      q_BTNH, k_BTKH = self._norm('q_norm_H', q_BTNH), self._norm('k_norm_H', k_BTKH)
+    if c.query_scalar:  # whoever attends divides by the root of H
+      q_BTNH *= (c.head_width / c.query_scalar) ** 0.5
     return rope(q_BTNH, turns), rope(k_BTKH, turns), v_BTKH
 
   def add(self, x_BTD: Array, context_BTNH: Array) -> Array:
     """The layer's output, from its input and what attention read."""
-    x_BTD += self._product('o', context_BTNH)
-    h_BTD = _rmsnorm(x_BTD, self.mlp_norm_D[...], self.c.norm_eps)
-    gated = jax.checkpoint(lambda gate, up: self._product('down', jax.nn.silu(gate) * up),
-                           prevent_cse=False)
-    return x_BTD + gated(self._product('gate', h_BTD), self._product('up', h_BTD))
+    c = self.c
+    post = lambda name, y_BTD: self._norm(name, y_BTD) if c.post_norms else y_BTD
+    x_BTD += post('attention_post_norm_D', self._product('o', context_BTNH))
+    h_BTD = self._norm('mlp_norm_D', x_BTD)
+    gated = jax.checkpoint(
+        lambda gate, up: self._product('down', ACTIVATIONS[c.activation](gate) * up), prevent_cse=False)
+    added_BTD = gated(self._product('gate', h_BTD), self._product('up', h_BTD))
+    return x_BTD + post('mlp_post_norm_D', added_BTD)
 
 
 class Policy(nnx.Module):
@@ -284,7 +354,7 @@ class Policy(nnx.Module):
     self.c = c
     self.embed_VD = _normal(rngs, (c.vocab_size, c.width), 0.02)
     self.layers = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.num_layers))
-    self.norm_D = nnx.Param(jnp.ones(c.width))
+    self.norm_D = nnx.Param(jnp.full(c.width, 1 - c.norm_offset))
     if not c.tie_embeddings:
       self.output_DV = _normal(rngs, (c.width, c.vocab_size), c.width ** -0.5)
 
@@ -301,12 +371,17 @@ def _block(config: Config, params: Any) -> Block:
 
 
 def _embed(config: Config, params: Any, token_BT: Array) -> Array:
-  return params['embed_VD'].astype(config.dtype)[token_BT]
+  x_BTD = params['embed_VD'].astype(config.dtype)[token_BT]
+  # The factor is rounded to the dtype, as Gemma was trained.
+  return x_BTD * jnp.asarray(config.width ** 0.5, x_BTD.dtype) if config.embedding_scale else x_BTD
 
 
-def _logits(config: Config, params: Any, x_BTD: Array) -> Array:
-  h_BTD = rmsnorm(x_BTD, params['norm_D'], config.norm_eps)
-  return jnp.einsum('btd,dv->btv', h_BTD, output_matrix(config, params),
+def _last_norm(config: Config, params: Any, x_BTD: Array) -> Array:
+  return rmsnorm(x_BTD, _scale(config, params['norm_D']), config.norm_eps)
+
+
+def _output(config: Config, params: Any, hidden_BTD: Array) -> Array:
+  return jnp.einsum('btd,dv->btv', hidden_BTD, output_matrix(config, params),
                     preferred_element_type=jnp.float32)
 
 
@@ -333,23 +408,29 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   Raises:
     ValueError: rows whose length the TPU's attention kernel does not take.
   """
-  B, at = token_BT.shape[0], turns(position_BT, config)
+  B, (at_all, at_local) = token_BT.shape[0], turns(position_BT, config)
 
-  def layer(x_BTD, params):
-    block = _block(config, params)
+  def layer(x_BTD, of_layer):
+    params, is_local = of_layer
+    block, at, attend = _block(config, params), at_all, _attend_segments
+    if config.window:
+      at = jax.tree.map(lambda x, y: jnp.where(is_local, x, y), at_local, at_all)
+      attend = functools.partial(
+          jax.lax.cond, is_local, functools.partial(_attend_segments, window=config.window), attend)
     qkv = block.qkv(x_BTD, at)
     if rows is None:
-      context_BTNH = _attend_segments(*qkv, segment_BT)
+      context_BTNH = attend(*qkv, segment_BT)
     else:
-      context_GSNH = _attend_segments(*(_take(x, rows.source_GS, B) for x in qkv), rows.segment_GS)
+      context_GSNH = attend(*(_take(x, rows.source_GS, B) for x in qkv), rows.segment_GS)
       context_BTNH = _take(context_GSNH, rows.place_BT, B)
     return block.add(x_BTD, context_BTNH), None
 
   if config.remat != 'none':
     layer = jax.checkpoint(layer, policy=REMAT[config.remat], prevent_cse=False)
+  is_local_L = np.array([config.is_local(i) for i in range(config.num_layers)])
   x_BTD, _ = jax.lax.scan(
-      layer, sharding.constrain_rows(_embed(config, params, token_BT)), params['layers'])
-  return rmsnorm(x_BTD, params['norm_D'], config.norm_eps)
+      layer, sharding.constrain_rows(_embed(config, params, token_BT)), (params['layers'], is_local_L))
+  return _last_norm(config, params, x_BTD)
 
 
 def output_matrix(config: Config, params: Any) -> Array:
@@ -362,9 +443,8 @@ def logits(config: Config, params: Any, token_BT: Array) -> Array:
   """Next-token logits of rows of one sequence each: logits_BTV, float32."""
   B, T = token_BT.shape
   position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-  hidden_BTD = hidden(config, params, token_BT, position_BT, jnp.zeros_like(position_BT))
-  return jnp.einsum('btd,dv->btv', hidden_BTD, output_matrix(config, params),
-                    preferred_element_type=jnp.float32)
+  return _output(config, params, hidden(
+      config, params, token_BT, position_BT, jnp.zeros_like(position_BT)))
 
 
 def plain(config: Config) -> Config:
@@ -453,19 +533,19 @@ def prefill(config: Config, params: Any, token_BP: Array, length_B: Array, *, in
     which those from a prompt's length on hold padding.
   """
   B, P = token_BP.shape
-  at = turns(jnp.broadcast_to(jnp.arange(P)[None], (B, P)), config)
+  at_all, at_local = turns(jnp.broadcast_to(jnp.arange(P)[None], (B, P)), config)
   attend = _attend_masked if P % 128 else _attend_segments
   of_last = jax.vmap(lambda x_P, length: jax.lax.dynamic_slice_in_dim(x_P, length - 1, 1))
   x_BPD, cache = _embed(config, params, token_BP), []
-  for layer in params['layers']:
-    block = _block(config, layer)
-    q, k, v = block.qkv(x_BPD, at)
-    context_BPNH = attend(q, k, v, jnp.zeros_like(token_BP))
+  for i, layer in enumerate(params['layers']):
+    block, is_local = _block(config, layer), config.is_local(i)
+    q, k, v = block.qkv(x_BPD, at_local if is_local else at_all)
+    context_BPNH = attend(q, k, v, jnp.zeros_like(token_BP), window=config.window * is_local)
     cache.append(_stored(k, v, int8))
-    if layer is params['layers'][-1]:  # of the others nothing is read any more
+    if i == config.num_layers - 1:  # of the others nothing is read any more
       x_BPD, context_BPNH = of_last(x_BPD, length_B), of_last(context_BPNH, length_B)
     x_BPD = block.add(x_BPD, context_BPNH)
-  return _logits(config, params, x_BPD)[:, 0], tuple(cache)
+  return _output(config, params, _last_norm(config, params, x_BPD))[:, 0], tuple(cache)
 
 
 def empty(prefix: tuple[Cache, ...], slots: int, columns: int) -> tuple[tuple[Cache, ...], ...]:
@@ -523,16 +603,20 @@ def decode(config: Config, params: Any, token_S: Array, slots: Slots, prefix: tu
   """
   columns = sum(chunk.k_SKTH.shape[2] for chunk in own[0])
   column = slots.step % columns
-  first_S = (column - slots.count_S + 1) % columns
   read_S = jnp.where(slots.count_S > 0, slots.prompt_length_S, 0)
-  at = turns((slots.prompt_length_S + slots.count_S - 1)[:, None], config)
+  at_all, at_local = turns((slots.prompt_length_S + slots.count_S - 1)[:, None], config)
   x_S1D, after = _embed(config, params, token_S[:, None]), []
-  for layer, prompts, ring in zip(params['layers'], prefix, own, strict=True):
-    block = _block(config, layer)
-    q_S1NH, k, v = block.qkv(x_S1D, at)
+  for i, (layer, prompts, ring) in enumerate(zip(params['layers'], prefix, own, strict=True)):
+    block, is_local = _block(config, layer), config.is_local(i)
+    q_S1NH, k, v = block.qkv(x_S1D, at_local if is_local else at_all)
     ring = _append(ring, _stored(k, v, prompts.k_scale_SKT is not None), column)
+    count_S, prefix_first_S = slots.count_S, None
+    if is_local:
+      prefix_first_S = jnp.maximum(slots.prompt_length_S + count_S - config.window, 0)
+      count_S = jnp.minimum(count_S, config.window)
     context_SNH = decode_attention(
-        q_S1NH[:, 0], prompts, ring, slots.prompt_S, read_S, first_S, slots.count_S)
+        q_S1NH[:, 0], prompts, ring, slots.prompt_S, read_S, (column - count_S + 1) % columns, count_S,
+        **({} if prefix_first_S is None else {"prefix_first_S": prefix_first_S}))
     x_S1D = block.add(x_S1D, context_SNH[:, None])
     after.append(ring)
-  return _logits(config, params, x_S1D)[:, 0], tuple(after)
+  return _output(config, params, _last_norm(config, params, x_S1D))[:, 0], tuple(after)

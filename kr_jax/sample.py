@@ -32,7 +32,7 @@ import numpy as np
 from kr_jax import policy
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax.tokenizer import PAD, STOP
+from kr_jax.tokenizer import PAD
 from kr_jax.types import Array
 
 CACHES = ('', 'int8')
@@ -52,7 +52,7 @@ class Config(NamedTuple):
   min_p: float  # those of at least this share of the likeliest's probability; 0: all
   cache: str  # in CACHES: '' is the dtype of the computation
   stop_strings: tuple[str, ...]  # texts after which a completion is cut (`cut`)
-  stop_ids: tuple[int, ...] = (STOP,)  # tokens that end a completion
+  stop_ids: tuple[int, ...]  # tokens that end a completion: the tokenizer's
 
 
 def check(config: Config, section: str = 'sample') -> None:
@@ -374,6 +374,12 @@ def truncate(logits_SV: Array, config: Config) -> Array:
 
 
 # What is done on the host.
+
+
+def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> list[str]:
+  """The text of each completion; '' where there is no rollout. decode: tokens -> text."""
+  lengths_R = np.asarray(rollouts.length_R)
+  return [decode(token_C[:n]) for token_C, n in zip(np.asarray(rollouts.token_RC), lengths_R)]
 
 
 def cut(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:

@@ -106,7 +106,7 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
     prompt = template.format(problem=text['prompt'])
     tasks.append(types.Task(
         id=text['id'], index=len(tasks), prompt=prompt, answer=text['answer'],
-        difficulty=int(row['difficulty']), solution=text['solution'], tokens=tokenizer.encode(prompt),
+        difficulty=int(row['difficulty']), solution=text['solution'], tokens=tokenizer.prompt(prompt),
         source=dataset, verifier=text.get('verifier', ''), info=text.get('info', '')))
   check(tasks, f'{dataset}/{split}')
   return tasks

@@ -39,6 +39,7 @@ from kr_jax import tokenizer as tokenizer_lib
 from kr_jax import types
 from kr_jax import update
 from kr_jax import warm_start
+from kr_jax import weights
 
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
@@ -55,7 +56,8 @@ class Setup(NamedTuple):
 
   config: ml_collections.ConfigDict
   alloc: ml_collections.ConfigDict  # with its preset
-  tokenizer: tokenizer_lib.Characters
+  checkpoint: str  # where training starts from; '': from scratch
+  tokenizer: tokenizer_lib.Characters | tokenizer_lib.Subwords
   policy: policy.Config  # without adapters: what is sampled from
   trained: policy.Config  # with them
   sample: sample.Config
@@ -64,7 +66,7 @@ class Setup(NamedTuple):
   update: update.Config
   warm_start: warm_start.Config
   train_tasks: Sequence[types.Task]
-  weights: dict[str, float]  # of the datasets that they are from
+  shares: dict[str, float]  # of the datasets that they are from
   test_tasks: Sequence[types.Task]
   warm_start_tasks: Sequence[types.Task]
 
@@ -77,7 +79,13 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   """
   _check_ranges(config)
   alloc = _alloc(config)
-  sample_config = sample.Config(**config.sample)
+  c = config.tasks
+  tasks_lib.check_mixture(c.mixture)
+  train = {tasks_lib.part(name, c.train_split): weight
+           for name, weight in c.mixture or ((c.dataset, 1.0),)}
+  test = [tasks_lib.part(name, c.test_split) for name in c.test or [dataset for dataset, _ in train]]
+  tokenizer, trained = _policy(config, [dataset for dataset, _ in (*train, *test)])
+  sample_config = sample.Config(**config.sample, stop_ids=tokenizer.stop_ids)
   evaluate_config = sample_config._replace(
       **{name: config.evaluate[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
   update_config = update.Config(grpo=_loss(config), **config.optimizer, **config.pack,
@@ -98,13 +106,6 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       config.sample.prompt_length, config.sample.completion_length,
       config.alloc.rollouts_per_step / config.tasks.per_step, update_config)
 
-  c = config.tasks
-  tasks_lib.check_mixture(c.mixture)
-  train = {tasks_lib.part(name, c.train_split): weight
-           for name, weight in c.mixture or ((c.dataset, 1.0),)}
-  test = [tasks_lib.part(name, c.test_split) for name in c.test or [dataset for dataset, _ in train]]
-  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet([dataset for dataset, _ in (*train, *test)]))
-
   def read(parts, most=None):
     found = []
     for dataset, split in parts:
@@ -114,14 +115,13 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       found.append(tasks)
     return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in parts))
 
-  trained = policy.Config(vocab_size=tokenizer.vocab_size, **config.policy)
   setup = Setup(
-      config=config, alloc=alloc, tokenizer=tokenizer, policy=policy.plain(trained), trained=trained,
+      config=config, alloc=alloc, checkpoint=config.policy.checkpoint, tokenizer=tokenizer, policy=policy.plain(trained), trained=trained,
       sample=sample_config, evaluate=evaluate_config, rewards=rewards_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
           checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
-      train_tasks=read(train), weights={dataset: weight for (dataset, _), weight in train.items()},
+      train_tasks=read(train), shares={dataset: weight for (dataset, _), weight in train.items()},
       test_tasks=read(test, config.evaluate.tasks),
       warm_start_tasks=read([(dataset, c.warm_start_split) for dataset, _ in train])
       if config.warm_start.num_steps else [])
@@ -131,9 +131,22 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
                        'of its split')
   rewards.names(setup.train_tasks, rewards_config)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, rewards_config), config.evaluate.maj_at)
-  tasks_lib.batch(setup.train_tasks, 0, per_step=c.per_step, seed=config.seed, weights=setup.weights)
+  tasks_lib.batch(setup.train_tasks, 0, per_step=c.per_step, seed=config.seed, weights=setup.shares)
   warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
   return setup
+
+
+def _policy(config: ml_collections.ConfigDict, datasets: Sequence[str]
+            ) -> tuple[tokenizer_lib.Characters | tokenizer_lib.Subwords, policy.Config]:
+  """Tokenizer and sizes: of a checkpoint, or from scratch for the characters of the datasets."""
+  knobs, c = config.policy.to_dict(), config.tasks
+  name = knobs.pop('checkpoint')
+  if not name:
+    tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet(datasets))
+    return tokenizer, policy.Config(vocab_size=tokenizer.vocab_size, **knobs)
+  of_run = {knob: knobs[knob] for knob in ('dtype', 'remat', 'lora_rank', 'lora_alpha')}
+  return (tokenizer_lib.Subwords(name, chat=c.chat, system=c.system, thinking=c.thinking),
+          weights.config(name, **of_run))
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:
@@ -238,13 +251,16 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   """State and statistics of the latest checkpoint, or before any training; and the base.
 
   A checkpoint holds what is trained and no more. The base, which adapters are added to and a KL
-  divergence is taken from, is the initial policy: it is made again from the seed and the warm start's
-  own checkpoint, and is {} where nothing needs it.
+  divergence is taken from, is the initial policy: it is made again from what training started from (a
+  published checkpoint, or the seed) and the warm start's own checkpoint; {} where nothing needs it.
   """
   c, key = setup.trained, jax.random.key(setup.config.seed)
   init_key = jax.random.fold_in(key, _INIT)
   needs_base = c.lora_rank or setup.update.grpo.kl_coef
-  params = policy.init(setup.policy, init_key)
+  if setup.checkpoint and (needs_base or checkpoints.latest() is None):
+    params = weights.params(setup.checkpoint, setup.policy)
+  else:
+    params = policy.init(setup.policy, init_key)
   if setup.warm_start_tasks and (needs_base or checkpoints.latest() is None):
     params = warm_start.run(
         params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample, setup.warm_start,
@@ -280,6 +296,17 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
         'config': {name: config[name]
                    for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
         **evaluation(setup, params, state.key, pool)}
+
+
+def export_checkpoint(setup: Setup, workdir: str, directory: str) -> int:
+  """Writes a workdir's latest checkpoint as weights.save does, and returns its step. Raises ValueError
+  where there is no checkpoint, or the policy is of no published family."""
+  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
+    checkpoints.require()
+    state, _, base = start(setup, workdir, checkpoints)
+  weights.save(directory, setup.policy, policy.merge(setup.trained, state.params, base),
+               source=setup.checkpoint or None)
+  return int(state.step)
 
 
 def claim(setup: Setup, workdir: str) -> None:
@@ -321,7 +348,7 @@ def train(setup: Setup, workdir: str) -> None:
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
         evaluated(step)
       tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed,
-                                weights=setup.weights)
+                                weights=setup.shares)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
       started = time.monotonic()
@@ -357,10 +384,10 @@ def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
             rollouts: types.Rollouts) -> rewards.Scores:
   """Verdicts and rewards of a step; 0 where there is no rollout."""
   m_R = [int(m) for m in np.asarray(rollouts.task_R) if m < len(tasks_M)]
-  token_RC = np.asarray(rollouts.token_RC)
-  scores = pool.score([setup.tokenizer.decode(token_C) for token_C in token_RC[:len(m_R)]],
-                      [tasks_M[m] for m in m_R], np.asarray(rollouts.length_R)[:len(m_R)])
-  fill = lambda x: np.pad(x, (0, len(token_RC) - len(x)))
+  texts = sample.texts(rollouts, setup.tokenizer.decode)
+  scores = pool.score(texts[:len(m_R)], [tasks_M[m] for m in m_R],
+                      np.asarray(rollouts.length_R)[:len(m_R)])
+  fill = lambda x: np.pad(x, (0, len(texts) - len(x)))
   return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
 
 

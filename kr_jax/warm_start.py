@@ -21,7 +21,7 @@ from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax import update
-from kr_jax.tokenizer import PAD, STOP
+from kr_jax.tokenizer import PAD
 
 
 class Config(NamedTuple):
@@ -41,7 +41,7 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
   token_RC = np.full((len(tasks), config.completion_length), PAD, np.int32)
   length_R = np.zeros(len(tasks), np.int32)
   for r, task in enumerate(tasks):
-    tokens = (*tokenizer.encode(task.solution), STOP)
+    tokens = (*tokenizer.encode(task.solution), tokenizer.stop_ids[0])
     if not task.solution or len(tokens) > config.completion_length:
       raise ValueError(f'{task.id!r} has the solution {task.solution!r} of {len(tokens)} tokens; '
                        f'a warm start needs 2..sample.completion_length={config.completion_length}')

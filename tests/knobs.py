@@ -5,6 +5,7 @@ from kr_jax import grpo
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import update
+from kr_jax.tokenizer import STOP
 
 
 def loss(**knobs) -> grpo.Config:
@@ -23,8 +24,8 @@ def updates(temperature: float = 1.0, **knobs) -> update.Config:
 
 
 def sampler(**knobs) -> sample.Config:
-  """A sample.Config."""
-  return sample.Config(**common.base().sample.to_dict() | knobs)
+  """A sample.Config, of tokenizer.Characters."""
+  return sample.Config(**common.base().sample.to_dict() | {'stop_ids': (STOP,)} | knobs)
 
 
 def verifiers(verifier, *, workers: int = 1, **knobs) -> rewards.Config:

@@ -7,11 +7,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
-    ('types',),
+    ('types', 'pretrained'),
     ('answers', 'sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
     ('tasks', 'rewards', 'allocate', 'estimate', 'policy', 'pack'),
     ('weights', 'sample', 'grpo', 'checkpoint', 'resources'),
-    ('update', 'evaluate', 'worlds'),
+    ('update', 'evaluate', 'generate', 'worlds'),
     ('warm_start',),
     ('train', 'report', 'preflight', 'simulate'),
     ('main',),

@@ -114,7 +114,7 @@ def test_rmsnorm_and_rope_by_hand():
   # A quarter turn takes (1, 0) to (0, 1).
   x_BTNH = jnp.array([1.0, 0.0])[None, None, None]
   config = dataclasses.replace(CONFIG, head_width=2, rope_theta=10.0)
-  turned = policy.rope(x_BTNH, policy.turns(jnp.array([[np.pi / 2]]), config))
+  turned = policy.rope(x_BTNH, policy.turns(jnp.array([[np.pi / 2]]), config)[0])
   np.testing.assert_allclose(turned[0, 0, 0], [0.0, 1.0], atol=1e-6)
 
 

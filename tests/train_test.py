@@ -428,7 +428,7 @@ def test_a_mixture_and_several_test_sets(data_dir, monkeypatch):
       pack__row_length=150)
   config.tasks.reasoning_gym = {'train': 30, 'test': 10, 'seed': 0}
   setup = train.prepare(config)
-  assert setup.weights == {'arithmetic': 3.0, bits: 1.0}
+  assert setup.shares == {'arithmetic': 3.0, bits: 1.0}
   assert [t.source for t in setup.train_tasks] == ['arithmetic'] * 40 + [bits] * 30
   assert [t.index for t in setup.train_tasks] == list(range(70))  # the rows of the statistics
   assert [t.source for t in setup.test_tasks] == [bits] * 3 + ['arithmetic'] * 5

@@ -1,0 +1,48 @@
+"""Texts that a published checkpoint writes: a look at whether it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import os
+
+import jax
+import numpy as np
+
+from kr_jax import policy
+from kr_jax import sample
+from kr_jax import tasks as tasks_lib
+from kr_jax import tokenizer as tokenizer_lib
+from kr_jax import types
+from kr_jax import weights
+
+
+def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float = 0.0, max_tokens: int = 64,
+          seed: int = 0, chat: bool = True, system: str = '', dtype: str = 'float32') -> list[str]:
+  """What a checkpoint writes after each prompt, until it stops or has written max_tokens.
+
+  Args:
+    path: as pretrained.find takes it.
+    prompts: texts; messages of a user where the checkpoint has a chat template.
+    temperature: 0 is greedy.
+    chat, system: as tokenizer.Subwords takes them.
+    dtype: of the computation: float32 or bfloat16.
+
+  Raises:
+    ValueError: what is there is no checkpoint, or an argument is out of its range.
+  """
+  tokenizer = tokenizer_lib.Subwords(path, chat=chat, system=system)
+  tokens = [tokenizer.prompt(prompt) for prompt in prompts]
+  if not all(tokens):
+    raise ValueError(f'prompts {list(prompts)!r} hold one without a token; give each a text')
+  config = sample.Config(
+      slots=64, refill=1, prefill=8, prompt_length=-(-max(map(len, tokens)) // 64) * 64,
+      completion_length=max_tokens, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, cache='',
+      stop_strings=(), stop_ids=tokenizer.stop_ids)
+  sample.check(config)
+  policy_config, params = weights.load(path, dtype=dtype)
+  tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
+           for i, (prompt, t) in enumerate(zip(prompts, tokens))]
+  rollouts = sample.rollouts(
+      policy_config, policy.serve(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
+      np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
+  return sample.texts(rollouts, tokenizer.decode)

