@@ -586,6 +586,16 @@ class Slots(NamedTuple):
   step: Array  # of all slots: what is read at step t stands in column t of the ring
 
 
+def _read(slots: Slots, column: Array, columns: int, window: int | None) -> tuple[Array, ...]:
+  """First column and length in the prompt, and in the ring of so many columns, of what slots read."""
+  count_S, prompt_S = slots.count_S, jnp.where(slots.count_S > 0, slots.prompt_length_S, 0)
+  skipped_S = jnp.zeros_like(prompt_S)
+  if window is not None:
+    skipped_S = jnp.clip(prompt_S + count_S - window, 0, prompt_S)
+    count_S = jnp.minimum(count_S, window)
+  return skipped_S, prompt_S - skipped_S, (column - count_S + 1) % columns, count_S
+
+
 def decode(config: Config, params: Any, token_S: Array, slots: Slots, prefix: tuple[Cache, ...],
            own: tuple[tuple[Cache, ...], ...]) -> tuple[Array, tuple[tuple[Cache, ...], ...]]:
   """Appends one token to each of S sequences, a prompt and what has been decoded after it.
@@ -603,20 +613,15 @@ def decode(config: Config, params: Any, token_S: Array, slots: Slots, prefix: tu
   """
   columns = sum(chunk.k_SKTH.shape[2] for chunk in own[0])
   column = slots.step % columns
-  read_S = jnp.where(slots.count_S > 0, slots.prompt_length_S, 0)
   at_all, at_local = turns((slots.prompt_length_S + slots.count_S - 1)[:, None], config)
   x_S1D, after = _embed(config, params, token_S[:, None]), []
   for i, (layer, prompts, ring) in enumerate(zip(params['layers'], prefix, own, strict=True)):
     block, is_local = _block(config, layer), config.is_local(i)
     q_S1NH, k, v = block.qkv(x_S1D, at_local if is_local else at_all)
     ring = _append(ring, _stored(k, v, prompts.k_scale_SKT is not None), column)
-    count_S, prefix_first_S = slots.count_S, None
-    if is_local:
-      prefix_first_S = jnp.maximum(slots.prompt_length_S + count_S - config.window, 0)
-      count_S = jnp.minimum(count_S, config.window)
     context_SNH = decode_attention(
-        q_S1NH[:, 0], prompts, ring, slots.prompt_S, read_S, (column - count_S + 1) % columns, count_S,
-        **({} if prefix_first_S is None else {"prefix_first_S": prefix_first_S}))
+        q_S1NH[:, 0], prompts, ring, slots.prompt_S,
+        *_read(slots, column, columns, config.window if is_local else None))
     x_S1D = block.add(x_S1D, context_SNH[:, None])
     after.append(ring)
   return _output(config, params, _last_norm(config, params, x_S1D))[:, 0], tuple(after)

@@ -297,11 +297,16 @@ class Gguf:
       config['rope_scaling'] = self._llama_3_scaling(config)
     if self._architecture == 'gemma3':  # the rest is written in llama.cpp, not in its files
       config |= {'sliding_window': self._of('attention.sliding_window'),
-                 'sliding_window_pattern': self._of('attention.sliding_window_pattern', 6),
+                 'layer_types': self._layer_types(config['num_hidden_layers']),
                  'rope_local_base_freq': self._of('rope.freq_base_swa', 10_000.0),
                  'query_pre_attn_scalar':
                      width // heads if config['num_hidden_layers'] == 62 else config['head_dim']}
     return config
+
+  def _layer_types(self, layers: int) -> list[str]:
+    every = self._of('attention.sliding_window_pattern', 6)
+    local = every if isinstance(every, list) else [(i + 1) % every != 0 for i in range(layers)]
+    return ['sliding_attention' if x else 'full_attention' for x in local]
 
   def _llama_3_scaling(self, config: dict[str, Any]) -> dict[str, Any]:
     """What the divisors of the frequencies were computed from."""

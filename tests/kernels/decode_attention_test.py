@@ -61,7 +61,10 @@ def problem(length_S, first_S=None, *, N=4, K=2, M=3, P=70, T=300, H=32, chunks=
   row_S = rng.integers(0, M, S).astype(np.int32)
   prompt_M = rng.integers(1, P + 1, M)
   prompt_M[0] = P
-  prefix_length_S = np.where(length_S > 0, prompt_M[row_S], 0).astype(np.int32)
+  prompt_S = np.where(length_S > 0, prompt_M[row_S], 0)
+  # Of every second slot a window, in which there may be nothing of the prompt.
+  prefix_first_S = (np.arange(S) % 2 * rng.integers(0, prompt_S + 1)).clip(max=P - 1).astype(np.int32)
+  prefix_length_S = np.maximum(prompt_S - prefix_first_S, 0).astype(np.int32)
 
   def columns(live):
     live_KT = np.broadcast_to(live[:, None], (len(live), K, live.shape[1]))
@@ -77,7 +80,7 @@ def problem(length_S, first_S=None, *, N=4, K=2, M=3, P=70, T=300, H=32, chunks=
   own = tuple(zip(*(np.array_split(np.asarray(x), chunks, axis=2) for x in ring)))
   q_SNH = jnp.asarray(rng.normal(size=(S, N, H)), jnp.bfloat16 if dtype == 'int8' else dtype)
   prefix = columns(alive(np.zeros(M, int), prompt_M, P))
-  return q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S
+  return q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S
 
 
 def run(backend: str, args) -> np.ndarray:
@@ -86,7 +89,7 @@ def run(backend: str, args) -> np.ndarray:
   return np.asarray(found, np.float32)
 
 
-def slow(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> np.ndarray:
+def slow(q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S) -> np.ndarray:
   """A head at a time, in float64, over the live columns alone."""
   def values(k, v, *scales):
     x = [np.asarray(x, np.float64) for x in (k, v)]
@@ -98,7 +101,8 @@ def slow(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> np.nd
   context_SNH = np.zeros(q_SNH.shape)
   for s, n in np.ndindex(q_SNH.shape[:2]):
     k = n // (q_SNH.shape[1] // prefix[0].shape[1])
-    k_TH, v_TH = (np.concatenate([x[row_S[s], k, :prefix_length_S[s]], y[s, k, live_ST[s]]])
+    of_prompt = slice(prefix_first_S[s], prefix_first_S[s] + prefix_length_S[s])
+    k_TH, v_TH = (np.concatenate([x[row_S[s], k, of_prompt], y[s, k, live_ST[s]]])
                   for x, y in zip(prefix, ring))
     if len(k_TH):
       z_T = k_TH @ q_SNH[s, n] / math.sqrt(q_SNH.shape[2])
@@ -110,19 +114,19 @@ def slow(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> np.nd
 @backends
 def test_by_hand(backend):
   """Weights 1/4 for the prompt's column and 3/4 for the slot's, of two query heads the second turned
-  round; then a prompt alone; then, round the end, two columns alike; then nothing."""
+  round; then a prompt's last column alone; then, round the end, two columns alike; then nothing."""
   dead = np.nan if backend == 'kernel' else 7
   prefix = np.full((2, 2, 1, 2, 4), dead, np.float32)  # k or v, prompts, heads, columns
   ring = np.full((2, 4, 1, 3, 4), dead, np.float32)
-  prefix[0, 1, 0, 0], prefix[1, 1, 0, 0] = 0, [4, 0, 0, 8]
+  prefix[0, 1, 0], prefix[1, 1, 0] = 0, [[4, 0, 0, 8], [0, 2, 0, 0]]
   ring[0, 0, 0, 1], ring[1, 0, 0, 1] = [math.log(3), 0, 0, 0], [0, 4, 0, 8]
   ring[0, 2, 0, [2, 0]], ring[1, 2, 0, [2, 0]] = 0, [[0, 0, 2, 0], [0, 0, 0, 2]]
   q_SNH = np.array([[[2, 0, 0, 0], [-2, 0, 0, 0]]] * 4, np.float32)  # H**-0.5 is 1 / 2
   integers = lambda *x: np.array(x, np.int32)
-  found = run(backend, (q_SNH, tuple(prefix), (tuple(ring),), integers(1, 1, 0, 0), integers(1, 1, 0, 0),
-                        integers(1, 0, 2, 0), integers(1, 0, 2, 0)))
+  found = run(backend, (q_SNH, tuple(prefix), (tuple(ring),), integers(1, 1, 0, 0), integers(0, 1, 0, 0),
+                        integers(1, 1, 0, 0), integers(1, 0, 2, 0), integers(1, 0, 2, 0)))
   np.testing.assert_allclose(
-      found, [[[1, 3, 0, 8], [3, 1, 0, 8]], [[4, 0, 0, 8]] * 2, [[0, 0, 1, 1]] * 2, [[0] * 4] * 2],
+      found, [[[1, 3, 0, 8], [3, 1, 0, 8]], [[0, 2, 0, 0]] * 2, [[0, 0, 1, 1]] * 2, [[0] * 4] * 2],
       rtol=1e-6, atol=1e-6)
 
 
@@ -217,7 +221,7 @@ def test_large_logits(backend):
     k = np.where((first <= value) & (value < first + 128), 1e4, -1e4).astype(np.float32)
     prefix, ring = zip((k[:, :, :128], k[:, :, 128:]), (value[:, :, :128], value[:, :, 128:]))
     one = lambda x: np.array([x], np.int32)
-    args = np.ones((1, 1, 1), np.float32), prefix, (ring,), one(0), one(128), one(0), one(256)
+    args = np.ones((1, 1, 1), np.float32), prefix, (ring,), one(0), one(0), one(128), one(0), one(256)
     np.testing.assert_allclose(run(backend, args), expected, rtol=1e-6)
 
 
@@ -262,7 +266,9 @@ def test_computes_live_blocks_only(monkeypatch):
   args = problem((0, 1, 300, 128, 129, 0), [0, 5, 7, 256, 0, 0])
   jax.block_until_ready(jax.jit(lambda *args: on_kernel(*args))(*args))
   jax.effects_barrier()
-  assert len(products) == 2 * ((0 + 1 + 3 + 2 + 2 + 0) + 4)  # and a block of four prompts
+  blocks_of_prompts = np.count_nonzero(args[5])  # one each, but where the window has none of it
+  assert 0 < blocks_of_prompts < 4
+  assert len(products) == 2 * ((0 + 1 + 3 + 2 + 2 + 0) + blocks_of_prompts)
 
 
 @pytest.mark.slow
@@ -278,9 +284,11 @@ def test_with_and_without_jit():
 
 def test_beyond_the_bounds():
   """Is as at them."""
-  *columns, row_S, prefix_length_S, first_S, _ = problem((3, 0, 40), T=40)
-  found = run('public', (*columns, row_S, prefix_length_S, first_S, np.array([3, 0, 40], np.int32)))
-  beyond = (row_S + 5 * (row_S == 2), prefix_length_S - (prefix_length_S == 0), first_S + 40,
+  *columns, row_S, prefix_first_S, prefix_length_S, first_S, length_S = problem((3, 0, 40), T=40)
+  found = run('public', (*columns, row_S, prefix_first_S, prefix_length_S, first_S, length_S))
+  all_ = (prefix_first_S == 0) & (prefix_length_S == 70)
+  beyond = (row_S + 5 * (row_S == 2), prefix_first_S - (prefix_first_S == 0),
+            prefix_length_S - (prefix_length_S == 0) + all_, first_S + 40,
             np.array([3, -1, 41], np.int32))
   np.testing.assert_array_equal(run('public', (*columns, *beyond)), found)
 
@@ -293,7 +301,7 @@ def mesh_of(*sizes: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
 
 def specs(slots=OF_SLOTS, heads=OF_HEADS, prefix=OF_PREFIX):
   """Of the arguments."""
-  return heads, prefix, heads, slots, slots, slots, slots
+  return heads, prefix, heads, *[slots] * 5
 
 
 @pytest.mark.parametrize('dtype', [np.float32, pytest.param('int8', marks=pytest.mark.slow)])
@@ -356,7 +364,7 @@ def bad(q=(2, 4, 4), prefix=(3, 2, 8, 4), own=(2, 2, 8, 4), slots=(2,), q_dtype=
         dtype=np.float32, v_dtype=None, own_dtype=None, int_dtype=np.int32):
   zeros = lambda shape, dtype: (jnp.zeros(shape, dtype), jnp.zeros(shape, v_dtype or dtype))
   return (jnp.zeros(q, q_dtype), zeros(prefix, dtype), (zeros(own, own_dtype or dtype),),
-          *[jnp.zeros(slots, int_dtype)] * 4)
+          *[jnp.zeros(slots, int_dtype)] * 5)
 
 
 @pytest.mark.parametrize('shapes', [
@@ -367,7 +375,7 @@ def test_bad_shapes(shapes):
   args = bad(**shapes)
   with pytest.raises(ValueError) as error:
     decode_attention(*args)
-  named = f'not {args[0].shape}, {args[1][0].shape}, [{args[2][0][0].shape}] and {[args[3].shape] * 4}'
+  named = f'not {args[0].shape}, {args[1][0].shape}, [{args[2][0][0].shape}] and {[args[3].shape] * 5}'
   assert f'{named}; heads stand' in str(error.value)
 
 
@@ -440,7 +448,7 @@ def abstract(mesh, S: int, N: int, K: int, M: int, P: int, T: int, H: int, dtype
 
   of_slots = jax.ShapeDtypeStruct((S,), 'int32', sharding=NamedSharding(mesh, OF_SLOTS))
   q_SNH = jax.ShapeDtypeStruct((S, N, H), q, sharding=NamedSharding(mesh, OF_HEADS))
-  return q_SNH, columns(M, P, OF_PREFIX), (columns(S, T, OF_HEADS),), *[of_slots] * 4
+  return q_SNH, columns(M, P, OF_PREFIX), (columns(S, T, OF_HEADS),), *[of_slots] * 5
 
 
 def lower(function, topology: str, sizes, **shape):
@@ -514,7 +522,7 @@ def test_compiles_over_a_mesh(sizes, dtype):
   assert not re.search(r'all-|collective', program.as_text())
 
 
-def steps(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
+def steps(q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S):
   """100 decoding steps from an empty ring, of what stands for keys and values."""
   def step(i, carry):
     q_SNH, length_S, *ring = carry
@@ -522,7 +530,8 @@ def steps(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
     new = [new_SK1H] * 2 + [jnp.abs(new_SK1H[..., 0]).astype(jnp.float32)] * len(ring[2:])
     ring = [jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), i, axis=2)
             for x, y in zip(ring, new, strict=True)]
-    q_SNH = decode_attention(q_SNH, prefix, (ring,), row_S, prefix_length_S, first_S, length_S + 1)
+    q_SNH = decode_attention(q_SNH, prefix, (ring,), row_S, prefix_first_S, prefix_length_S, first_S,
+                             length_S + 1)
     return q_SNH, length_S + 1, *ring
 
   return jax.lax.fori_loop(0, 100, step, (q_SNH, length_S, *map(jnp.zeros_like, own[0])))[0]

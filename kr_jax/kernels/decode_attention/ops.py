@@ -77,9 +77,9 @@ def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _
   return _Part(times('skt,skth->skh', p_SKGT, v_SKTH), lse_SKG1)
 
 
-def _shared(q_SKGH: jax.Array, row_S: jax.Array, length_S: jax.Array, k_MKPH, v_MKPH, *scale_MKP
-            ) -> _Part:
-  """Each slot to the first columns of a row that others may read too.
+def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: jax.Array, k_MKPH, v_MKPH,
+            *scale_MKP) -> _Part:
+  """Each slot to some columns of a row that others may read too.
 
   Slots are sorted by their rows, and _TOGETHER of one row at a time are multiplied by it. A window that
   reaches beyond the slots of its row writes what the next, which begins there, writes again.
@@ -114,7 +114,7 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, length_S: jax.Array, k_MKPH, v_
   scale_SKP = [scale[jnp.minimum(row_S, M - 1)[slot_S]] for scale in scale_MKP]
   if scale_SKP:
     z_SKGP *= scale_SKP[0][:, :, None]
-  p_SKGP, lse_SKG1 = _weights(z_SKGP, jnp.arange(P)[None] < length_S[slot_S][:, None])
+  p_SKGP, lse_SKG1 = _weights(z_SKGP, reference.live(first_S, length_S, P)[slot_S])
   if scale_SKP:
     p_SKGP *= scale_SKP[1][:, :, None]
   context_SKGH = times('kxp,kph->kxh', p_SKGP, v_MKPH, H)
@@ -122,10 +122,10 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, length_S: jax.Array, k_MKPH, v_
   return _Part(context_SKGH[back_S], lse_SKG1[back_S])
 
 
-def attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> jax.Array:
+def attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S) -> jax.Array:
   """context_SKGH, for CPU and GPU: of the ring, chunks in which no slot lives are not read."""
   q_SKGH = q_SKGH.astype(jnp.float32) * q_SKGH.shape[3] ** -0.5
-  parts = [_shared(q_SKGH, row_S, prefix_length_S, *prefix)]
+  parts = [_shared(q_SKGH, row_S, prefix_first_S, prefix_length_S, *prefix)]
   T = sum(chunk[0].shape[2] for chunk in own)
   live_ST, column = reference.live(first_S, length_S, T), 0
   nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], kernel.LOW))
@@ -137,11 +137,11 @@ def attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S) -> ja
   return _merge(parts)
 
 
-def kernel_attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S, *,
+def kernel_attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S, *,
                   block=tiles.block, interpret=False) -> jax.Array:
   """As `attend`, by the kernel in blocks of so many columns, whatever dead ones hold."""
   own = [jnp.concatenate(chunks, axis=2) for chunks in zip(*own)]  # of one: itself
-  (K, G, H), none_S = q_SKGH.shape[1:], jnp.zeros_like(length_S)
+  K, G, H = q_SKGH.shape[1:]
 
   def part(columns, *which):
     k, _, *scales = columns
@@ -149,18 +149,22 @@ def kernel_attend(q_SKGH, prefix, own, row_S, prefix_length_S, first_S, length_S
     return _Part(*kernel.attend(
         q_SKGH, *columns[:2], *which, *scales, block_T=block_T, interpret=interpret))
 
-  return _merge([part(prefix, row_S, none_S, prefix_length_S), part(own, None, first_S, length_S)])
+  return _merge([part(prefix, row_S, prefix_first_S, prefix_length_S),
+                 part(own, None, first_S, length_S)])
 
 
 # Jitted because outside a program every platform's branch would be compiled for this one.
 @jax.jit
-def _shard(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
+def _shard(q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S):
   """Of what is on one device, by the platform that the program is lowered for."""
   (S, N, H), K = q_SNH.shape, prefix[0].shape[1]
   P, T = prefix[0].shape[2], sum(chunk[0].shape[2] for chunk in own)
   row_S = jnp.clip(row_S, 0, prefix[0].shape[0] - 1)
-  prefix_length_S, length_S = jnp.clip(prefix_length_S, 0, P), jnp.clip(length_S, 0, T)
-  args = q_SNH.reshape(S, K, N // K, H), prefix, own, row_S, prefix_length_S, first_S % T, length_S
+  prefix_first_S = jnp.clip(prefix_first_S, 0, P - 1)
+  prefix_length_S = jnp.clip(prefix_length_S, 0, P - prefix_first_S)
+  length_S = jnp.clip(length_S, 0, T)
+  args = (q_SNH.reshape(S, K, N // K, H), prefix, own, row_S, prefix_first_S, prefix_length_S,
+          first_S % T, length_S)
   if any(tiles.block(columns, K, N // K, H, prefix[0].dtype.itemsize) is None for columns in (P, T)):
     context_SKGH = attend(*args)
   else:
@@ -170,7 +174,8 @@ def _shard(q_SNH, prefix, own, row_S, prefix_length_S, first_S, length_S):
 
 
 def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence], row_S: jax.Array,
-                     prefix_length_S: jax.Array, first_S: jax.Array, length_S: jax.Array) -> jax.Array:
+                     prefix_first_S: jax.Array, prefix_length_S: jax.Array, first_S: jax.Array,
+                     length_S: jax.Array) -> jax.Array:
   """softmax(q k / sqrt(H)) v over a slot's prompt and its completion, computed in float32.
 
   Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and
@@ -187,7 +192,8 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
     own: keys and values [S, K, ., H] of the ring's T columns in one or more chunks. On a TPU more than
       one are copied together; elsewhere a chunk is not read while no slot lives in it.
     row_S: int32 in 0..M-1, the prompt that a slot continues.
-    prefix_length_S: int32 in 0..P, its columns. What is not read may hold anything that is finite.
+    prefix_first_S: int32 in 0..P-1, the first of its columns that the slot reads: 0, but of a window.
+    prefix_length_S: int32, how many it reads. What is not read may hold anything that is finite.
     first_S: int32, the column of the ring where a slot begins.
     length_S: int32 in 0..T, the columns it has. With none here and in the prefix the slot is free, and
       on a TPU costs nothing.
@@ -200,7 +206,8 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
       divide S, N and K or has axes of type Explicit.
     TypeError: dtypes other than these.
   """
-  q_SNH, *of_slots = map(jnp.asarray, (q_SNH, row_S, prefix_length_S, first_S, length_S))
+  q_SNH, *of_slots = map(
+      jnp.asarray, (q_SNH, row_S, prefix_first_S, prefix_length_S, first_S, length_S))
   prefix, *own = (tuple(jnp.asarray(x) for x in columns if x is not None)
                   for columns in (prefix, *own))
   _check(q_SNH, prefix, own, of_slots)
@@ -216,7 +223,7 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
   heads, slots = PartitionSpec(rows, model), PartitionSpec(rows)
   return jax.shard_map(
       _shard, mesh=mesh, axis_names=auto, out_specs=heads, check_vma=False,
-      in_specs=(heads, PartitionSpec(None, model), heads, slots, slots, slots, slots))(*args)
+      in_specs=(heads, PartitionSpec(None, model), heads, *[slots] * len(of_slots)))(*args)
 
 
 def _check(q_SNH, prefix, own, of_slots) -> None:

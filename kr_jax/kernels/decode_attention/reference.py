@@ -4,7 +4,7 @@ A sequence is a prompt, whose keys and values stand in a row of the prefix, and 
 in the slot's own row, from some column on and round the end.
 
     z_snt = q_sn . k_skt / sqrt(H),   k = n // (N // K)
-    t in 0..prefix_length_s - 1 of row_s of the prefix,
+    t in prefix_first_s + 0..prefix_length_s - 1 of row_s of the prefix,
          (first_s + 0..length_s - 1) mod T of the slot's own
     context_sn = sum_t softmax(z_sn)_t v_skt
 
@@ -25,12 +25,13 @@ def live(first_S: jax.Array, length_S: jax.Array, T: int) -> jax.Array:
 
 
 def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence], row_S: jax.Array,
-                     prefix_length_S: jax.Array, first_S: jax.Array, length_S: jax.Array) -> jax.Array:
+                     prefix_first_S: jax.Array, prefix_length_S: jax.Array, first_S: jax.Array,
+                     length_S: jax.Array) -> jax.Array:
   """context_SNH, as `ops.decode_attention` documents it."""
   (S, N, H), (K, P) = q_SNH.shape, prefix[0].shape[1:3]
   T = sum(chunk[0].shape[2] for chunk in own)
   live_ST = jnp.concatenate([
-      jnp.arange(P)[None] < prefix_length_S[:, None], live(first_S, length_S, T)], axis=1)
+      live(prefix_first_S, prefix_length_S, P), live(first_S, length_S, T)], axis=1)
   live_SKT = jnp.broadcast_to(live_ST[:, None], (S, K, P + T))
 
   def values(i):
