@@ -150,6 +150,43 @@ def base() -> ml_collections.ConfigDict:
   return c
 
 
+BOXED = '{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}.'
+
+
+def large(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.ConfigDict:
+  """Knobs of published checkpoints of billions of parameters, on TPUs."""
+  c.policy.checkpoint = checkpoint
+  c.policy.dtype = 'bfloat16'
+  c.policy.remat = 'full'
+  c.sample.slots = 64
+  c.sample.prefill = 8
+  c.pack.microbatch_rows = 1
+  return c
+
+
+def math(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.ConfigDict:
+  """The paper's data and evaluations, from files in data/."""
+  c = large(c, checkpoint)
+  c.tasks.dataset = 'dapo_math_17k'
+  c.tasks.test = ('aime_2024', 'aime_2025', 'amc_2023', 'math_500', 'minerva_math', 'olympiad_bench',
+                  'gpqa_diamond')
+  c.tasks.template = BOXED
+  c.tasks.files.update({
+      'dapo_math_17k': 'data/dapo-math-17k.parquet',
+      'aime_2024': 'data/aime_2024/train-00000-of-00001.parquet',
+      'aime_2025': 'data/aime2025-*.jsonl',
+      'amc_2023': 'data/amc23/test-00000-of-00001.parquet',
+      'math_500': 'data/MATH-500/test.jsonl',
+      'minerva_math': 'data/minervamath/test.jsonl',
+      'olympiad_bench': 'data/OE_TO_maths_en_COMP.parquet',
+      'gpqa_diamond': 'data/gpqa_diamond.csv'})
+  c.rewards.verifier = 'math'
+  c.evaluate.every = 10
+  c.evaluate.rollouts = 16
+  c.evaluate.temperature = 0.6
+  return c
+
+
 def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
   """Locks a config, shrunk to seconds where the variant is 'debug'.
 
@@ -172,8 +209,12 @@ def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigD
     c.warm_start.warmup_steps = 1
     c.warm_start.checkpoint_every = 2
     c.sample.slots = 16
+    if c.sample.completion_length > 64:
+      c.sample.completion_length = 64
+      c.pack.row_length = c.sample.prompt_length + 64
     c.evaluate.every = 2
     c.evaluate.tasks = 16
+    c.evaluate.rollouts = min(c.evaluate.rollouts, 8)
     c.evaluate.tasks_per_batch = 16
     c.checkpoint.every = 2
   return c.lock()

@@ -101,12 +101,12 @@ class Subwords:
     self.prompt('1 + 1 =')  # which fails here if ever
 
   def _stops(self) -> tuple[int, ...]:
-    """All that the files call an end, the tokenizer's own first."""
+    """The tokenizer's own end, and those at which the checkpoint's generation stops."""
     token = _text(self._files.tokenizer_config.get('eos_token'))
     ends = [] if token is None else [self._published.token_to_id(token)]
-    for config in (self._files.generation_config, self._files.config):
-      found = config.get('eos_token_id')
-      ends += found if isinstance(found, list) else [] if found is None else [found]
+    of_config = self._files.config.get('eos_token_id')  # older, and read where the newer says nothing
+    found = self._files.generation_config.get('eos_token_id', of_config)
+    ends += found if isinstance(found, list) else [] if found is None else [found]
     if not ends or not all(isinstance(end, int) and 0 <= end < self.vocab_size for end in ends):
       raise ValueError(f'{self._files.path}: the stop tokens {ends} are not ids below '
                        f'vocab_size={self.vocab_size}; set eos_token_id in generation_config.json')

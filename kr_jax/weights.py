@@ -213,7 +213,9 @@ def _published(c: policy.Config) -> dict[str, Any]:
     return published | {'hidden_act': c.activation}
   local = lambda i: 'sliding_attention' if c.is_local(i) else 'full_attention'
   return published | {
-      'hidden_activation': 'gelu_pytorch_tanh', 'query_pre_attn_scalar': c.query_scalar,
+      'hidden_activation': 'gelu_pytorch_tanh',
+      # transformers 5 refuses a float.
+      'query_pre_attn_scalar': int(c.query_scalar) if c.query_scalar.is_integer() else c.query_scalar,
       'rope_local_base_freq': c.local_rope_theta, 'sliding_window': c.window,
       'layer_types': [local(i) for i in range(c.num_layers)]}
 

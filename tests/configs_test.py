@@ -1,27 +1,98 @@
 """Every shipped config loads, is locked, passes its checks, and says how to run it."""
 
+import dataclasses
 import importlib
 import pathlib
 
+import jax
 import pytest
 
 from configs import common
+from kr_jax import metrics
+from kr_jax import tasks
 from kr_jax import train
+from kr_jax import weights
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
                if p.stem != 'common')
 
 
+# What stands in a checkpoint's place: a tiny one of its family.
+CHECKPOINTS = {'smollm2_arithmetic': 'llama', 'r1_distill_1p5b': 'qwen2', 'qwen3_4b': 'qwen3',
+               'qwen25_math_7b': 'qwen2', 'gsm8k_qwen3_1p7b': 'qwen3'}
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+def config_of(name, variant, data_dir, **files):
+  """With what is on this machine: a tiny checkpoint, and the published files that tests have."""
+  config = importlib.import_module(f'configs.{name}').get_config(variant)
+  config.tasks.data_dir = data_dir
+  config.policy.checkpoint = str(DATA / 'checkpoints' / CHECKPOINTS[name]) if name in CHECKPOINTS else ''
+  for dataset, pattern in config.tasks.files.items():
+    if pattern or dataset == config.tasks.dataset:
+      config.tasks.files[dataset] = str(DATA / 'datasets' / dataset / '*')
+  return config
+
+
 @pytest.mark.parametrize('variant', ['', 'debug'])
 @pytest.mark.parametrize('name', NAMES)
-def test_a_config_is_locked_and_passes_its_checks(name, variant, data_dir):
-  config = importlib.import_module(f'configs.{name}').get_config(variant)
+def test_a_config_is_locked_and_passes_its_checks(name, variant, data_dir, monkeypatch):
+  """Of published files, of which tests have a few rows, with as many tasks as a step takes."""
+  config = config_of(name, variant, data_dir)
   assert config.is_locked
   with pytest.raises(AttributeError, match='Did you mean "rule"'):
     config.alloc.rul = 'uniform'
-  config.tasks.data_dir = data_dir
+  read = tasks.read
+
+  def filled(dataset, split, *args, **options):
+    found = read(dataset, split, *args, **options)
+    more = range(len(found), config.tasks.per_step)
+    return found + [found[0]._replace(id=f'{found[0].id}/{i}', index=i) for i in more]
+
+  monkeypatch.setattr(tasks, 'read', filled)
+  # The tiny checkpoints have words of one letter.
+  config.sample.prompt_length = max(config.sample.prompt_length, 4096 if config.policy.checkpoint else 0)
+  config.pack.row_length = max(
+      config.pack.row_length, config.sample.prompt_length + config.sample.completion_length)
   setup = train.prepare(config)
-  assert len(setup.test_tasks) >= 16
+  assert len(setup.train_tasks) >= config.tasks.per_step and setup.test_tasks
+  assert {task.source for task in setup.test_tasks} == set(config.tasks.test or [config.tasks.dataset])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['qwen25_math_7b', 'smollm2_arithmetic'])
+def test_steps_from_a_checkpoint(name, data_dir, tmp_path, monkeypatch):
+  """On shrunken shapes: two steps; gone on with from the first they are the same; and what is exported."""
+  read = tasks.read
+  monkeypatch.setattr(tasks, 'read', lambda *args, **options: [
+      task._replace(tokens=task.tokens[-40:], verifier='') for task in read(*args, **options)])
+
+  def run(workdir, steps):
+    config = config_of(name, 'debug', data_dir)
+    config.num_steps, config.evaluate.tasks, config.evaluate.rollouts = steps, 2, 2
+    config.evaluate.every = config.checkpoint.every = 1
+    config.tasks.per_step, config.alloc.rollouts_per_step, config.optimizer.minibatches = 2, 8, 1
+    config.sample.prompt_length, config.sample.completion_length, config.pack.row_length = 40, 8, 64
+    config.rewards.verifier, config.rewards.pattern = 'tests.configs_test:even', ''
+    setup = train.prepare(config)
+    train.train(setup, str(workdir))
+    return setup, [r for r in metrics.read(str(workdir / 'metrics.jsonl')) if 'loss' in r]
+
+  _, whole = run(tmp_path / 'whole', 2)
+  run(tmp_path / 'parts', 1)
+  setup, parts = run(tmp_path / 'parts', 2)
+  for row, other in zip(whole, parts, strict=True):
+    assert all(row[key] == other[key] for key in ('loss', 'grad_norm', 'reward_mean', 'policy_entropy'))
+  assert train.export_checkpoint(setup, str(tmp_path / 'parts'), str(tmp_path / 'export')) == 2
+  config, params = weights.load(tmp_path / 'export')
+  _, first = weights.load(setup.checkpoint)
+  assert dataclasses.replace(config, dtype=setup.policy.dtype, remat=setup.policy.remat) == setup.policy
+  moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), params, first)
+  assert 0 < max(jax.tree.leaves(moved)) < 1e-3
+
+
+def even(completion, task):
+  return len(completion) % 2 == 0
 
 
 @pytest.mark.parametrize('name', NAMES)

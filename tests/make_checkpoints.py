@@ -85,7 +85,7 @@ CONTROL = {
     'qwen3': [('<|endoftext|>', True), ('<|im_end|>', True), ('<|im_start|>', True), ('<think>', False),
               ('</think>', False)],
     'gemma3': [('<bos>', True), ('<eos>', True), ('<start_of_turn>', True), ('<end_of_turn>', True),
-               ('\n\n', False), ('\n\n\n', False), ('\u2581\u2581', False)]}
+               ('\n\n', False), ('\n\n\n', False)]}
 SIZES = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, intermediate_size=64, max_position_embeddings=512)
 CONFIGS = {
