@@ -116,7 +116,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in parts))
 
   setup = Setup(
-      config=config, alloc=alloc, checkpoint=config.policy.checkpoint, tokenizer=tokenizer, policy=policy.plain(trained), trained=trained,
+      config=config, alloc=alloc, checkpoint=config.policy.checkpoint, tokenizer=tokenizer,
+      policy=policy.plain(trained), trained=trained,
       sample=sample_config, evaluate=evaluate_config, rewards=rewards_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,

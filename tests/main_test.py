@@ -8,12 +8,16 @@ import sys
 
 import pytest
 
+from kr_jax import generate
+from kr_jax import weights
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main(*flags, config='configs/arithmetic.py:debug'):
   return subprocess.run(
-      [sys.executable, '-m', 'kr_jax.main', f'--config={config}', *flags], cwd=ROOT, text=True,
+      [sys.executable, '-m', 'kr_jax.main', *[f'--config={config}'] * bool(config), *flags], cwd=ROOT,
+      text=True,
       capture_output=True, env=os.environ | {'PYTHONWARNINGS': ''})
 
 
@@ -40,6 +44,10 @@ def test_train_report_evaluate(tmp_path, data_dir):
   assert lines[0] == 'step 4, temperature 1.0'
   assert lines[1].split() == ['tasks', 'avg@8', 'pass@1', 'pass@8', 'maj@8']
   assert lines[2].split()[:3] == ['all', '16', f'{metrics["avg@8"]["mean"]:.3f}']
+  exported = main(*flags, '--mode=export')
+  assert exported.returncode == 0, exported.stderr
+  assert exported.stdout == f'step 4; see {tmp_path}/run/export\n'
+  assert weights.load(tmp_path / 'run' / 'export')[0].num_layers == 2
 
 
 @pytest.mark.parametrize('flags, named', [
@@ -47,7 +55,8 @@ def test_train_report_evaluate(tmp_path, data_dir):
     (('--config.aloc.rule=uniform',), 'Did you mean "alloc" instead of "aloc"?'),
     (('--config.alloc.low=two',), '--config.alloc.low=two: invalid literal'),
     (('--config.alloc.low=0',), 'alloc.low=0 is below 1'),
-    (('--mode=tain',), 'should be one of <train|evaluate|report>'),
+    (('--mode=tain',), 'should be one of <train|evaluate|report|export|generate>'),
+    (('--config.policy.checkpoint=nowhere',), "checkpoint 'nowhere' is not there"),
     (('more',), "unexpected arguments ['more']"),
     (('--config.evaluate.pass_at=(1, 9)',), 'evaluate.pass_at=(1, 9) holds 9'),
     (('--mode=report',), 'train first'),
@@ -58,6 +67,26 @@ def test_bad_flags_are_short_errors(tmp_path, data_dir, flags, named):
   assert named in got.stderr
   assert 'Traceback' not in got.stderr
   assert not (tmp_path / 'none').exists()
+
+
+LLAMA = ROOT / 'tests' / 'data' / 'checkpoints' / 'llama'
+
+
+@pytest.mark.slow
+def test_generate():
+  got = main('--mode=generate', f'--checkpoint={LLAMA}', '--prompt=The sum', '--prompt=x', '--max_tokens=4',
+             config=None)
+  assert got.returncode == 0, got.stderr
+  assert got.stdout == '\n\n'.join(generate.texts(LLAMA, ['The sum', 'x'], max_tokens=4)) + '\n'
+
+
+@pytest.mark.parametrize('flags, named', [
+    (('--mode=generate', f'--checkpoint={LLAMA}'), '--checkpoint and --prompt of generate'),
+    (('--mode=generate', '--checkpoint=nowhere', '--prompt=x'), "error: checkpoint 'nowhere' is not there"),
+    ((), '--config and --workdir of the others')])
+def test_flags_of_a_mode(flags, named):
+  got = main(*flags, config=None)
+  assert got.returncode != 0 and named in got.stderr and 'Traceback' not in got.stderr
 
 
 def test_an_error_inside_a_config_file_is_not_taken_for_a_knob(tmp_path):

@@ -201,7 +201,8 @@ def words_by_hand(text: str) -> list[str]:
   """SmolLM2's rule: digits one by one; of what is between them GPT-2's words."""
   found = []
   for part in re.findall(r'[0-9]|[^0-9]+', text):
-    found += re.findall(r"[0-9]|'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?[^\s\w]+(?:_|[^\s\w])*| ?_+|\s+(?!\S)|\s+", part)
+    found += re.findall(
+        r"[0-9]|'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?[^\s\w]+(?:_|[^\s\w])*| ?_+|\s+(?!\S)|\s+", part)
   return found
 
 
