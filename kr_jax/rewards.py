@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError  # what pebble raises
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -90,11 +91,12 @@ def _scorer(dataset: str) -> Callable[[str, dict], float]:
 def reasoning_gym_score(completion: str, task: Task) -> tuple[bool, float]:
   """Right, and the score in 0..1, by the scorer of reasoning-gym that task.info names.
 
-  task.info is JSON: {"dataset": its name in reasoning-gym, "entry": {"answer", "metadata", ...}}.
+  task.info is JSON: {"dataset": its name in reasoning-gym, "entry": {"answer", "metadata", ...}}, in
+  which {"tuple": [...]} is a tuple.
   Right is a score of 1. Raises ValueError for another info; what the scorer raises on is wrong.
   """
   try:
-    info = json.loads(task.info)
+    info = json.loads(task.info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)
     dataset, entry = info['dataset'], info['entry']
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f'the info {task.info!r} of {task.id} is not JSON with "dataset" and "entry", as '
@@ -267,6 +269,8 @@ def check(config: Config, completion_length: int) -> None:
 
 
 def _check_name(verifier: str | Verifier, whose: str) -> None:
+  if verifier == 'reasoning_gym' and importlib.util.find_spec('reasoning_gym') is None:
+    raise ValueError(f"{whose}='reasoning_gym' needs a package: pip install 'kr_jax[data]'")
   if not isinstance(verifier, str) or verifier in VERIFIERS:
     return
   if not re.fullmatch(r'\w+(?:\.\w+)*:\w+', verifier):

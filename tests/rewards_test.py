@@ -3,6 +3,7 @@
 The verifiers stand at module level: worker processes import this file to find them.
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 from configs import common
 from kr_jax import rewards
 from kr_jax import types
+from tests import knobs
 
 LONG_S = 60.0  # where no verdict is meant to time out
 
@@ -97,6 +99,17 @@ def score(workers: rewards.Workers, *completions: str) -> tuple[list[float], int
   assert scores.reward_R.dtype == scores.verdict_R.dtype == np.float32
   np.testing.assert_array_equal(scores.reward_R, scores.verdict_R)
   return scores.reward_R.tolist(), scores.timeouts, scores.errors
+
+
+def test_a_verifier_without_its_package(monkeypatch):
+  """Is refused before a run begins."""
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'reasoning_gym' else find(name))
+  task = types.Task(id='t', index=0, prompt='', answer='', difficulty=0, solution='', tokens=(),
+                    verifier='reasoning_gym')
+  with pytest.raises(ValueError, match=r"the verifier of t='reasoning_gym' needs a package: .*kr_jax\[data\]"):
+    rewards.names([task], knobs.verifiers('math'))
+  assert rewards.names([task._replace(verifier='')], knobs.verifiers('math')) == ['math']
 
 
 def test_ends_with():

@@ -77,6 +77,21 @@ def _parse(dataset):
                      'reasoning_gym/TASK(NAME=VALUE, ...)') from error
 
 
+def tagged(x: Any) -> Any:
+  """With tuples, which JSON has none of, as {'tuple': [...]}: some scorers compare them."""
+  if isinstance(x, dict):
+    return {key: tagged(value) for key, value in x.items()}
+  if isinstance(x, (list, tuple)):
+    values = [tagged(value) for value in x]
+    return {'tuple': values} if isinstance(x, tuple) else values
+  return x
+
+
+def restored(info: str) -> dict[str, Any]:
+  """The entry of a task, as its scorer reads it; the verifier does the same (kr_jax/rewards.py)."""
+  return json.loads(info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)['entry']
+
+
 class Builder(tfds.core.GeneratorBasedBuilder):
   """TFDS builder of `reasoning_gym`; generated, nothing is downloaded. Its config is a Procedure."""
 
@@ -110,10 +125,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       entry = next(entries)
       # As it will be asked for, by name; only now is it known that the name stands alone.
       score = score or reasoning_gym.get_score_answer_fn(c.task)
-      info = json.dumps({'dataset': c.task, 'entry': entry}, default=str)  # some have fractions
+      info = json.dumps({'dataset': c.task, 'entry': tagged(entry)}, default=str)  # some have fractions
       if entry['question'] in seen:
         repeated += 1
-      elif entry['answer'] is not None and score(entry['answer'], json.loads(info)['entry']) < 1 - 1e-9:
+      elif entry['answer'] is not None and score(entry['answer'], restored(info)) < 1 - 1e-9:
         refused += 1
       else:
         seen.add(entry['question'])

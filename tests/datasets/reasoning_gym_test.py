@@ -5,6 +5,8 @@ import json
 import pytest
 import reasoning_gym
 
+from kr_jax import rewards
+from kr_jax import types
 from kr_jax.datasets import reasoning_gym as generated
 
 SIZES = {'train': 60, 'test': 20, 'seed': 3}
@@ -15,7 +17,8 @@ def tasks(stored):
   return lambda name, **sizes: stored(f'reasoning_gym/{name}', reasoning_gym=SIZES | sizes)
 
 
-@pytest.mark.parametrize('name', ['chain_sum', 'gsm_symbolic', 'countdown', 'propositional_logic'])
+@pytest.mark.parametrize('name', [
+    'chain_sum', 'gsm_symbolic', 'countdown', 'propositional_logic', 'rearc'])
 def test_its_tasks(tasks, name):
   found = tasks(name)
   score = reasoning_gym.get_score_answer_fn(name)
@@ -24,9 +27,13 @@ def test_its_tasks(tasks, name):
     info = json.loads(task['info'])
     assert info['dataset'] == name and task['verifier'] == 'reasoning_gym'
     assert task['prompt'] == info['entry']['question']
+    assert generated.restored(task['info'])['question'] == task['prompt']
     assert task['id'].startswith(f'reasoning_gym/{name}/')
     if name != 'propositional_logic':  # which has a scorer but no answers
-      assert score(task['answer'], info['entry']) == 1
+      assert score(task['answer'], generated.restored(task['info'])) == 1
+      one = types.Task(id='', index=0, prompt='', answer='', difficulty=0, solution='', tokens=(),
+                       info=task['info'])
+      assert rewards.reasoning_gym_score(task['answer'], one) == (True, 1.0)
 
 
 def test_splits_share_no_problem_and_more_training_leaves_the_test(tasks):
@@ -60,8 +67,7 @@ def test_arguments_and_seeds(tasks):
     ('chain_sum(min_terms=3, max_terms=2)', 'refuses its arguments: .*max_terms must be >= min_terms'),
     ('chain_sum(3)', r'is neither reasoning_gym/TASK nor reasoning_gym/TASK\(NAME=VALUE'),
     ('chain_sum(min_terms=x)', 'is neither'), ('chain_sum(', 'is neither'), ('3', 'is neither'),
-    ('composite', 'refuses its arguments'),
-    ('rearc', 'has no task: of 20, 0 repeat others, 20 have an answer that their scorer does not')])
+    ('composite', 'refuses its arguments')])
 def test_names_that_are_none(tasks, name, message):
   with pytest.raises(ValueError, match=message):
     tasks(name)
@@ -77,3 +83,15 @@ def test_the_alphabet_has_its_problems(tasks):
   found = tasks('chain_sum')['train'].values()
   assert set(''.join(t['prompt'] + t['answer'] for t in found)) <= set(generated.ALPHABET)
   assert len(set(generated.ALPHABET)) == len(generated.ALPHABET) == 96
+
+
+def test_answers_that_their_scorer_refuses(tasks, monkeypatch):
+  monkeypatch.setattr(reasoning_gym, 'get_score_answer_fn', lambda name: lambda answer, entry: 0.5)
+  with pytest.raises(ValueError, match='has no task: of 20, 0 repeat others, 20 have an answer that their'):
+    tasks('rearc')
+
+
+def test_tuples_stay_tuples():
+  entry = {'question': 'q', 'metadata': {'board': ((1, 2), [3, (4,)]), 'n': 5, 'tuple': [6]}}
+  assert generated.tagged(((1,), [2])) == {'tuple': [{'tuple': [1]}, [2]]}
+  assert generated.restored(json.dumps({'entry': generated.tagged(entry)})) == entry
