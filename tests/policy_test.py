@@ -394,3 +394,50 @@ def test_what_is_computed_again_is_no_part_of_the_result(remat):
 def test_bad_sizes(changed, named):
   with pytest.raises(ValueError, match=named):
     dataclasses.replace(CONFIG, **changed)
+
+
+GEMMA = dataclasses.replace(
+    CONFIG, qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0, post_norms=True,
+    embedding_scale=True, query_scalar=9.0, window=3, global_every=3, local_rope_theta=10.0,
+    rope_scaling=(8.0,))
+
+
+def test_layers_that_read_a_window_in_packed_rows():
+  """Sequences beside each other in a row, and gathered to rows of their own, are as alone; by the
+  derivative too, whatever is kept of a layer. (tests/weights_test.py: the values are Gemma's.)"""
+  params = random_params(GEMMA)
+  token_1T = np.random.default_rng(1).integers(0, 11, (1, 12))
+  segment_1T, position_1T = np.repeat([[0, 1]], [5, 7], axis=1), np.r_[0:5, 0:7][None]
+  alone = jnp.concatenate([
+      policy.hidden(GEMMA, params, x, np.arange(x.shape[1])[None], np.zeros_like(x))
+      for x in (token_1T[:, :5], token_1T[:, 5:])], axis=1)
+  apart = types.Rows(
+      segment_GS=np.array([[0] * 5 + [-1] * 2, [1] * 7]), source_GS=np.array([[0, 1, 2, 3, 4, 0, 0],
+                                                                              [*range(5, 12)]]),
+      place_BT=np.array([[*range(5), *range(7, 14)]]))
+  for rows in (None, apart):
+    found = policy.hidden(GEMMA, params, token_1T, position_1T, segment_1T, rows)
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+  def loss(params, remat):
+    config = dataclasses.replace(GEMMA, remat=remat)
+    return jnp.sum(policy.hidden(config, params, token_1T, position_1T, segment_1T) ** 2)
+
+  kept, again = (jax.grad(loss)(params, remat) for remat in ('none', 'full'))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), kept, again)
+  assert all(np.any(x != 0) for x in jax.tree.leaves(kept))
+
+
+def test_a_window_is_so_many_tokens():
+  """What a token is told, by the derivative of a local layer's attention."""
+  x = jax.random.normal(jax.random.key(0), (1, 6, 1, 4))
+  told = jax.jacobian(lambda v: policy._attend_masked(x, x, v, np.zeros((1, 6), int), 3)[0, :, 0, 0])(x)
+  np.testing.assert_array_equal(np.any(told[:, 0, :, 0] != 0, axis=-1), [
+      [i - 3 < j <= i for j in range(6)] for i in range(6)])
+
+
+def test_configs_that_are_none():
+  for knobs, named in (({'activation': 'relu'}, "activation='relu' is not one of"),
+                       ({'rope_scaling': (1.0, 2.0)}, 'is not .*factor, low, high, context')):
+    with pytest.raises(ValueError, match=named):
+      dataclasses.replace(CONFIG, **knobs)

@@ -12,7 +12,7 @@ from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
 from tests import knobs
-from tests.tpu_test import M, POLICY, R, mesh_of
+from tests.tpu_test import GEMMA, M, POLICY, R, mesh_of
 
 SAMPLE = knobs.sampler(slots=16, prompt_length=128, completion_length=128)
 
@@ -48,6 +48,12 @@ def sampler_for(topology, policy_config, config, tasks, rollouts, **axes):
     ('tpu7x:2x2x1', '')])
 def test_the_sampler_compiles(topology, cache):
   program, _ = sampler_for(topology, POLICY, SAMPLE._replace(cache=cache), M, R)
+  assert 'decode_attention' in program.as_text()
+
+
+@pytest.mark.slow
+def test_the_sampler_of_layers_that_read_a_window_compiles():
+  program, _ = sampler_for('v5e:2x2', GEMMA, SAMPLE, M, R)
   assert 'decode_attention' in program.as_text()
 
 

@@ -21,6 +21,11 @@ POLICY = policy.Config(
     vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, head_width=64,
     hidden_width=512, rope_theta=1e4, norm_eps=1e-6, qk_norm=True, qkv_bias=True,
     tie_embeddings=False, dtype='bfloat16', remat='none', lora_rank=0, lora_alpha=1.0)
+# With all that Gemma 3 has of its own.
+GEMMA = dataclasses.replace(
+    POLICY, head_width=256, qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0,
+    post_norms=True, embedding_scale=True, query_scalar=128.0, window=64, global_every=2,
+    local_rope_theta=1e4, rope_scaling=(8.0,))
 UPDATE = knobs.updates(row_length=128, microbatch_rows=4)
 M, R, P, C = 8, 64, 32, 32
 
@@ -95,6 +100,13 @@ def test_the_measurement_of_noise_compiles(topology):
       (state.params, {}, rollouts, np.zeros(R, np.float32), empty_rows(rollouts, UPDATE), state.key),
       POLICY, UPDATE)
   assert program.memory_analysis().output_size_in_bytes < 1024  # four numbers, in a tile
+
+
+@pytest.mark.slow
+def test_the_update_of_layers_that_read_a_window_compiles():
+  program, _ = update_for('v5e:2x2', GEMMA, UPDATE, P, data=2, model=2)
+  # Each layer runs the attention of its kind.
+  assert 'splash' in program.as_text() and 'conditional' in program.as_text()
 
 
 @pytest.mark.slow
