@@ -165,8 +165,16 @@ def large(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.Confi
 
 
 def math(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.ConfigDict:
-  """The paper's data and evaluations, from files in data/."""
+  """The paper's data and evaluations, from files in data/, with half of its tasks a step."""
   c = large(c, checkpoint)
+  c.num_steps = 500
+  c.tasks.per_step = 128
+  c.alloc.rollouts_per_step = 1024
+  c.optimizer.learning_rate = 1e-6
+  c.optimizer.minibatches = 4
+  c.sample.prompt_length = 1024
+  c.sample.completion_length = 4096
+  c.pack.row_length = 5120
   c.tasks.dataset = 'dapo_math_17k'
   c.tasks.test = ('aime_2024', 'aime_2025', 'amc_2023', 'math_500', 'minerva_math', 'olympiad_bench',
                   'gpqa_diamond')

@@ -24,10 +24,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.alloc.preset = 'paper'
   c.alloc.rollouts_per_step = 2048
   c.grpo.preset = 'paper'
-  c.optimizer.learning_rate = 1e-6
   c.optimizer.b2 = 0.999
   c.optimizer.minibatches = 8
   c.sample.prompt_length = 2048
-  c.sample.completion_length = 4096
   c.pack.row_length = 6144
   return common.finish(c, variant)

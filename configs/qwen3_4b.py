@@ -17,13 +17,4 @@ from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  c = common.math(common.base(), checkpoint='checkpoints/Qwen3-4B')
-  c.num_steps = 500
-  c.tasks.per_step = 128
-  c.alloc.rollouts_per_step = 1024
-  c.optimizer.learning_rate = 1e-6
-  c.optimizer.minibatches = 4
-  c.sample.prompt_length = 1024
-  c.sample.completion_length = 4096
-  c.pack.row_length = 5120
-  return common.finish(c, variant)
+  return common.finish(common.math(common.base(), checkpoint='checkpoints/Qwen3-4B'), variant)
