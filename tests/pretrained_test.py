@@ -105,11 +105,14 @@ def test_what_lies_in_a_bucket(tmp_path):
   (bucket / 'models' / 'llama3' / 'original').mkdir()
   (bucket / 'models' / 'llama3' / 'original' / 'params.json').write_text('{}')
   shutil.copytree(ROOT / 'llama', bucket / 'models' / 'llama3.1')  # whose name begins alike
+  (bucket / 'models' / 'llama3.json').write_text('{}')
   shutil.copy(ROOT / 'llama.gguf', bucket / 'models')
   for name in ('llama3', 'llama3/'):
     found = pretrained.read(f'file://{bucket}/models/{name}')
     assert isinstance(found, pretrained.Directory) and found.shapes == pretrained.read(ROOT / 'llama3').shapes
     assert not (found.path / 'params.json').exists()
+    assert {p.name for p in found.path.iterdir()} == {p.name for p in (ROOT / 'llama3').iterdir()
+                                                      if p.suffix != '.npz'}
   assert isinstance(pretrained.read(f'file://{bucket}/models/llama.gguf'), pretrained.Gguf)
   shutil.rmtree(bucket)  # and again, without the bucket
   assert pretrained.read(f'file://{bucket}/models/llama3').shapes == found.shapes
@@ -123,7 +126,7 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path):
   bucket = tmp_path / 'bucket' / 'qwen3'
   shutil.copytree(ROOT / 'qwen3', bucket)
   url = f'file://{bucket}'
-  partial = tmp_path / 'cache' / 'buckets' / hashlib.sha256(url.encode()).hexdigest()[:16] / 'partial'
+  partial = tmp_path / 'cache' / 'buckets' / pretrained._digest(url) / 'partial'
   partial.mkdir(parents=True)
   (partial / 'config.json').write_text('{"model_type": "kept"}')
   (partial / 'one').write_text('{"half')
