@@ -2,9 +2,10 @@
 
     launch/local.sh configs/smollm2_arithmetic.py
 
-Hardware: 2 CPU cores, x GB of memory.
-Time: x
-Expect: x
+Hardware: 2 CPU cores, 7 GB of memory (6.0 GB resident), 3 GB of disk.
+Time: 90 minutes beside other work on the same cores: 13 s a step while it had them alone, 23 on the median.
+Expect: held-out avg@4 at temperature 1 from 0.26 to above 0.5 by step 20 and 0.71 at step 200 (seed 0, standard
+  error 0.03): configs/recorded/smollm2_arithmetic.jsonl.
 """
 
 import ml_collections
