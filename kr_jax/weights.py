@@ -77,6 +77,14 @@ def config(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'non
 
 # Config.
 
+_FAMILIES = ('gemma3_text', 'llama', 'qwen2', 'qwen3')
+_ACTIVATIONS = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu'}
+# The only values, beside null, of fields that change what is computed.
+_ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_sliding_window': (False,),
+         'rope_interleaved': (False,), 'partial_rotary_factor': (1,), 'attn_logit_softcapping': (),
+         'final_logit_softcapping': (), 'use_bidirectional_attention': (False,),
+         'quantization_config': ()}
+
 
 def _fields(published: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
   """What config.json says, as policy.Config has it. Raises ValueError for all that it cannot have."""
@@ -90,24 +98,23 @@ def _fields(published: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
            if not isinstance(published.get(name), int) or published[name] < 1]
   wrong += [f'{name}={published[name]!r} is not supported' for name, supported in _ONLY.items()
             if published.get(name) not in (None, *supported)]
-  if wrong:
-    raise ValueError(f'{path}: {"; ".join(wrong)}')
   activation = published.get('hidden_activation', published.get('hidden_act'))
   activation = activation or ('gelu_pytorch_tanh' if gemma else 'silu')
   if activation not in _ACTIVATIONS:
     wrong.append(f'the activation {activation!r} is not one of {sorted(_ACTIVATIONS)}')
   rope, local_rope = _rope(published, gemma, wrong)
-  layers, heads = published['num_hidden_layers'], published['num_attention_heads']
-  local = _local_layers(published, gemma, layers, wrong)
+  local = _local_layers(published, gemma, wrong)
   if wrong:
     raise ValueError(f'{path}: {"; ".join(wrong)}')
+  heads = published['num_attention_heads']
+  head_width = {'gemma3_text': 256, 'qwen3': 128}.get(family, published['hidden_size'] // heads)
   fields = {
       'vocab_size': published['vocab_size'],
-      'num_layers': layers,
+      'num_layers': published['num_hidden_layers'],
       'width': published['hidden_size'],
       'num_heads': heads,
       'num_kv_heads': published.get('num_key_value_heads') or heads,
-      'head_width': published.get('head_dim') or (256 if gemma else published['hidden_size'] // heads),
+      'head_width': published.get('head_dim') or head_width,
       'hidden_width': published['intermediate_size'],
       'rope_theta': rope[0],
       'rope_scaling': rope[1],
@@ -122,14 +129,6 @@ def _fields(published: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
         'query_scalar': float(published.get('query_pre_attn_scalar') or 256),
         'local_rope_theta': local_rope, **local}
   return fields
-
-
-_FAMILIES = ('gemma3_text', 'llama', 'qwen2', 'qwen3')
-_ACTIVATIONS = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu'}
-# The only values, beside null, of fields that change what is computed.
-_ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_sliding_window': (False,),
-         'rope_interleaved': (False,), 'partial_rotary_factor': (1,), 'attn_logit_softcapping': (),
-         'final_logit_softcapping': (), 'use_bidirectional_attention': (False,), 'quantization_config': ()}
 
 
 def _rope(published: dict[str, Any], gemma: bool, wrong: list[str]
@@ -159,14 +158,13 @@ def _rope(published: dict[str, Any], gemma: bool, wrong: list[str]
   return (float(theta), found(scaling)), float(local_theta)
 
 
-def _local_layers(published: dict[str, Any], gemma: bool, layers: int, wrong: list[str]
-                  ) -> dict[str, int]:
+def _local_layers(published: dict[str, Any], gemma: bool, wrong: list[str]) -> dict[str, int]:
   """window and global_every; what is wrong is added."""
-  kinds = published.get('layer_types')
+  kinds, layers = published.get('layer_types'), published.get('num_hidden_layers')
+  layers = layers if isinstance(layers, int) else 0  # which is wrong already
   if kinds is None:
     every = published.get('sliding_window_pattern') or 6
-    kinds = [gemma and (i + 1) % every != 0 and 'sliding_attention' or 'full_attention'
-             for i in range(layers)]
+    kinds = ['sliding_attention' if gemma and (i + 1) % every else 'full_attention' for i in range(layers)]
   if unknown := set(kinds) - {'full_attention', 'sliding_attention'}:
     wrong.append(f'layers of the types {sorted(unknown)} are not supported')
   is_local = [kind == 'sliding_attention' for kind in kinds]
@@ -175,7 +173,7 @@ def _local_layers(published: dict[str, Any], gemma: bool, layers: int, wrong: li
   if not gemma:
     wrong.append('layers that read a window are not supported')
   every = (is_local + [False]).index(False) + 1
-  if is_local != [(i + 1) % every != 0 for i in range(layers)]:
+  if is_local != [(i + 1) % every != 0 for i in range(layers or len(kinds))]:
     wrong.append(f'layer_types={kinds} has no period that ends with its only full_attention')
   return {'window': published.get('sliding_window') or 0, 'global_every': every}
 

@@ -198,9 +198,10 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
 
 @pytest.mark.parametrize('fields, named', [
     ({'model_type': 'mamba'}, "model_type 'mamba' is not one of .*'qwen3'"),
-    ({'attention_bias': True, 'mlp_bias': True, 'hidden_size': None, 'vocab_size': 'many'},
-     "vocab_size is 'many', not a number above 0; hidden_size is None.*; attention_bias=True is not "
-     'supported; mlp_bias=True'),
+    ({'attention_bias': True, 'mlp_bias': True, 'hidden_size': None, 'vocab_size': 'many',
+      'hidden_act': 'relu', 'num_hidden_layers': None},
+     "vocab_size is 'many', not a number above 0; num_hidden_layers is None.*; hidden_size is None.*; "
+     "attention_bias=True is not supported; mlp_bias=True.*; the activation 'relu' is not one of"),
     ({'hidden_act': 'relu', 'rope_parameters': {'rope_type': 'yarn', 'factor': 4},
       'layer_types': ['sliding_attention', 'full_attention']},
      "'relu' is not one of .*; rope scaling of the type 'yarn' .*; layers that read a window"),
