@@ -488,10 +488,10 @@ def test_compiles_for_a_chip_that_nothing_is_said_of(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology, shape', [
-    *((topology, LARGE_SHARD) for topology in TOPOLOGIES), ('v4:2x2x1', LARGE), ('tpu7x:2x2x1', LARGE)],
+@pytest.mark.parametrize('topology, shape, dtype', [
+    *((topology, LARGE_SHARD, 'bfloat16') for topology in TOPOLOGIES), ('v5e:2x2', LARGE_SHARD, 'int8'),
+    ('v4:2x2x1', LARGE, 'int8'), ('tpu7x:2x2x1', LARGE, 'bfloat16')],
     ids=lambda x: x if isinstance(x, str) else f'K={x["K"]}')
-@pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
 def test_compiles_in_the_blocks_of_the_chip(topology, shape, dtype):
   assert_lean(lower(decode_attention, topology, (1, 1, 1), dtype=dtype, **shape), **shape)
 
