@@ -268,7 +268,7 @@ def test_read_says_where_a_task_is_from_and_what_verifies_it(data_dir):
 class Bytes:
   """A tokenizer of any text."""
 
-  def encode(self, text):
+  def prompt(self, text):
     return tuple(text.encode())
 
 
