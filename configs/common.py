@@ -66,6 +66,13 @@ def base() -> ml_collections.ConfigDict:
   c.policy.lora_rank = 0  # of adapters, which alone are trained then; 0: all is trained
   c.policy.lora_alpha = 16.0  # adapters are scaled by lora_alpha / lora_rank
 
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.devices = 0  # of those there are; 0: all, of all hosts
+  c.mesh.data = 1  # copies of the parameters that learn
+  c.mesh.fsdp = 0  # devices among which a copy is divided by width; 0: what the others leave
+  c.mesh.model = 1  # and by heads, hidden units and words
+  c.mesh.sample_model = 0  # devices that share a copy when sampling; 0: mesh.model
+
   c.warm_start = ml_collections.ConfigDict()
   c.warm_start.num_steps = 0  # supervised updates before reinforcement learning
   c.warm_start.per_step = 64  # solutions an update
@@ -128,7 +135,7 @@ def base() -> ml_collections.ConfigDict:
 
   c.pack = ml_collections.ConfigDict()
   c.pack.row_length = 128  # places of a row, at least prompt_length + completion_length - 1
-  c.pack.microbatch_rows = 16  # rows whose gradient is taken at once
+  c.pack.microbatch_rows = 16  # rows of each device whose gradient is taken at once
   c.pack.distinct = 0.0  # share of their tokens that are computed, as groups share prompts; 1: all, none
   # is shared; 0: what full lengths give, and 1 where that is above 0.75
 
@@ -145,6 +152,7 @@ def base() -> ml_collections.ConfigDict:
   c.evaluate.tasks_per_batch = 128  # tasks sampled by one program
 
   c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.directory = ''  # where all processes read and write them: gs://BUCKET/PATH; '': the workdir
   c.checkpoint.every = 20  # steps
   c.checkpoint.keep = 2  # checkpoints
   return c

@@ -24,7 +24,7 @@ class Checkpoints:
 
   def __init__(self, directory: str, *, keep: int = 1):
     self._orbax = ocp.CheckpointManager(
-        os.path.abspath(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        absolute(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -51,7 +51,8 @@ class Checkpoints:
 
   def restore(self, state: types.TrainState, stats: types.TaskStats
               ) -> tuple[types.TrainState, types.TaskStats]:
-    """The latest checkpoint, in the shapes and on the devices of the arguments.
+    """The latest checkpoint, in the shapes and on the devices of the arguments, whose state may be of
+    jax.ShapeDtypeStruct.
 
     Raises:
       ValueError: there is none, or it has other shapes.
@@ -70,6 +71,11 @@ class Checkpoints:
     """Waits for what is being saved."""
     self._orbax.wait_until_finished()
     self._orbax.close()
+
+
+def absolute(directory: str) -> str:
+  """A path as Orbax needs it; of gs://BUCKET/PATH itself."""
+  return directory if '://' in directory else os.path.abspath(directory)
 
 
 def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) -> None:

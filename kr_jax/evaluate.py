@@ -20,6 +20,7 @@ Here R is the rollouts of a task. Source of pass@k: Chen et al. 2021, arXiv 2107
 from __future__ import annotations
 
 from collections.abc import Sequence
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import numpy as np
 from scipy import stats
 
 from kr_jax import policy
+from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
@@ -39,7 +41,7 @@ class Outcomes(NamedTuple):
   """What R rollouts of each of I tasks came to."""
 
   verdict_IR: np.ndarray  # bool
-  answer_IR: np.ndarray | None  # object, text or None: no answer; None where it was not asked for
+  answer_IR: np.ndarray | None  # uint64, a number of each answer, 0: no answer; None where not asked for
   timeouts: int  # of verifier and extraction
   errors: int
 
@@ -85,17 +87,27 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
         np.full(batch, R), key, sample_config, total=batch * R)
     sampled = sample.cut(sampled, tokenizer.decode, sample_config)
-    texts = sample.texts(sampled, tokenizer.decode)[:len(some) * R]
-    task_R = [task for task in some for _ in range(R)]
-    found = [workers.score(texts, task_R)]
-    verdict_IR.append(found[0].verdict_R.reshape(len(some), R) > 0)
+    n = len(some) * R
+    row_X, texts = sample.texts(sampled, tokenizer.decode)
+    row_X, texts = row_X[row_X < n], texts[:np.count_nonzero(row_X < n)]
+    task_X = [some[r // R] for r in row_X]
+    found = [workers.score(texts, task_X)]
+    of_tasks = lambda x_X: processes.merge_rows(row_X, x_X, n).reshape(len(some), R)
+    verdict_IR.append(of_tasks(found[0].verdict_R) > 0)
     if answers:
-      found.append(workers.answers(texts, task_R))
-      answer_IR.append(np.array(found[1].answer_R, object).reshape(len(some), R))
+      found.append(workers.answers(texts, task_X))
+      answer_IR.append(of_tasks(np.array([_number(x) for x in found[1].answer_R], np.uint64)))
     timeouts += sum(x.timeouts for x in found)
     errors += sum(x.errors for x in found)
+  timeouts, errors = (int(x) for x in processes.gather(np.array([timeouts, errors])).sum(axis=0))
   return Outcomes(np.concatenate(verdict_IR), np.concatenate(answer_IR) if answers else None,
                   timeouts, errors)
+
+
+def _number(answer: str | None) -> int:
+  """Of 64 bits, the same where answers are and, but for one chance in 2^64, only there; 0: no answer."""
+  return 0 if answer is None else int.from_bytes(
+      hashlib.sha256(answer.encode(errors='surrogatepass')).digest()[:8], 'little') or 1
 
 
 def pass_at(verdict_IR: np.ndarray, k: int) -> np.ndarray:
@@ -119,9 +131,9 @@ def maj_at(verdict_IR: np.ndarray, answer_IR: np.ndarray, k: int) -> np.ndarray:
   draw = stats.binom.pmf(np.arange(k + 1), np.arange(R + 1)[:, None], k / R)
   majority_I = []
   for verdict_R, answer_R in zip(verdict_IR, answer_IR):
-    votes: dict[str, list[bool]] = {}
+    votes: dict[int, list[bool]] = {}
     for verdict, answer in zip(verdict_R, answer_R):
-      if answer is not None:
+      if answer:
         votes.setdefault(answer, []).append(bool(verdict))
     silent = R - sum(map(len, votes.values()))
     wins = 0.0

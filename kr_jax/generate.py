@@ -45,4 +45,4 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   rollouts = sample.rollouts(
       policy_config, policy.serve(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
-  return sample.texts(rollouts, tokenizer.decode)
+  return sample.texts(rollouts, tokenizer.decode)[1]

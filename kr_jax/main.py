@@ -33,6 +33,11 @@ _PROMPT = flags.DEFINE_multi_string('prompt', None, 'generate: a text; may be gi
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'generate: of sampling; 0 is greedy', lower_bound=0)
 _MAX_TOKENS = flags.DEFINE_integer('max_tokens', 64, 'generate: most tokens to write', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'generate: of sampling', lower_bound=0)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, "of several processes: 'HOST:PORT' of the first, or 'auto', which asks Cloud TPU, "
+    'GKE or Slurm for all three')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'how many there are')
+_PROCESS = flags.DEFINE_integer('process', -1, 'which this is, from 0')
 _NEEDED = {'generate': ('checkpoint', 'prompt')}  # flags of a mode
 
 
@@ -41,6 +46,11 @@ _NEEDED = {'generate': ('checkpoint', 'prompt')}  # flags of a mode
     '--checkpoint and --prompt of generate, --config and --workdir of the others')
 def _complete(values):
   return all(values[name] is not None for name in _NEEDED.get(values['mode'], ('config', 'workdir')))
+
+
+@flags.multi_flags_validator(['mode', 'coordinator'], '--coordinator is of the modes train and evaluate')
+def _alone(values):
+  return values['coordinator'] is None or values['mode'] in ('train', 'evaluate')
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -61,6 +71,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report each file otherwise
   from kr_jax import evaluate  # heavy: see above
   from kr_jax import generate
+  from kr_jax import processes
   from kr_jax import report
   from kr_jax import train
   workdir = _WORKDIR.value
@@ -73,10 +84,14 @@ def main(argv: list[str]) -> None:
     if _MODE.value == 'report':
       print(json.dumps(report.write(workdir), indent=1))
       return
+    if _COORDINATOR.value:
+      processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     setup = train.prepare(_CONFIG.value)
     if _MODE.value == 'evaluate':
       evaluation = train.evaluate_checkpoint(setup, workdir)
       path = os.path.join(workdir, 'evaluation.json')
+      if not processes.is_first():
+        return
       print(f'step {evaluation["step"]}, temperature {setup.evaluate.temperature}\n'
             f'{evaluate.table(evaluation)}')
       report.save(path, evaluation)
@@ -89,10 +104,12 @@ def main(argv: list[str]) -> None:
     train.claim(setup, workdir)
   except ValueError as error:  # the user's; later ones are ours, and keep their traceback
     sys.exit(f'error: {error}')
-  train.train(setup, workdir)
-  report.write(workdir)
-  print(f'done: {setup.config.num_steps} steps; see {os.path.join(workdir, "summary.json")} and '
-        f'{os.path.join(workdir, "plots")}')
+  with processes.watch():
+    train.train(setup, workdir)
+  if processes.is_first():
+    report.write(workdir)
+    print(f'done: {setup.config.num_steps} steps; see {os.path.join(workdir, "summary.json")} and '
+          f'{os.path.join(workdir, "plots")}')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ import jax
 from tensorboardX import SummaryWriter
 import tqdm
 
+from kr_jax import processes
+
 _compiles = [0]
 
 
@@ -45,7 +47,8 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 class Writer:
-  """Appends records to <directory>/metrics.jsonl and to TensorBoard events beside it.
+  """Appends records to <directory>/metrics.jsonl and to TensorBoard events beside it; of several
+  processes the first does.
 
   Args:
     keep: of the records there, those that this run will not write again.
@@ -53,6 +56,9 @@ class Writer:
   """
 
   def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int):
+    self.records, self._file = [], None
+    if not processes.is_first():
+      return
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, 'metrics.jsonl')
     self.records = [r for r in read(path) if keep(r)]
@@ -71,6 +77,8 @@ class Writer:
 
   def write(self, record: dict[str, Any]) -> None:
     """Writes a record: its 'step', numbers, and lists of numbers, which TensorBoard does not get."""
+    if self._file is None:
+      return
     self.records.append(record)
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
@@ -79,11 +87,12 @@ class Writer:
         self._events.add_scalar(name, x, record['step'])
 
   def close(self) -> None:
-    self._file.close()
-    self._events.close()
+    if self._file is not None:
+      self._file.close()
+      self._events.close()
 
 
 def progress(name: str, first: int, last: int) -> tqdm.tqdm:
   """A progress bar over steps first..last-1; in a log file it speaks every ten seconds."""
   return tqdm.tqdm(desc=name, initial=first, total=last, dynamic_ncols=True, unit='step',
-                   mininterval=0.5 if sys.stderr.isatty() else 10)
+                   mininterval=0.5 if sys.stderr.isatty() else 10, disable=not processes.is_first())

@@ -55,35 +55,30 @@ class Packed(NamedTuple):
 
 def shape(*, prompt_length: int, completion_length: int, rollouts_per_task: float, row_length: int,
           microbatch_rows: int, distinct: float, shards: int) -> Shape:
-  """Of a microbatch of `microbatch_rows` rows.
+  """Of a microbatch of `microbatch_rows` rows for each of the devices that rows are spread over.
 
   Args:
     prompt_length, completion_length: P and C, of the longest.
     rollouts_per_task: the mean.
     distinct: share of the rows' tokens that are computed, as groups share their prompts; 1: all, none
       is shared; 0: what full lengths give, and 1 where that is above 0.75.
-    shards: least number of parts, so that each device has its own.
+    shards: those devices: each has prompts of its own.
 
-  Raises ValueError for a row that the longest segment does not fit in, and for rows that shards do not
-  divide.
+  Raises ValueError for a row that the longest segment does not fit in.
   """
   longest = prompt_length + completion_length - 1
   if longest > row_length:
     raise ValueError(f'pack.row_length={row_length} is below the {longest} tokens that a prompt and '
                      'its completion, but for the last, may have; set it to at least that')
-  if microbatch_rows % shards:
-    raise ValueError(f'pack.microbatch_rows={microbatch_rows} is not a multiple of the {shards} devices '
-                     'that rows are spread over')
   if not distinct:
     n = max(rollouts_per_task, 1)
     distinct = (prompt_length - 1 + n * completion_length) / (n * longest)
     distinct = distinct if distinct <= 0.75 else 1
   if distinct == 1:
-    return Shape(microbatch_rows, 1, row_length, row_length, False)
-  rows = microbatch_rows // shards
+    return Shape(shards * microbatch_rows, 1, row_length, row_length, False)
   # A multiple of what a tile of bfloat16 has of rows.
-  tokens = max(16 * math.ceil(distinct * rows * row_length / 16), longest)
-  return Shape(shards, rows, row_length, min(tokens, rows * row_length), True)
+  tokens = max(16 * math.ceil(distinct * microbatch_rows * row_length / 16), longest)
+  return Shape(shards, microbatch_rows, row_length, min(tokens, microbatch_rows * row_length), True)
 
 
 def max_microbatches(num_rollouts: int, longest: int, *, minibatches: int, shape: Shape) -> int:

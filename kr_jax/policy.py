@@ -227,6 +227,8 @@ def _attend_segments(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Ar
   """
   if sharding.platform() != 'tpu':
     return checkpoint_name(_attend_masked(q_BTNH, k_BTKH, v_BTKH, segment_BT, window), 'attention')
+  copies = sharding.head_copies(k_BTKH.shape[2])
+  k_BTKH, v_BTKH = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKH))
   attend = functools.partial(_splash, window=window)
   if jax.sharding.get_abstract_mesh().empty:
     return attend(q_BTNH, k_BTKH, v_BTKH, segment_BT)
@@ -387,8 +389,8 @@ def _output(config: Config, params: Any, hidden_BTD: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, key: Array) -> Any:
-  """Random parameters: nested dicts of float32 arrays."""
-  return nnx.to_pure_dict(nnx.state(Policy(config, rngs=nnx.Rngs(key))))
+  """Random parameters: nested dicts of float32 arrays, on the mesh that is set."""
+  return sharding.constrain(nnx.to_pure_dict(nnx.state(Policy(config, rngs=nnx.Rngs(key)))))
 
 
 def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, segment_BT: Array,
@@ -412,6 +414,7 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
 
   def layer(x_BTD, of_layer):
     params, is_local = of_layer
+    params = {name: x if 'norm' in name else _whole(config, name, x) for name, x in params.items()}
     block, at, attend = _block(config, params), at_all, _attend_segments
     if config.window:
       at = jax.tree.map(lambda x, y: jnp.where(is_local, x, y), at_local, at_all)
@@ -431,6 +434,17 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   x_BTD, _ = jax.lax.scan(
       layer, sharding.constrain_rows(_embed(config, params, token_BT)), (params['layers'], is_local_L))
   return _last_norm(config, params, x_BTD)
+
+
+def _whole(config: Config, name: str, x: Array) -> Array:
+  """A matrix in the dtype of the computation, as `sharding.gather` has it."""
+  return sharding.gather(name, x.astype(config.dtype))
+
+
+def gather_words(config: Config, params: Any) -> Any:
+  """Parameters whose embedding and output are gathered: once for both, where they are the same."""
+  return {name: _whole(config, name, x) if name in ('embed_VD', 'output_DV') else x
+          for name, x in params.items()}
 
 
 def output_matrix(config: Config, params: Any) -> Array:
@@ -487,10 +501,18 @@ def serve(config: Config, params: Any) -> Any:
   """What `prefill` and `decode` read: matrices in the dtype of the computation, layer by layer.
 
   For a TPU heads stand first, as products read them there; else each step would copy a matrix. On a mesh
-  they are divided over 'model' alone, so that no step of a sampler gathers parameters.
+  they are divided over 'model' alone, so that no step of a sampler gathers parameters, and key/value
+  heads are as many as that needs.
   """
-  heads_first = sharding.platform() == 'tpu'
-  ready = lambda name, x: x if 'norm' in name else x.astype(config.dtype)
+  heads_first, copies = sharding.platform() == 'tpu', sharding.head_copies(config.num_kv_heads)
+
+  def ready(name, x):
+    if 'norm' in name:
+      return x
+    # From the partition of learning first to the table's on this mesh: each device sends parts of parts.
+    x = sharding.constrain({name: x.astype(config.dtype)})[name]
+    letters = name.rpartition('_')[2]
+    return jnp.repeat(x, copies, axis=letters.index('K')) if 'K' in letters else x
 
   def layer(i):
     served = {name: ready(name, x[i]) for name, x in params['layers'].items()}

@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from kr_jax import policy
+from kr_jax import processes
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.tokenizer import PAD
@@ -179,14 +180,14 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   Args:
     params: as policy.serve gives them.
     prompts: of M tasks.
-    budget_M: host integers >= 0 that sum to at most R = total.
+    budget_M: host integers >= 0 that sum to at most the total.
     key: of the step.
-    total: R. It names the compiled program; budgets do not.
+    total: most rollouts of a step. It names the compiled program; budgets do not.
     expected_M: tokens that a rollout of a task is expected to have, where that is known.
 
   Returns:
-    Rollouts, grouped by task. Log-probabilities are the policy's at the temperature (greedy: at 1),
-    whatever top_k, top_p and min_p leave out.
+    R rollouts, grouped by task; R is the total, made a multiple of the shards. Log-probabilities are the
+    policy's at the temperature (greedy: at 1), whatever top_k, top_p and min_p leave out.
 
   Raises:
     ValueError: budgets that are negative or sum to more than R.
@@ -195,32 +196,46 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   if budget_M.min() < 0 or budget_M.sum() > total:
     raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
   queues = place(budget_M, total=total, shards=sharding.row_shards(), expected_M=expected_M)
-  return _rollouts(policy_config, params, prompts, budget_M, queues, key, config, total)
+  decoded = _decode(policy_config, params, prompts, queues, key, config)
+  return _by_task(prompts, budget_M, queues, *decoded)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _rollouts(policy_config, params, prompts, budget_M, queues, key, config, R) -> types.Rollouts:
-  M, C = len(budget_M), config.completion_length
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _decode(policy_config, params, prompts, queues, key, config) -> tuple[Array, ...]:
+  """token_ZQC, logp_ZQC, length_ZQ and ended_ZQ of all queues, each shard's on it, and counts_Z3."""
   of_shard = functools.partial(_shard_rollouts, policy_config, config)
   if sharding.row_shards() > 1:
     mine, all_ = PartitionSpec(sharding.ROWS), PartitionSpec()
     of_shard = jax.shard_map(of_shard, in_specs=(all_, all_, mine, all_), out_specs=mine,
                              axis_names=set(sharding.ROWS), check_vma=False)
-  token_ZQC, logp_ZQC, length_ZQ, ended_ZQ, counts_Z3 = of_shard(params, prompts, queues, key)
+  return of_shard(params, prompts, queues, key)
 
-  end = jnp.sum(budget_M)
+
+@jax.jit
+def _by_task(prompts, budget_M, queues, token_ZQC, logp_ZQC, length_ZQ, ended_ZQ, counts_Z3
+             ) -> types.Rollouts:
+  """Rollouts in the order of their tasks: tokens divided by rows, the rest whole on every device."""
+  M, (Z, Q, C) = len(budget_M), token_ZQC.shape
+  R, end = Z * Q, jnp.sum(budget_M)
   task_R = jnp.repeat(jnp.arange(M), budget_M, total_repeat_length=R)  # beyond the end M - 1
   first_M = jnp.cumsum(budget_M) - budget_M
   task_ZQ = jnp.take_along_axis(queues.task_ZK, queues.local_ZQ, axis=1)
-  queued_ZQ = jnp.arange(task_ZQ.shape[1])[None] < queues.rollouts_Z[:, None]
+  queued_ZQ = jnp.arange(Q)[None] < queues.rollouts_Z[:, None]
   r_ZQ = jnp.where(queued_ZQ, first_M[task_ZQ] + queues.number_ZQ, R)
-  by_task = lambda x_ZQ, *more: jnp.zeros((R, *more), x_ZQ.dtype).at[r_ZQ].set(x_ZQ, mode='drop')
+  place_R = jnp.zeros(R, int).at[r_ZQ.ravel()].set(jnp.arange(R), mode='drop')
+  there_R = jnp.arange(R) < end
+
+  def by_task(x_ZQ):
+    x_R = sharding.replicate(x_ZQ.reshape(R, *x_ZQ.shape[2:]))[place_R]
+    return jnp.where(jnp.expand_dims(there_R, range(1, x_R.ndim)), x_R, 0)
+
+  token_RC, logp_RC = sharding.constrain_rows((by_task(token_ZQC), by_task(logp_ZQC)))
   steps, tail_steps, refills = jnp.sum(counts_Z3, axis=0)
+  whole = sharding.replicate({
+      'task_R': jnp.where(there_R, task_R, M), 'length_R': by_task(length_ZQ), 'ended_R': by_task(ended_ZQ),
+      'decode_steps': steps, 'tail_steps': tail_steps, 'refills': refills})
   return types.Rollouts(
-      prompts=types.Prompts(*map(jnp.asarray, prompts)),
-      task_R=jnp.where(jnp.arange(R) < end, task_R, M), token_RC=by_task(token_ZQC, C),
-      logp_RC=by_task(logp_ZQC, C), length_R=by_task(length_ZQ), ended_R=by_task(ended_ZQ),
-      decode_steps=steps, tail_steps=tail_steps, refills=refills)
+      types.Prompts(*map(jnp.asarray, prompts)), token_RC=token_RC, logp_RC=logp_RC, **whole)
 
 
 def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tuple[Array, ...]:
@@ -264,7 +279,7 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     logits_SV, own = policy.decode(policy_config, params, token_S, slots, prefix, d.own)
     return d._replace(
         own=own,
-        logits_SV=logits_SV,
+        logits_SV=sharding.replicate(logits_SV),
         rollout_S=jnp.where(ended_S == types.NOT_SAMPLED, d.rollout_S, Q),
         count_S=d.count_S + 1,
         steps=d.steps + 1,
@@ -278,6 +293,9 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     free = jnp.sum(d.rollout_S == Q)
     return (free < S) & ((free < config.refill) | (d.queued == end))
 
+  # Whole over 'model': a draw from words in parts would send them around, and a collective that all shards
+  # of rollouts take part in would wait for ever, as each loops as often as its own queue asks.
+  prompt_logits_KV = sharding.replicate(prompt_logits_KV)
   d = _Decoding(
       own=policy.empty(prefix, S, C),
       logits_SV=jnp.zeros((S, prompt_logits_KV.shape[1])),
@@ -332,8 +350,7 @@ def _draw(logits_SV: Array, key_S: Array) -> Array:
   last layer: of 1024 words and 128 slots 3 ms on two CPU cores, and this .2.
   """
   S, V = logits_SV.shape
-  shards = jax.sharding.get_abstract_mesh().shape.get('model', 1)
-  words = max((w for w in (2**i for i in range(10)) if w * w <= V and V % (w * shards) == 0), default=1)
+  words = max(w for w in (2**i for i in range(10)) if w == 1 or w * w <= V and V % w == 0)
   mass_SPW = jnp.exp(logits_SV - logits_SV.max(axis=-1, keepdims=True)).reshape(S, -1, words)
   uniform_S2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_S)
   part_S = _invert(mass_SPW.sum(axis=2), uniform_S2[:, 0])
@@ -376,25 +393,40 @@ def truncate(logits_SV: Array, config: Config) -> Array:
 # What is done on the host.
 
 
-def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> list[str]:
-  """The text of each completion; '' where there is no rollout. decode: tokens -> text."""
-  lengths_R = np.asarray(rollouts.length_R)
-  return [decode(token_C[:n]) for token_C, n in zip(np.asarray(rollouts.token_RC), lengths_R)]
+def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tuple[np.ndarray, list[str]]:
+  """The rollouts that are this process's to read: row_X, those with a completion, and their texts.
+
+  decode: tokens -> text.
+  """
+  row_X, token_XC = processes.own_rows(rollouts.token_RC)
+  length_X = np.asarray(rollouts.length_R)[row_X]
+  there_X = length_X > 0
+  return row_X[there_X], [decode(token_C[:n]) for token_C, n in zip(token_XC[there_X], length_X[there_X])]
 
 
 def cut(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:
   """Ends each completion with the first token that completes one of `stop_strings`.
 
-  Device programs see tokens alone, so a completion is cut once it is there. What stays has the tokens
-  and log-probabilities that it had. decode: tokens -> text; of more tokens it begins with that of fewer.
+  Device programs see tokens alone, so a completion is cut once it is there, by the process that reads it.
+  What stays has the tokens and log-probabilities that it had. decode: tokens -> text; of more tokens it
+  begins with that of fewer.
   """
   if not config.stop_strings:
     return rollouts
-  token_RC, logp_RC, length_R, ended_R = (np.array(x) for x in (
-      rollouts.token_RC, rollouts.logp_RC, rollouts.length_R, rollouts.ended_R))
-  for r, length in enumerate(length_R):
-    stops = lambda n: any(stop in decode(token_RC[r, :n]) for stop in config.stop_strings)
+  row_X, token_XC = processes.own_rows(rollouts.token_RC)
+  length_X = np.asarray(rollouts.length_R)[row_X]
+  short_X, cut_X = length_X.copy(), np.zeros(len(length_X), bool)
+  for x, length in enumerate(length_X):
+    stops = lambda n: any(stop in decode(token_XC[x, :n]) for stop in config.stop_strings)
     if length and stops(length):
-      n = bisect.bisect_left(range(length), True, lo=1, key=stops)
-      token_RC[r, n:], logp_RC[r, n:], length_R[r], ended_R[r] = PAD, 0, n, types.ENDED_STOP
-  return rollouts._replace(token_RC=token_RC, logp_RC=logp_RC, length_R=length_R, ended_R=ended_R)
+      short_X[x], cut_X[x] = bisect.bisect_left(range(length), True, lo=1, key=stops), True
+  short_R, cut_R = (processes.merge_rows(row_X, x, len(rollouts.length_R)) for x in (short_X, cut_X))
+  return _shorten(rollouts, short_R, cut_R)
+
+
+@jax.jit
+def _shorten(rollouts: types.Rollouts, length_R: Array, cut_R: Array) -> types.Rollouts:
+  there_RC = jnp.arange(rollouts.token_RC.shape[1])[None] < length_R[:, None]
+  return rollouts._replace(
+      token_RC=jnp.where(there_RC, rollouts.token_RC, PAD), logp_RC=jnp.where(there_RC, rollouts.logp_RC, 0),
+      length_R=length_R, ended_R=jnp.where(cut_R, types.ENDED_STOP, rollouts.ended_R))

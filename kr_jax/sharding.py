@@ -4,15 +4,21 @@ A parameter's name ends in its shape, and each letter has its axis of the mesh:
 
     D -> 'fsdp'      N K F V -> 'model'      the others, and whole vectors: replicated
 
+An axis that does not divide a dimension leaves it whole: key/value heads that are fewer than 'model',
+which are then repeated where attention reads them (`head_copies`).
+
 Rows of a microbatch are spread over ('data', 'fsdp'). Programs are traced under `jax.set_mesh(mesh)`,
-the XLA partitioner does the rest; without a mesh all stands on one device.
+the XLA partitioner does the rest; without a mesh all stands on one device. A run has two meshes of the
+same devices in the same order: one to learn on, and one to sample on, whose 'model' axis may be longer, as
+a sampler reads all parameters for each token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -23,6 +29,16 @@ ROWS = ('data', 'fsdp')  # what the rows of a microbatch are spread over
 _AXIS = {'D': 'fsdp', 'N': 'model', 'K': 'model', 'F': 'model', 'V': 'model'}
 
 
+class Config(NamedTuple):
+  """How to divide the devices."""
+
+  devices: int  # how many of those there are; 0: all
+  data: int  # copies of the parameters that learn
+  fsdp: int  # devices among which a copy is divided by width; 0: what the others leave
+  model: int  # and by heads, hidden units and words
+  sample_model: int  # devices that share a copy when sampling; 0: model
+
+
 def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1
          ) -> Mesh:
   """A mesh of all devices given. Raises ValueError if the axes do not multiply to their number."""
@@ -31,6 +47,72 @@ def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, 
     raise ValueError(f'a mesh of data={data}, fsdp={fsdp}, model={model} needs {data * fsdp * model} '
                      f'devices; there are {len(devices)}')
   return Mesh(np.array(devices).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def meshes(config: Config, sizes: Any, *, rollouts: int, devices: Sequence[Any] | None = None
+           ) -> tuple[Mesh, Mesh] | None:
+  """The meshes to learn and to sample on; None where there is one device.
+
+  Args:
+    sizes: width, num_heads, num_kv_heads, hidden_width and vocab_size, as policy.Config has them.
+    rollouts: of a step.
+
+  Raises:
+    ValueError: the axes do not fit the devices, the sizes or the rollouts, with some that do.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  n = config.devices or len(devices)
+  for name, x in config._asdict().items():
+    if x < (name in ('data', 'model')):
+      raise ValueError(f'mesh.{name}={x} is below {int(name in ("data", "model"))}')
+  if n > len(devices):
+    raise ValueError(f'mesh.devices={n} is more than the {len(devices)} there are')
+  fsdp = config.fsdp or max(n // (config.data * config.model), 1)
+  sample_model = config.sample_model or config.model
+  asked = f'mesh.data={config.data}, mesh.fsdp={fsdp}, mesh.model={config.model}'
+
+  def refuse(why: str, fitting: Iterator[str]):
+    fitting = list(fitting)
+    raise ValueError(f'{asked}, mesh.sample_model={sample_model} {why}; of {n} devices '
+                     + ('would fit ' + ', '.join(fitting[:12]) if fitting else 'no mesh fits'))
+
+  def shapes():
+    for model in _divisors(n):
+      for fsdp in _divisors(n // model):
+        if not misfit(sizes, fsdp, model):
+          yield f'(data={n // model // fsdp}, fsdp={fsdp}, model={model})'
+
+  if config.data * fsdp * config.model != n:
+    refuse(f'make {config.data * fsdp * config.model} devices, not {n}', shapes())
+  if why := misfit(sizes, fsdp, config.model):
+    refuse(why, shapes())
+  why = misfit(sizes, 1, sample_model)
+  if (fsdp * config.model) % sample_model:
+    why = f'part the {fsdp * config.model} devices of a copy unevenly'
+  if why:
+    refuse(f'{why} when sampling', (
+        f'sample_model={x}' for x in _divisors(fsdp * config.model) if not misfit(sizes, 1, x)))
+  if rollouts * sample_model < n:
+    raise ValueError(f'{asked}, mesh.sample_model={sample_model} spread alloc.rollouts_per_step={rollouts} '
+                     f'over {n // sample_model} samplers; raise it to as many, or mesh.sample_model')
+  if n == 1:
+    return None
+  learn = mesh(devices[:n], data=config.data, fsdp=fsdp, model=config.model)
+  return learn, mesh(devices[:n], data=config.data, fsdp=fsdp * config.model // sample_model,
+                     model=sample_model)
+
+
+def misfit(sizes: Any, fsdp: int, model: int) -> str:
+  """Why a policy of these sizes cannot be divided so; '' where it can."""
+  for name, axis, parts in (('width', 'fsdp', fsdp), ('num_heads', 'model', model),
+                            ('hidden_width', 'model', model), ('vocab_size', 'model', model)):
+    if getattr(sizes, name) % parts:
+      return f"divide policy.{name}={getattr(sizes, name)} by {parts} of '{axis}'"
+  return ''
+
+
+def _divisors(n: int) -> list[int]:
+  return [x for x in range(1, n + 1) if n % x == 0]
 
 
 def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpec:
@@ -45,24 +127,84 @@ def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpe
   return PartitionSpec(*[None] * stacked, *(axis if axis in axes else None for axis in found))
 
 
-def of(mesh: Mesh, tree: Any) -> Any:
+def _fitting(mesh: Any, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES
+             ) -> PartitionSpec:
+  """The partition without the axes that do not divide."""
+  return PartitionSpec(*(axis if axis and n % mesh.shape[axis] == 0 else None
+                         for axis, n in zip(partition(path, axes), shape)))
+
+
+def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES
+       ) -> NamedSharding:
+  """Of the leaf of this shape at a path."""
+  return NamedSharding(mesh, _fitting(mesh, path, shape, axes))
+
+
+def of(mesh: Mesh, tree: Any, axes: Sequence[str] = AXES) -> Any:
   """The sharding of each leaf of parameters, or of a state that holds such trees."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: NamedSharding(mesh, partition(path)), tree)
+  return jax.tree_util.tree_map_with_path(lambda path, x: at(mesh, path, x.shape, axes), tree)
 
 
 def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
   """Parameters or gradients, held to their partition over `axes` where a mesh is set."""
-  if jax.sharding.get_abstract_mesh().empty:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
     return tree
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.lax.with_sharding_constraint(x, partition(path, axes)), tree)
+      lambda path, x: jax.lax.with_sharding_constraint(x, _fitting(mesh, path, x.shape, axes)), tree)
 
 
-def constrain_rows(x: jax.Array) -> jax.Array:
-  """Rows of a microbatch, spread over ROWS where a mesh is set."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gather(name: str, x: jax.Array) -> jax.Array:
+  """A parameter of one layer, or of none, whole but for 'model'; its gradient is divided by the table.
+
+  Without this the partitioner may gather it before it is cast, or gather what it is multiplied by, and
+  gradients would be added up whole on every device before they are divided.
+  """
+  return constrain({name: x}, axes=('model',))[name]
+
+
+gather.defvjp(lambda name, x: (gather(name, x), None), lambda name, _, g: (constrain({name: g})[name],))
+
+
+def _hold(tree: Any, spec: PartitionSpec) -> Any:
+  """Arrays, held to a partition where a mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS))
+    return tree
+  return jax.lax.with_sharding_constraint(tree, spec)
+
+
+def constrain_rows(tree: Any, axis: int = 0) -> Any:
+  """Arrays whose `axis` is rows, of a microbatch or of rollouts: spread over ROWS where a mesh is set."""
+  return _hold(tree, PartitionSpec(*[None] * axis, ROWS))
+
+
+def replicate(tree: Any) -> Any:
+  """Arrays, whole on every device where a mesh is set."""
+  return _hold(tree, PartitionSpec())
+
+
+def put(tree: Any, spec: PartitionSpec) -> Any:
+  """Arrays of the host, the same in all processes, put on the mesh that is set: no device holds more than
+  its part."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    return tree
+  of = NamedSharding(mesh, spec)
+  return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, of, lambda i: x[i]), tree)
+
+
+def move(tree: Any) -> Any:
+  """Arrays of the other mesh of a run, on the one that is set: whole, or by rows where they were divided."""
+  mesh = jax.sharding.get_mesh()
+
+  def moved(x):
+    if mesh.empty or not isinstance(x, jax.Array) or getattr(x.sharding, 'mesh', mesh) == mesh:
+      return x
+    by_rows = not x.is_fully_replicated and x.shape[0] % row_shards() == 0
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(ROWS) if by_rows else PartitionSpec()))
+
+  return jax.tree.map(moved, tree)
 
 
 def unmapped(axes: Sequence[str]) -> tuple[str, ...]:
@@ -75,6 +217,12 @@ def row_shards() -> int:
   """Over how many devices the rows of a microbatch are spread."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def head_copies(num_kv_heads: int) -> int:
+  """How often key/value heads are repeated, so that 'model' divides them."""
+  model = jax.sharding.get_abstract_mesh().shape.get('model', 1)
+  return math.lcm(num_kv_heads, model) // num_kv_heads
 
 
 def platform() -> str:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
@@ -32,8 +33,10 @@ from kr_jax import evaluate
 from kr_jax import grpo
 from kr_jax import metrics
 from kr_jax import policy
+from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
+from kr_jax import sharding
 from kr_jax import tasks as tasks_lib
 from kr_jax import tokenizer as tokenizer_lib
 from kr_jax import types
@@ -44,8 +47,8 @@ from kr_jax import weights
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
-MAY_CHANGE = ('num_steps', 'checkpoint', 'tasks.data_dir', 'tasks.files', 'rewards.workers',
-              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
+MAY_CHANGE = ('num_steps', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
+              'mesh', 'rewards.workers', 'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
 # Knobs of alloc that a preset sets, whatever they say; those of the loss are grpo.PRESETS.
 PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
                              'cost': 'rollouts'}}
@@ -65,6 +68,7 @@ class Setup(NamedTuple):
   rewards: rewards.Config
   update: update.Config
   warm_start: warm_start.Config
+  meshes: tuple[Mesh, Mesh] | None  # to learn and to sample on; None: there is one device
   train_tasks: Sequence[types.Task]
   shares: dict[str, float]  # of the datasets that they are from
   test_tasks: Sequence[types.Task]
@@ -95,6 +99,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       schedule='linear' if config.warm_start.num_steps else 'constant',
       decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
   rewards_config = rewards.Config(**config.rewards)
+  meshes = sharding.meshes(sharding.Config(**config.mesh), trained,
+                           rollouts=config.alloc.rollouts_per_step)
   rewards.check(rewards_config, config.sample.completion_length)
   evaluate.check(**{
       name: config.evaluate[name] for name in ('rollouts', 'temperature', 'pass_at', 'maj_at')})
@@ -122,6 +128,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
           checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
+      meshes=meshes,
       train_tasks=read(train), shares={dataset: weight for (dataset, _), weight in train.items()},
       test_tasks=read(test, config.evaluate.tasks),
       warm_start_tasks=read([(dataset, c.warm_start_split) for dataset, _ in train])
@@ -227,6 +234,21 @@ def _budgets(alloc: ml_collections.ConfigDict, stats: types.TaskStats, index_M: 
       nu=estimate.nu(stats, default=alloc.nu), solver=alloc.solver, cost_M=cost_M)
 
 
+def learning(setup: Setup) -> contextlib.AbstractContextManager:
+  """Sets the mesh to learn on."""
+  return jax.set_mesh(setup.meshes[0]) if setup.meshes else contextlib.nullcontext()
+
+
+def sampling(setup: Setup) -> contextlib.AbstractContextManager:
+  """Sets the mesh to sample on."""
+  return jax.set_mesh(setup.meshes[1]) if setup.meshes else contextlib.nullcontext()
+
+
+def _checkpoints(setup: Setup, workdir: str, *stage: str) -> str:
+  """The directory of the checkpoints, of a stage if one is named."""
+  return os.path.join(setup.config.checkpoint.directory or workdir, *stage, 'checkpoints')
+
+
 def workers(setup: Setup) -> rewards.Workers:
   """The verifier processes of a config."""
   return rewards.Workers(
@@ -238,10 +260,12 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers
                ) -> dict[str, Any]:
   """evaluate.summarize of the test tasks."""
   c, tasks = setup.config.evaluate, setup.test_tasks
-  found = evaluate.outcomes(
-      setup.policy, params, tasks, jax.random.fold_in(key, _EVALUATE), setup.evaluate, pool,
-      setup.tokenizer, rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)),
-      answers=bool(c.maj_at))
+  with learning(setup):
+    key = jax.random.fold_in(key, _EVALUATE)
+  with sampling(setup):
+    found = evaluate.outcomes(
+        setup.policy, params, tasks, sharding.move(key), setup.evaluate, pool, setup.tokenizer,
+        rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)), answers=bool(c.maj_at))
   return evaluate.summarize(found, tasks, [task.source for task in tasks],
                             passes=c.pass_at, majorities=c.maj_at)
 
@@ -258,33 +282,46 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   c, key = setup.trained, jax.random.key(setup.config.seed)
   init_key = jax.random.fold_in(key, _INIT)
   needs_base = c.lora_rank or setup.update.grpo.kl_coef
-  if setup.checkpoint and (needs_base or checkpoints.latest() is None):
-    params = weights.params(setup.checkpoint, setup.policy)
-  else:
-    params = policy.init(setup.policy, init_key)
-  if setup.warm_start_tasks and (needs_base or checkpoints.latest() is None):
-    params = warm_start.run(
-        params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample, setup.warm_start,
-        workdir, seed=setup.config.seed, stopping=stopping)
-  # A copy, as updates donate what is trained.
-  base = jax.tree.map(jnp.copy, params) if needs_base else {}
-  trained = policy.split(c, policy.init(c, init_key))[0] if c.lora_rank else params
-  state = update.init(trained, key, setup.update)
+  is_new = checkpoints.latest() is None
   stats = estimate.init(len(setup.train_tasks))
-  if checkpoints.latest() is not None:
-    state, stats = checkpoints.restore(state, stats)
-  return state, stats, base
+  params = base = {}
+  with learning(setup):
+    if needs_base or is_new:
+      params = (weights.params(setup.checkpoint, setup.policy) if setup.checkpoint
+                else policy.init(setup.policy, init_key))
+      if setup.warm_start_tasks:
+        params = warm_start.run(
+            params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
+            setup.warm_start, os.path.join(workdir, 'warm_start'),
+            _checkpoints(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping)
+    if needs_base:
+      base = jax.tree.map(jnp.copy, params)  # as updates donate what is trained
+
+    def begin(params):
+      trained = policy.split(c, policy.init(c, init_key))[0] if c.lora_rank else params
+      return update.init(trained, key, setup.update)
+
+    if is_new:
+      return begin(params), stats, base
+    state = jax.eval_shape(lambda: begin(policy.init(setup.policy, init_key)))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    of = (sharding.of(setup.meshes[0], state) if setup.meshes else jax.tree.map(lambda _: one, state))
+    return *checkpoints.restore(jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, of), stats), base
 
 
 def _served(setup: Setup, state: types.TrainState, base: Any) -> Any:
   """What the sampler reads of the policy as it stands."""
-  return policy.serve(setup.policy, policy.merge(setup.trained, state.params, base))
+  with learning(setup):
+    merged = policy.merge(setup.trained, state.params, base)
+  with sampling(setup):
+    return policy.serve(setup.policy, merged)
 
 
 def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
   """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and
   evaluate.summarize. Raises ValueError where there is no checkpoint."""
-  directory = os.path.join(workdir, 'checkpoints')
+  directory = _checkpoints(setup, workdir)
   with checkpoint.Checkpoints(directory) as checkpoints:
     latest = checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
@@ -293,7 +330,7 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
   with workers(setup) as pool:
     return {
         'step': int(state.step),
-        'checkpoint': os.path.abspath(os.path.join(directory, str(latest))),
+        'checkpoint': os.path.join(checkpoint.absolute(directory), str(latest)),
         'config': {name: config[name]
                    for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
         **evaluation(setup, params, state.key, pool)}
@@ -302,19 +339,29 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
 def export_checkpoint(setup: Setup, workdir: str, directory: str) -> int:
   """Writes a workdir's latest checkpoint as weights.save does, and returns its step. Raises ValueError
   where there is no checkpoint, or the policy is of no published family."""
-  with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
+  with checkpoint.Checkpoints(_checkpoints(setup, workdir)) as checkpoints:
     checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
-  weights.save(directory, setup.policy, policy.merge(setup.trained, state.params, base),
-               source=setup.checkpoint or None)
+    with learning(setup):
+      merged = policy.merge(setup.trained, state.params, base)
+  weights.save(directory, setup.policy, merged, source=setup.checkpoint or None)
   return int(state.step)
 
 
 def claim(setup: Setup, workdir: str) -> None:
-  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's."""
+  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, and
+  RuntimeError where the processes of a run have other configs or data."""
   # Statistics are kept by row: the rows must be the tasks that they were.
   ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()
-  checkpoint.claim(workdir, setup.config.to_dict() | {'train_ids': ids}, may_change=MAY_CHANGE)
+  processes.check_same('config and training tasks', f'{setup.config.to_json()}{ids}'.encode())
+  error = None
+  if processes.is_first():
+    try:
+      checkpoint.claim(workdir, setup.config.to_dict() | {'train_ids': ids}, may_change=MAY_CHANGE)
+    except ValueError as found:
+      error = found
+  if processes.any_of(error is not None):
+    raise error or ValueError(f'--workdir={workdir} was refused; see the message of process 0')
 
 
 def train(setup: Setup, workdir: str) -> None:
@@ -334,17 +381,18 @@ def train(setup: Setup, workdir: str) -> None:
     stopping = context.enter_context(_StopSignal())
     pool = context.enter_context(workers(setup))
     checkpoints = context.enter_context(checkpoint.Checkpoints(
-        os.path.join(workdir, 'checkpoints'), keep=c.checkpoint.keep))
+        _checkpoints(setup, workdir), keep=c.checkpoint.keep))
     state, stats, base = start(setup, workdir, checkpoints, stopping)
     first_step = int(state.step)
     record = context.enter_context(_Record(setup, workdir, first_step))
     key, noise_key = (jax.random.fold_in(state.key, stream) for stream in (_ROLLOUTS, _NOISE))
 
     def evaluated(step):
-      if not record.has_evaluation(step):
+      if not processes.any_of(record.has_evaluation(step)):
         params = _served(setup, state, base)
         record.evaluation(step, evaluate.record(evaluation(setup, params, state.key, pool)))
 
+    context.enter_context(learning(setup))
     for step in range(first_step, c.num_steps):
       if c.evaluate.every and step % c.evaluate.every == 0 or step == 0:
         evaluated(step)
@@ -352,14 +400,17 @@ def train(setup: Setup, workdir: str) -> None:
                                 weights=setup.shares)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
+      expected_M = estimate.tokens(stats, prompts.index_M, default=0.0)
+      processes.check_same(f'tasks and budgets of step {step}', prompts.index_M, budget_M, expected_M)
       started = time.monotonic()
-      rollouts = sample.rollouts(
-          setup.policy, _served(setup, state, base), prompts, budget_M, jax.random.fold_in(key, step),
-          setup.sample, total=R, expected_M=estimate.tokens(stats, prompts.index_M, default=0.0))
+      with sampling(setup):
+        rollouts = sample.rollouts(
+            setup.policy, _served(setup, state, base), prompts, budget_M,
+            sharding.move(jax.random.fold_in(key, step)), setup.sample, total=R, expected_M=expected_M)
       record.flush()  # the last step's, while the device samples this one's
       jax.block_until_ready(rollouts.length_R)
       sample_s = time.monotonic() - started
-      rollouts = sample.cut(rollouts, setup.tokenizer.decode, setup.sample)
+      rollouts = sample.cut(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
       if alloc.nu_every and step % alloc.nu_every == 0:
         noise = update.gradient_noise(
@@ -371,11 +422,11 @@ def train(setup: Setup, workdir: str) -> None:
                                rollouts.length_R, discount=alloc.discount)
       if alloc.nu_every and step % alloc.nu_every == 0:
         stats = estimate.observe_gradient(stats, noise, discount=alloc.discount ** alloc.nu_every)
-      done = step + 1
-      if stopping() or done == c.num_steps or done % c.checkpoint.every == 0:
+      done, stop = step + 1, processes.any_of(stopping())
+      if stop or done == c.num_steps or done % c.checkpoint.every == 0:
         record.flush()  # which stops at a loss that is not finite, before it is saved
         checkpoints.save(done, state, stats)
-      if stopping():
+      if stop:
         raise SystemExit(f'stopped after {done} of {c.num_steps} steps; '
                          'run the same command again to go on')
     evaluated(c.num_steps)
@@ -383,13 +434,13 @@ def train(setup: Setup, workdir: str) -> None:
 
 def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
             rollouts: types.Rollouts) -> rewards.Scores:
-  """Verdicts and rewards of a step; 0 where there is no rollout."""
-  m_R = [int(m) for m in np.asarray(rollouts.task_R) if m < len(tasks_M)]
-  texts = sample.texts(rollouts, setup.tokenizer.decode)
-  scores = pool.score(texts[:len(m_R)], [tasks_M[m] for m in m_R],
-                      np.asarray(rollouts.length_R)[:len(m_R)])
-  fill = lambda x: np.pad(x, (0, len(texts) - len(x)))
-  return scores._replace(verdict_R=fill(scores.verdict_R), reward_R=fill(scores.reward_R))
+  """Verdicts and rewards of a step, of all processes; 0 where there is no rollout."""
+  task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
+  row_X, texts = sample.texts(rollouts, setup.tokenizer.decode)
+  scores = pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X])
+  merge = lambda x_X: processes.merge_rows(row_X, x_X, len(task_R))
+  timeouts, errors = processes.gather(np.array([scores.timeouts, scores.errors])).sum(axis=0)
+  return rewards.Scores(merge(scores.verdict_R), merge(scores.reward_R), int(timeouts), int(errors))
 
 
 class _StopSignal:
@@ -446,8 +497,9 @@ class _Record:
     self._writer.write({'step': step, 'wall_s': self._wall_s(), **measured})
     k = self._setup.config.evaluate.rollouts
     self._shown['eval'] = f'{measured[f"eval/avg@{k}"]:.3f}'
-    self._bar.write(f'step {step}: avg@{k} of held-out tasks {measured[f"eval/avg@{k}"]:.3f} '
-                    f'± {measured[f"eval/avg@{k}_stderr"]:.3f}')
+    if not self._bar.disable:
+      self._bar.write(f'step {step}: avg@{k} of held-out tasks {measured[f"eval/avg@{k}"]:.3f} '
+                      f'± {measured[f"eval/avg@{k}_stderr"]:.3f}')
 
   def step(self, step, stats, budget_M, rollouts, sample_s, scores, measured) -> None:
     """Notes a step. stats: from before it. What is expected is so under the posterior, whatever the
@@ -459,7 +511,8 @@ class _Record:
     objective = lambda budget_M: allocate.objective(success_rate_M, budget_M, alloc.value, nu)
     mixed_M = grpo.mixed_tasks(scores.verdict_R, rollouts.task_R, len(budget_M))
     bins = np.minimum((estimate.mean_rate(success_rate_M) * 10).astype(int), 9)
-    logp_RC = np.asarray(rollouts.logp_RC)
+    with sampling(self._setup):
+      slots = sample.slots(self._setup.sample, len(rollouts.task_R))
     tokens = int(np.asarray(rollouts.length_R).sum())
     self._last = step, measured, {
         'reward_mean': float(scores.reward_R.sum() / n),
@@ -476,14 +529,13 @@ class _Record:
         'rollouts_total': n,
         'tokens_generated': tokens,
         'truncated': float(np.sum(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH) / n),
-        'slot_utilization': tokens / (int(rollouts.decode_steps) * sample.slots(
-            self._setup.sample, len(logp_RC))),
+        'slot_utilization': tokens / (int(rollouts.decode_steps) * slots),
         'tail_share': int(rollouts.tail_steps) / int(rollouts.decode_steps),
         'refills': int(rollouts.refills),
         'tokens_per_s': tokens / sample_s,  # of the sampler
         'tokens_prefilled': int(np.asarray(rollouts.prompts.length_M)[budget_M > 0].sum()),
         # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
-        'entropy': -float(logp_RC.sum(dtype=float)) / tokens,
+        'entropy': -float(jnp.sum(rollouts.logp_RC)) / tokens,
         'verifier_timeouts': scores.timeouts,
         'verifier_errors': scores.errors,
         # By estimated success rate in ten bins, for the heat map.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
@@ -51,29 +52,32 @@ class Config(NamedTuple):
   weight_decay: float  # of matrices; norms and biases have none
   max_grad_norm: float
   row_length: int  # T of a packed row
-  microbatch_rows: int  # rows whose gradient is taken at once
+  microbatch_rows: int  # rows of each device whose gradient is taken at once
   distinct: float  # share of their tokens that are computed (pack.shape)
   temperature: float  # at which the rollouts were sampled
 
 
-class Scores(NamedTuple):
-  """The targets of a microbatch: what each of its tokens predicts."""
+class Tokens(NamedTuple):
+  """The tokens of packed rollouts and what each predicts; of all microbatches with an axis in front."""
 
-  logp_BT: Array
-  entropy_BT: Array
-  rollout_BT: Array  # 0 where there is none
-  c_BT: Array  # which token of its completion the target is
-  mask_BT: Array  # True where the target is a completion token; of each there is one
+  token_BT: Array
+  position_BT: Array
+  segment_BT: Array  # the rollout a token belongs to; -1 is padding
+  rows: types.Rows | None  # as of pack.Microbatch
+  rollout_BT: Array  # as segment_BT; 0 where there is none
+  target_BT: Array  # the token that follows
+  mask_BT: Array  # True where that is a completion token; of each there is one
+  sampler_logp_BT: Array  # of the target, when it was sampled
+  old_logp_BT: Array | None = None  # before the first update; None: the policy's own, at ratio 1
+  ref_logp_BT: Array | None = None  # of the initial policy; None: not asked for
 
 
 class Experience(NamedTuple):
-  """What an update learns from, by rollout."""
+  """What an update learns from, beside the tokens, by rollout."""
 
-  rollouts: types.Rollouts
+  length_R: Array
   advantage_R: Array
   weight_R: Array  # of each of its tokens
-  old_logp_RC: Array | None  # before the first update; None: the policy's own, at ratio 1
-  ref_logp_RC: Array | None  # of the initial policy; None: not asked for
 
 
 def check(config: Config) -> None:
@@ -121,6 +125,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnums=2)
 def init(params: Any, key: Array, config: Config) -> types.TrainState:
   """The state before the first update. params: those that are trained."""
+  params = sharding.constrain(params)
   return types.TrainState(jnp.array(0), params, sharding.constrain(optimizer(config).init(params)), key)
 
 
@@ -154,44 +159,62 @@ def pack_mixed(rollouts: types.Rollouts, reward_R: np.ndarray, config: Config) -
   return pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
 
 
-def score(policy_config: policy.Config, params: Any, rollouts: types.Rollouts,
-          microbatch: pack.Microbatch, config: Config) -> Scores:
-  """Log-probabilities of the completion tokens that the tokens of a microbatch predict."""
-  rollout_BT, position_BT, rows = microbatch
+def gather(rollouts: types.Rollouts, packed: pack.Packed) -> Tokens:
+  """The tokens of all microbatches, each device's on it."""
+  microbatches = sharding.put(packed.microbatches, PartitionSpec(None, sharding.ROWS))
+  return _gather(rollouts, microbatches)
+
+
+@jax.jit
+def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
+  segment_BT, position_BT, rows = microbatches
   prompts = rollouts.prompts
-  C = rollouts.token_RC.shape[1]
-  P = prompts.token_MP.shape[1]
-  r_BT = jnp.maximum(rollout_BT, 0)
+  # Rollouts move between devices here, once, and not in the update.
+  token_RC, logp_RC = sharding.replicate((rollouts.token_RC, rollouts.logp_RC))
+  C, P = token_RC.shape[1], prompts.token_MP.shape[1]
+  r_BT = jnp.maximum(segment_BT, 0)
   m_BT = rollouts.task_R[r_BT]
   # Which token of the completion comes next: a prompt's last token is followed by the first.
   next_BT = position_BT - prompts.length_M[m_BT] + 1
   c_BT = jnp.clip(next_BT, 0, C - 1)
-  token_BT = jnp.where(
-      next_BT <= 0,
-      prompts.token_MP[m_BT, jnp.minimum(position_BT, P - 1)],
-      rollouts.token_RC[r_BT, jnp.clip(next_BT - 1, 0, C - 1)])
-  mask_BT = (rollout_BT >= 0) & (next_BT >= 0) & (next_BT < rollouts.length_R[r_BT])
-  hidden_BTD = policy.hidden(policy_config, params, token_BT, position_BT, rollout_BT, rows)
-  logp_T, entropy_T = token_logprob(
+  tokens = Tokens(
+      token_BT=jnp.where(next_BT <= 0, prompts.token_MP[m_BT, jnp.minimum(position_BT, P - 1)],
+                         token_RC[r_BT, jnp.clip(next_BT - 1, 0, C - 1)]),
+      position_BT=position_BT, segment_BT=segment_BT, rows=rows, rollout_BT=r_BT,
+      target_BT=token_RC[r_BT, c_BT],
+      mask_BT=(segment_BT >= 0) & (next_BT >= 0) & (next_BT < rollouts.length_R[r_BT]),
+      sampler_logp_BT=logp_RC[r_BT, c_BT])
+  return sharding.constrain_rows(tokens, axis=1)
+
+
+def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Config
+          ) -> tuple[Array, Array]:
+  """logp_BT of the targets of a microbatch, and entropy_BT of what they are drawn from."""
+  params = policy.gather_words(policy_config, params)
+  hidden_BTD = policy.hidden(policy_config, params, tokens.token_BT, tokens.position_BT,
+                             tokens.segment_BT, tokens.rows)
+  scores_T = token_logprob(
       hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), policy.output_matrix(policy_config, params),
-      rollouts.token_RC[r_BT, c_BT].reshape(-1), temperature=config.temperature)
-  return Scores(logp_T.reshape(r_BT.shape), entropy_T.reshape(r_BT.shape), r_BT, c_BT, mask_BT)
+      tokens.target_BT.reshape(-1), temperature=config.temperature)
+  return tuple(x_T.reshape(tokens.token_BT.shape) for x_T in scores_T)
 
 
-def _sum_over_microbatches(function: Callable[[pack.Microbatch], Any], packed: pack.Packed,
-                           first: Array, end: Array) -> Any:
+def _microbatch(tokens: Tokens, i: Array) -> Tokens:
+  return sharding.constrain_rows(jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tokens))
+
+
+def _sum_over_microbatches(function: Callable[[Tokens], Any], tokens: Tokens, first: Array, end: Array
+                           ) -> Any:
   """The sum of function(microbatch), a tree, from the first to before the end."""
-  def one(i):
-    return function(jax.tree.map(lambda x: sharding.constrain_rows(
-        jax.lax.dynamic_index_in_dim(x, i, keepdims=False)), packed.microbatches))
-
+  one = lambda i: function(_microbatch(tokens, i))
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
   return jax.lax.fori_loop(first, end, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zero)
 
 
 def _update(state: types.TrainState,
-            loss_and_counts: Callable[[Any, pack.Microbatch], tuple[Array, Any]],
-            packed: pack.Packed, first: Array, end: Array, config: Config
+            loss_and_counts: Callable[[Any, Tokens], tuple[Array, Any]],
+            tokens: Tokens, first: Array, end: Array, config: Config
             ) -> tuple[types.TrainState, dict[str, Array]]:
   """One optimiser step on the sum of a loss over microbatches.
 
@@ -203,7 +226,7 @@ def _update(state: types.TrainState,
     out, grads = gradient(state.params, microbatch)
     return out, sharding.constrain(grads)
 
-  (loss, counts), grads = _sum_over_microbatches(constrained, packed, first, end)
+  (loss, counts), grads = _sum_over_microbatches(constrained, tokens, first, end)
 
   def move(_):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -213,7 +236,7 @@ def _update(state: types.TrainState,
   params, opt_state = jax.lax.cond(
       end > first, move, lambda _: (state.params, state.opt_state), None)
   return (state._replace(params=params, opt_state=opt_state),
-          {'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts})
+          sharding.replicate({'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts}))
 
 
 def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, base: Any,
@@ -240,101 +263,100 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
     packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config)
   else:
     packed = pack_mixed(rollouts, reward_R, config)
-  old_logp_RC = ref_logp_RC = None
+  tokens = gather(rollouts, packed)
+  score_all = lambda params, base, policy_config: logps(
+      params, base, tokens, packed.first[-1], policy_config, config)
+  old_logp = ref_logp = None
   if not g.tis_cap:
-    old_logp_RC = rollouts.logp_RC
+    old_logp = tokens.sampler_logp_BT
   elif not one_update:
-    old_logp_RC = logps(state.params, base, rollouts, packed, policy_config, config)
+    old_logp = score_all(state.params, base, policy_config)
   if g.kl_coef:
-    ref_logp_RC = logps(base, {}, rollouts, packed, policy.plain(policy_config), config)
-  experience = _experience(rollouts, reward_R, old_logp_RC, ref_logp_RC, config)
+    ref_logp = score_all(base, {}, policy.plain(policy_config))
+  tokens = tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp)
+  experience = _experience(rollouts, reward_R, config)
   measured = []
   for _ in range(config.epochs):
     for u in range(config.minibatches):
-      state, one = _step(state, base, experience, packed, np.int32(u), policy_config, config)
+      state, one = _step(state, base, experience, tokens, packed.first[u:u + 2], policy_config, config)
       measured.append(one)
   measured[0] |= pack.waste(packed)
   return state._replace(step=state.step + 1), measured
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _experience(rollouts: types.Rollouts, reward_R: Array, old_logp_RC: Array | None,
-                ref_logp_RC: Array | None, config: Config) -> Experience:
+@functools.partial(jax.jit, static_argnums=2)
+def _experience(rollouts: types.Rollouts, reward_R: Array, config: Config) -> Experience:
   M, C = rollouts.prompts.length_M.shape[0], rollouts.token_RC.shape[1]
   g = config.grpo
   return Experience(
-      rollouts, grpo.advantage(reward_R, rollouts.task_R, M, kind=g.advantage),
+      rollouts.length_R, grpo.advantage(reward_R, rollouts.task_R, M, kind=g.advantage),
       config.minibatches * grpo.token_weights(
           rollouts.task_R, rollouts.length_R, M, weight=g.weight, aggregate=g.aggregate,
-          completion_length=C),
-      old_logp_RC, ref_logp_RC)
+          completion_length=C))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def logps(trained: Any, base: Any, rollouts: types.Rollouts, packed: pack.Packed,
-          policy_config: policy.Config, config: Config) -> Array:
-  """logp_RC of the completion tokens that are packed; 0 elsewhere."""
+def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: policy.Config,
+          config: Config) -> Array:
+  """logp_BT of the targets of all microbatches before the end; 0 in those after it."""
   params = policy.join(policy_config, trained, base)
 
-  def one(microbatch):
-    s = score(policy_config, params, rollouts, microbatch, config)
-    return jnp.zeros(rollouts.logp_RC.shape).at[s.rollout_BT, s.c_BT].add(
-        jnp.where(s.mask_BT, s.logp_BT, 0))
+  def put(i, logp):
+    logp_BT, _ = score(policy_config, params, _microbatch(tokens, i), config)
+    return sharding.constrain_rows(jax.lax.dynamic_update_index_in_dim(logp, logp_BT, i, axis=0), axis=1)
 
-  return _sum_over_microbatches(one, packed, packed.first[0], packed.first[-1])
+  return jax.lax.fori_loop(0, end, put, jnp.zeros(tokens.token_BT.shape))
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
-def _step(state: types.TrainState, base: Any, experience: Experience, packed: pack.Packed, u: Array,
-          policy_config: policy.Config, config: Config
-          ) -> tuple[types.TrainState, dict[str, Array]]:
-  """The update of mini-batch u, and its measurements."""
-  rollouts = experience.rollouts
-
+def _step(state: types.TrainState, base: Any, experience: Experience, tokens: Tokens, bounds: Array,
+          policy_config: policy.Config, config: Config) -> tuple[types.TrainState, dict[str, Array]]:
+  """The update of the microbatches from bounds[0] to before bounds[1], and its measurements."""
   def loss_and_counts(trained, microbatch):
     params = policy.join(policy_config, trained, base)
-    return _loss(score(policy_config, params, rollouts, microbatch, config), experience, config.grpo)
+    scores = score(policy_config, params, microbatch, config)
+    return _loss(*scores, microbatch, experience, config.grpo)
 
-  return _update(state, loss_and_counts, packed, packed.first[u], packed.first[u + 1], config)
+  return _update(state, loss_and_counts, tokens, *bounds, config)
 
 
-def _loss(s: Scores, experience: Experience, config: grpo.Config) -> tuple[Array, dict[str, Array]]:
+def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experience,
+          config: grpo.Config) -> tuple[Array, dict[str, Array]]:
   """The loss of a microbatch, and sums over its completion tokens."""
-  rollouts = experience.rollouts
-  sampler_logp_BT = rollouts.logp_RC[s.rollout_BT, s.c_BT]
+  mask_BT, rollout_BT, sampler_logp_BT = tokens.mask_BT, tokens.rollout_BT, tokens.sampler_logp_BT
   # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
   # NaN would survive a mask put on afterwards.
-  logp_BT = jnp.where(s.mask_BT, s.logp_BT, sampler_logp_BT)
-  of_token = lambda x_RC: jnp.where(s.mask_BT, x_RC[s.rollout_BT, s.c_BT], logp_BT)
-  old_logp_BT = (jax.lax.stop_gradient(logp_BT) if experience.old_logp_RC is None
-                 else of_token(experience.old_logp_RC))
-  total = lambda x_BT: jnp.sum(jnp.where(s.mask_BT, x_BT, 0))
+  logp_BT = jnp.where(mask_BT, logp_BT, sampler_logp_BT)
+  masked = lambda x_BT: jnp.where(mask_BT, x_BT, logp_BT)
+  old_logp_BT = (jax.lax.stop_gradient(logp_BT) if tokens.old_logp_BT is None
+                 else masked(tokens.old_logp_BT))
+  total = lambda x_BT: jnp.sum(jnp.where(mask_BT, x_BT, 0))
 
   log_ratio_BT = logp_BT - old_logp_BT
   if config.loss == 'gspo':
     # A rollout's tokens stand in one microbatch, so their mean is at hand.
-    sum_R = jnp.zeros(rollouts.length_R.shape).at[s.rollout_BT].add(
-        jnp.where(s.mask_BT, log_ratio_BT, 0))
-    log_ratio_BT = (sum_R / jnp.maximum(rollouts.length_R, 1))[s.rollout_BT]
+    sum_R = jnp.zeros(experience.length_R.shape).at[rollout_BT].add(
+        jnp.where(mask_BT, log_ratio_BT, 0))
+    log_ratio_BT = (sum_R / jnp.maximum(experience.length_R, 1))[rollout_BT]
   loss_BT, low_BT, high_BT = grpo.policy_loss(
-      log_ratio_BT, logp_BT, experience.advantage_R[s.rollout_BT], config)
+      log_ratio_BT, logp_BT, experience.advantage_R[rollout_BT], config)
   counts = {
-      'tokens_updated': jnp.sum(s.mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
-      'policy_entropy': total(s.entropy_BT),
+      'tokens_updated': jnp.sum(mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
+      'policy_entropy': total(entropy_BT),
       'logp_error': total(jnp.abs(logp_BT - sampler_logp_BT)),
       'ratios': jnp.zeros(len(_BOUNDS) + 1, jnp.int32).at[
-          jnp.searchsorted(_BOUNDS, log_ratio_BT)].add(s.mask_BT)}
+          jnp.searchsorted(_BOUNDS, log_ratio_BT)].add(mask_BT)}
   if config.tis_cap:
     tis_BT = jnp.minimum(jnp.exp(jnp.minimum(old_logp_BT - sampler_logp_BT, 30.0)), config.tis_cap)
     loss_BT *= jax.lax.stop_gradient(tis_BT)
     counts['tis_weight'] = total(tis_BT)
-  if experience.ref_logp_RC is not None:
-    kl_BT = grpo.kl(logp_BT, of_token(experience.ref_logp_RC), config.kl)
+  if tokens.ref_logp_BT is not None:
+    kl_BT = grpo.kl(logp_BT, masked(tokens.ref_logp_BT), config.kl)
     loss_BT += config.kl_coef * kl_BT
     counts['kl'] = total(kl_BT)
   if config.entropy_coef:
-    loss_BT -= config.entropy_coef * s.entropy_BT
-  return total(experience.weight_R[s.rollout_BT] * loss_BT), counts
+    loss_BT -= config.entropy_coef * entropy_BT
+  return total(experience.weight_R[rollout_BT] * loss_BT), counts
 
 
 def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
@@ -380,20 +402,19 @@ def imitate(state: types.TrainState, rollouts: types.Rollouts, policy_config: po
   """
   packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0,
                          config._replace(minibatches=1))
-  return _imitate(state, rollouts, packed, policy_config, config)
+  return _imitate(state, gather(rollouts, packed), packed.first[-1], np.sum(rollouts.length_R),
+                  policy_config, config)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _imitate(state: types.TrainState, rollouts: types.Rollouts, packed: pack.Packed,
+@functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
+def _imitate(state: types.TrainState, tokens: Tokens, end: Array, total: Array,
              policy_config: policy.Config, config: Config
              ) -> tuple[types.TrainState, dict[str, Array]]:
-  total = jnp.maximum(jnp.sum(rollouts.length_R), 1)
-
   def loss(params, microbatch):
-    s = score(policy_config, params, rollouts, microbatch, config)
-    return -jnp.sum(jnp.where(s.mask_BT, s.logp_BT, 0)) / total, {}
+    logp_BT, _ = score(policy_config, params, microbatch, config)
+    return -jnp.sum(jnp.where(microbatch.mask_BT, logp_BT, 0)) / jnp.maximum(total, 1), {}
 
-  state, measured = _update(state, loss, packed, packed.first[0], packed.first[-1], config)
+  state, measured = _update(state, loss, tokens, jnp.array(0), end, config)
   return state._replace(step=state.step + 1), measured
 
 
@@ -423,14 +444,14 @@ def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R:
     signal / its scale estimates |x|^2, and noise / its scale nu |x|^2 (estimate.nu).
   """
   packed = pack_mixed(rollouts, verdict_R, config)
-  return _gradient_noise(trained, base, rollouts, verdict_R, packed, key, policy_config, config)
+  return _gradient_noise(
+      trained, base, rollouts.task_R, verdict_R, gather(rollouts, packed), packed.first[-1], key,
+      len(rollouts.prompts.length_M), policy_config, config)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
-def _gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R: Array,
-                    packed: pack.Packed, key: Array, policy_config: policy.Config, config: Config
-                    ) -> Array:
-  M, task_R = rollouts.prompts.length_M.shape[0], rollouts.task_R
+@functools.partial(jax.jit, static_argnums=(7, 8, 9))
+def _gradient_noise(trained: Any, base: Any, task_R: Array, verdict_R: Array, tokens: Tokens, end: Array,
+                    key: Array, M: int, policy_config: policy.Config, config: Config) -> Array:
   right_R = verdict_R > 0
   # Of each outcome of a task every other rollout, as task_R does not fall.
   half_R = jnp.where(right_R, jnp.cumsum(right_R), jnp.cumsum(~right_R)) % 2
@@ -441,19 +462,19 @@ def _gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R
 
   def half_gradients(microbatch):
     def weighted_logp(trained):
-      s = score(policy_config, policy.join(policy_config, trained, base), rollouts, microbatch, config)
-      return jnp.einsum('hbt,bt->h', weight_2R[:, s.rollout_BT],
-                        jnp.where(s.mask_BT, s.logp_BT, 0.0))
+      logp_BT, _ = score(policy_config, policy.join(policy_config, trained, base), microbatch, config)
+      return jnp.einsum('hbt,bt->h', weight_2R[:, microbatch.rollout_BT],
+                        jnp.where(microbatch.mask_BT, logp_BT, 0.0))
 
     _, pull = jax.vjp(weighted_logp, trained)
     return tuple(sharding.constrain(pull(half_2)[0]) for half_2 in jnp.eye(2))
 
-  halves = _sum_over_microbatches(half_gradients, packed, packed.first[0], packed.first[-1])
+  halves = _sum_over_microbatches(half_gradients, tokens, jnp.array(0), end)
   c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
   signal = optax.tree.vdot(*halves)
   signal_scale = jnp.sum(c_2M[0] * c_2M[1])
   spread = optax.tree.norm(jax.tree.map(jnp.subtract, *halves), squared=True)
   noise = spread - jnp.sum((c_2M[0] - c_2M[1]) ** 2) * signal / jnp.maximum(signal_scale, 1e-30)
   # Without a signal's scale there is no knowing what of the spread is noise.
-  return jnp.where(signal_scale > 0,
-                   jnp.stack([signal, signal_scale, noise, jnp.sum(advantage_R ** 2)]), 0.0)
+  return sharding.replicate(jnp.where(
+      signal_scale > 0, jnp.stack([signal, signal_scale, noise, jnp.sum(advantage_R ** 2)]), 0.0))

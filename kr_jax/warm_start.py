@@ -1,13 +1,12 @@
 """A short supervised stage: a policy from scratch learns to answer before it learns by rewards.
 
 Maximum likelihood on worked solutions of a split of their own. The stage has its own checkpoints
-and record in <workdir>/warm_start, and goes on where it was stopped.
+and record, and goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -54,19 +53,19 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
 
 
 def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: policy.Config,
-        sample_config: sample.Config, config: Config, workdir: str, *, seed: int,
+        sample_config: sample.Config, config: Config, directory: str, checkpoints: str, *, seed: int,
         stopping: Callable[[], bool]) -> Any:
   """Parameters after the stage; from its last checkpoint where it has one.
 
   Args:
     params: donated.
+    directory, checkpoints: of its record, and of its checkpoints.
     seed: of the order of the tasks.
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
-  directory = os.path.join(workdir, 'warm_start')
   no_stats = estimate.init(1)
   state = update.init(params, jax.random.key(seed), config.update)
-  with checkpoint.Checkpoints(os.path.join(directory, 'checkpoints')) as checkpoints:
+  with checkpoint.Checkpoints(checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)
     first_step = int(state.step)

@@ -21,7 +21,6 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
@@ -292,8 +291,7 @@ def params(path: str | os.PathLike, config: policy.Config) -> Any:
     if mesh.empty:
       x = jax.numpy.array(part(whole))
     else:
-      x = jax.make_array_from_callback(
-          leaf.shape, NamedSharding(mesh, sharding.partition(path)), part)
+      x = jax.make_array_from_callback(leaf.shape, sharding.at(mesh, path, leaf.shape), part)
     bar.update()
     return x
 

@@ -26,7 +26,7 @@ DATA = pathlib.Path(__file__).parent / 'data'
 def config_of(name, variant, data_dir, **files):
   """With what is on this machine: a tiny checkpoint, and the published files that tests have."""
   config = importlib.import_module(f'configs.{name}').get_config(variant)
-  config.tasks.data_dir = data_dir
+  config.tasks.data_dir, config.mesh.devices = data_dir, 1
   config.policy.checkpoint = str(DATA / 'checkpoints' / CHECKPOINTS[name]) if name in CHECKPOINTS else ''
   for dataset, pattern in config.tasks.files.items():
     if pattern or dataset == config.tasks.dataset:

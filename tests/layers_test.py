@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
-    ('types', 'pretrained'),
+    ('types', 'pretrained', 'processes'),
     ('answers', 'sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
     ('tasks', 'rewards', 'allocate', 'estimate', 'policy', 'pack'),
     ('weights', 'sample', 'grpo', 'checkpoint', 'resources'),
@@ -68,5 +68,6 @@ def test_every_module_has_a_test_and_every_test_a_module():
   modules = {p.parent if p.parts[0] == 'kernels' else p for p in modules}
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
-  of_the_project = {pathlib.Path(name) for name in ('layers', 'configs', 'launch', 'tpu', 'tpu_sampler')}
+  of_the_project = {pathlib.Path(name) for name in (
+      'layers', 'configs', 'launch', 'mesh', 'tpu', 'tpu_sampler')}
   assert tests - of_the_project == modules

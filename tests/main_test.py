@@ -23,7 +23,8 @@ def main(*flags, config='configs/arithmetic.py:debug'):
 
 @pytest.mark.slow
 def test_train_report_evaluate(tmp_path, data_dir):
-  flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}')
+  flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}', '--config.mesh.devices=1',
+           '--config.policy.num_layers=1')
   trained = main(*flags)
   assert trained.returncode == 0, trained.stderr
   assert 'done: 4 steps' in trained.stdout
@@ -83,6 +84,8 @@ def test_generate():
 @pytest.mark.parametrize('flags, named', [
     (('--mode=generate', f'--checkpoint={LLAMA}'), '--checkpoint and --prompt of generate'),
     (('--mode=generate', '--checkpoint=nowhere', '--prompt=x'), "error: checkpoint 'nowhere' is not there"),
+    (('--mode=generate', f'--checkpoint={LLAMA}', '--prompt=x', '--coordinator=auto'),
+     '--coordinator is of the modes train and evaluate'),
     ((), '--config and --workdir of the others')])
 def test_flags_of_a_mode(flags, named):
   got = main(*flags, config=None)

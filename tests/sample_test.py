@@ -18,6 +18,7 @@ from kr_jax import types
 from kr_jax import update
 from kr_jax.tokenizer import STOP
 from tests import knobs
+from tests import update_test
 
 POLICY = policy.Config(
     vocab_size=7, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
@@ -156,14 +157,14 @@ def test_rollouts_of_one_task_differ_and_so_do_steps(params):
 def test_budgets_do_not_compile_again(params):
   """Over 50 steps, some of which spend less than the total."""
   run(params, [4, 4, 8])
-  before = sample._rollouts._cache_size()
+  before = sample._decode._cache_size()
   rng = np.random.default_rng(0)
   for step in range(50):
     budget_M = rng.multinomial(rng.integers(1, 17), rng.dirichlet(np.ones(3)))
     rollouts = run(params, budget_M, total=16, key=jax.random.fold_in(KEY, step),
                    expected_M=rng.uniform(1, 9, 3))
     assert np.sum(np.asarray(rollouts.length_R) > 0) == sum(budget_M)
-  assert sample._rollouts._cache_size() == before
+  assert sample._decode._cache_size() == before
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
@@ -171,7 +172,8 @@ def test_log_probabilities_are_those_of_the_update(params, temperature):
   rollouts = run(params, [4, 1, 6], CONFIG._replace(temperature=temperature))
   config = knobs.updates(row_length=24, microbatch_rows=2, temperature=temperature)
   packed = update.pack_rollouts(rollouts, np.ones(11, bool), config)
-  logp_RC = update.logps(params, {}, rollouts, packed, POLICY, config)
+  logp_RC = update_test.by_rollout(rollouts, packed, update.logps(
+      params, {}, update.gather(rollouts, packed), packed.first[-1], POLICY, config))
   np.testing.assert_allclose(rollouts.logp_RC, logp_RC, atol=1e-4)
   assert np.count_nonzero(logp_RC) == np.asarray(rollouts.length_R).sum()
 

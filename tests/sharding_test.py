@@ -1,5 +1,7 @@
 """Each parameter's name says where it is on the mesh; without a mesh nothing is asked for."""
 
+import dataclasses
+
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
@@ -80,6 +82,83 @@ def test_a_mesh_of_all_devices():
   assert dict(mesh.shape) == {'data': 2, 'fsdp': 4, 'model': 1}
   assert mesh.devices.ravel().tolist() == jax.devices()
   assert sharding.mesh(jax.devices()[:1]).size == 1
+
+
+SIZES = policy.plain(POLICY)
+
+
+def meshes_of(rollouts=64, sizes=SIZES, **knobs):
+  return sharding.meshes(sharding.Config(**{
+      'devices': 0, 'data': 1, 'fsdp': 0, 'model': 1, 'sample_model': 0} | knobs), sizes, rollouts=rollouts)
+
+
+@pytest.mark.parametrize('knobs, learn, samples', [
+    ({}, (1, 8, 1), (1, 8, 1)), ({'data': 2}, (2, 4, 1), (2, 4, 1)), ({'model': 4}, (1, 2, 4), (1, 2, 4)),
+    ({'sample_model': 4}, (1, 8, 1), (1, 2, 4)),
+    ({'data': 2, 'model': 2, 'sample_model': 4}, (2, 2, 2), (2, 1, 4)),
+    ({'model': 4, 'sample_model': 2}, (1, 2, 4), (1, 4, 2)), ({'devices': 2}, (1, 2, 1), (1, 2, 1))], ids=str)
+def test_meshes_of_a_run_are_of_the_same_devices_in_the_same_order(knobs, learn, samples):
+  found = meshes_of(**knobs)
+  assert [tuple(m.shape.values()) for m in found] == [learn, samples]
+  assert all(m.devices.ravel().tolist() == jax.devices()[:int(np.prod(learn))] for m in found)
+
+
+def test_one_device_has_no_mesh():
+  assert meshes_of(devices=1) is None
+
+
+@pytest.mark.parametrize('knobs, message', [
+    ({'data': 3}, r'mesh.data=3, mesh.fsdp=2, .* make 6 devices, not 8; of 8 devices would fit '
+                  r'\(data=8, fsdp=1, model=1\), \(data=4, fsdp=2, model=1\)'),
+    ({'fsdp': 4}, 'make 4 devices, not 8'),
+    ({'sizes': dataclasses.replace(SIZES, width=12)},
+     r"divide policy.width=12 by 8 of 'fsdp'; .* \(data=2, fsdp=4, model=1\)"),
+    ({'model': 8, 'sizes': dataclasses.replace(SIZES, num_heads=4, num_kv_heads=4)},
+     r"divide policy.num_heads=4 by 8 of 'model'; .* \(data=1, fsdp=2, model=4\)$"),
+    ({'model': 2, 'sizes': dataclasses.replace(SIZES, vocab_size=21)},
+     "divide policy.vocab_size=21 by 2 of 'model'"),
+    ({'sample_model': 3}, 'part the 8 devices of a copy unevenly when sampling; .* would fit sample_model=1, sample_model=2'),
+    ({'data': 8, 'sample_model': 2}, 'part the 1 devices of a copy unevenly when sampling'),
+    ({'rollouts': 7}, 'spread alloc.rollouts_per_step=7 over 8 samplers'),
+    ({'devices': 9}, 'mesh.devices=9 is more than the 8 there are'),
+    ({'data': 0}, 'mesh.data=0 is below 1'), ({'fsdp': -1}, 'mesh.fsdp=-1 is below 0')], ids=str)
+def test_a_mesh_that_does_not_fit_is_refused_with_some_that_do(knobs, message):
+  with pytest.raises(ValueError, match=message):
+    meshes_of(**knobs)
+
+
+def test_an_axis_that_does_not_divide_leaves_a_dimension_whole():
+  mesh = sharding.mesh(fsdp=2, model=4)
+  params = {'layers': {'k_DKH': np.zeros((3, 4, 2, 5)), 'q_DNH': np.zeros((3, 4, 8, 5))}}
+  found = jax.tree.map(lambda x: tuple(x.spec), sharding.of(mesh, params))
+  assert found == {'layers': {'k_DKH': (None, 'fsdp', None, None), 'q_DNH': (None, 'fsdp', 'model', None)}}
+  for kv_heads, copies in ((1, 4), (2, 2), (4, 1), (6, 2), (8, 1)):
+    with jax.set_mesh(mesh):
+      assert sharding.head_copies(kv_heads) == copies
+    assert sharding.head_copies(kv_heads) == 1
+
+
+def test_a_gathered_parameter_is_whole_and_its_gradient_divided():
+  mesh = sharding.mesh(fsdp=4, model=2)
+  x = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  loss = lambda x: (lambda y: (jnp.sum(y ** 3), y))(sharding.gather('w_DF', x))
+  with jax.set_mesh(mesh):
+    put = jax.device_put(x, NamedSharding(mesh, PartitionSpec('fsdp', 'model')))
+    (_, y), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(put)
+  assert y.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, 'model')), 2)
+  assert grad.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec('fsdp', 'model')), 2)
+  np.testing.assert_array_equal(y, x)
+  np.testing.assert_allclose(grad, 3 * x ** 2, rtol=1e-6)
+  np.testing.assert_allclose(jax.grad(loss, has_aux=True)(x)[0], 3 * x ** 2, rtol=1e-6)
+
+
+def test_what_is_put_on_a_mesh_stands_in_parts():
+  tree = {'a': np.arange(32).reshape(2, 16), 'none': None}
+  assert sharding.put(tree, PartitionSpec(None, sharding.ROWS)) is tree
+  with jax.set_mesh(sharding.mesh(data=2, fsdp=4)):
+    x = sharding.put(tree, PartitionSpec(None, sharding.ROWS))['a']
+  assert {s.data.shape for s in x.addressable_shards} == {(2, 2)}
+  np.testing.assert_array_equal(x, tree['a'])
 
 
 @pytest.mark.parametrize('sizes', [{}, {'data': 3}, {'data': 4, 'fsdp': 4}])

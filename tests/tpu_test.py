@@ -7,6 +7,7 @@ import re
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ GEMMA = dataclasses.replace(
     POLICY, head_width=256, qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0,
     post_norms=True, embedding_scale=True, query_scalar=128.0, window=64, global_every=2,
     local_rope_theta=1e4, rope_scaling=(8.0,))
-UPDATE = knobs.updates(row_length=128, microbatch_rows=4)
+UPDATE = knobs.updates(row_length=128, microbatch_rows=1)
 M, R, P, C = 8, 64, 32, 32
 
 
@@ -44,7 +45,7 @@ def compile_for(topology, function, tree, *static, **axes):
   """The compiled program of function(*tree, *static) on a mesh."""
   mesh = mesh_of(topology, **axes)
   args = jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or at),
       tree, sharding.of(mesh, tree))
   with jax.set_mesh(mesh):
     return function.lower(*args, *static).compile()
@@ -72,9 +73,15 @@ def test_the_allocator_beside_its_kernel_compiles(topology):
   compile_for(topology, allocate._even, (gain_MG.astype(np.int32), np.zeros(M, np.int32)))
 
 
-def empty_rows(rollouts, config):
-  packed = update.pack_rollouts(rollouts, np.zeros(len(rollouts.task_R), bool), config)
-  return jax.tree.map(np.asarray, packed)
+def abstract_tokens(rollouts, config, topology, **axes):
+  """Of all microbatches of rollouts, on a mesh."""
+  mesh = mesh_of(topology, **axes)
+  with jax.set_mesh(mesh):
+    packed = update.pack_rollouts(rollouts, np.zeros(len(rollouts.task_R), bool), config)
+  tokens = jax.eval_shape(update._gather, rollouts, packed.microbatches)
+  of_rows = NamedSharding(mesh, PartitionSpec(None, sharding.ROWS))
+  tokens = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=of_rows), tokens)
+  return tokens._replace(old_logp_BT=tokens.sampler_logp_BT)
 
 
 @functools.cache
@@ -84,10 +91,9 @@ def update_for(topology, policy_config, config, length, **axes):
   state = jax.eval_shape(lambda key: update.init(policy.init(policy_config, key), key, config),
                          jax.random.key(0))
   experience = jax.eval_shape(lambda rollouts: update._experience(
-      rollouts, np.zeros(R, np.float32), np.zeros((R, length), np.float32), None, config), rollouts)
-  with jax.set_mesh(mesh_of(topology, **axes)):
-    packed = empty_rows(rollouts, config)
-  return compile_for(topology, update._step, (state, {}, experience, packed, np.int32(0)),
+      rollouts, np.zeros(R, np.float32), config), rollouts)
+  tokens = abstract_tokens(rollouts, config, topology, **axes)
+  return compile_for(topology, update._step, (state, {}, experience, tokens, np.zeros(2, np.int32)),
                      policy_config, config, **axes), state
 
 
@@ -97,8 +103,8 @@ def test_the_measurement_of_noise_compiles(topology):
   state, rollouts = abstract_state(), abstract_rollouts()
   program = compile_for(
       topology, update._gradient_noise,
-      (state.params, {}, rollouts, np.zeros(R, np.float32), empty_rows(rollouts, UPDATE), state.key),
-      POLICY, UPDATE)
+      (state.params, {}, rollouts.task_R, np.zeros(R, np.float32),
+       abstract_tokens(rollouts, UPDATE, topology), np.int32(0), state.key), M, POLICY, UPDATE)
   assert program.memory_analysis().output_size_in_bytes < 1024  # four numbers, in a tile
 
 
@@ -141,9 +147,10 @@ def test_the_update_compiles_on_a_mesh(axes):
 @pytest.mark.parametrize('remat, distinct', [('none', 1.0), ('full', 0.6)])
 def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, distinct):
   """Neither [T, T] attention nor [T, V] logits stand in memory."""
-  config = dataclasses.replace(POLICY, remat=remat, vocab_size=4096)
+  config = dataclasses.replace(POLICY, remat=remat, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1,
+                               hidden_width=256)
   temporaries, largest = [], []
-  for length in (4096, 8192, 16384):
+  for length in (4096, 8192):
     program, _ = update_for('v5e:2x2', config,
                             UPDATE._replace(row_length=length, microbatch_rows=1, distinct=distinct),
                             length // 2)
@@ -151,7 +158,7 @@ def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, distinct):
     shapes = re.findall(r'= \w+\[([\d,]+)\]', program.as_text())
     largest.append(max(math.prod(map(int, shape.split(','))) for shape in shapes))
   print(remat, distinct, temporaries, largest)
-  assert largest[1] <= 2 * largest[0] and largest[2] == 2 * largest[1]
+  assert largest[1] <= 2 * largest[0]
   # What is kept in VMEM is not counted, and of short rows that is more: so much can come on top.
   vmem = 128 * 2**20
-  assert all(long <= 2 * (short + vmem) for short, long in zip(temporaries, temporaries[1:]))
+  assert temporaries[1] <= 2 * (temporaries[0] + vmem)

@@ -30,6 +30,7 @@ def config_of(data_dir, **knobs):
   c = arithmetic.get_config('debug')
   c.tasks.data_dir = data_dir
   c.rewards.workers = 1
+  c.mesh.devices = c.policy.num_layers = 1
   for name, x in knobs.items():
     section, _, knob = name.rpartition('__')
     (c[section] if section else c)[knob] = x
@@ -257,9 +258,25 @@ def test_another_seed_gives_another_run(finished, tmp_path, data_dir):
 
 @slow
 def test_a_longer_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, data_dir):
+  """From checkpoints that stand elsewhere, as those of several hosts do."""
+  elsewhere = {'checkpoint__directory': str(tmp_path / 'elsewhere')}
+  workdir = tmp_path / 'run'
+  run(workdir, data_dir, num_steps=2, **elsewhere)
+  run(workdir, data_dir, **elsewhere)
+  assert not (workdir / 'checkpoints').exists() and not (workdir / 'warm_start' / 'checkpoints').exists()
+  assert {p.name for p in (tmp_path / 'elsewhere').iterdir()} == {'checkpoints', 'warm_start'}
+  shutil.copytree(tmp_path / 'elsewhere' / 'checkpoints', workdir / 'checkpoints')
+  assert_same_run(workdir, finished, data_dir)
+
+
+@slow
+def test_a_run_goes_on_on_another_mesh(finished, tmp_path, data_dir):
   run(tmp_path, data_dir, num_steps=2)
-  run(tmp_path, data_dir)
-  assert_same_run(tmp_path, finished, data_dir)
+  run(tmp_path, data_dir, num_steps=3, mesh__devices=4, mesh__data=2, mesh__sample_model=2)
+  found, want = ([r for r in records(workdir) if 'loss' in r][2] for workdir in (tmp_path, finished))
+  assert found['tokens_generated'] == want['tokens_generated'] and found['step'] == 2
+  for name in ('loss', 'grad_norm', 'entropy'):
+    assert found[name] == pytest.approx(want[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize('step', [pytest.param(n, marks=slow) for n in (1, 2, 3)])

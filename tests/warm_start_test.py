@@ -48,8 +48,8 @@ def test_the_stage_learns_its_solutions(tmp_path):
       microbatch_rows=1))
   params = warm_start.run(
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
-      stage, str(tmp_path), seed=0, stopping=lambda: False)
-  losses = [r['loss'] for r in metrics.read(tmp_path / 'warm_start' / 'metrics.jsonl')]
+      stage, str(tmp_path), str(tmp_path / 'checkpoints'), seed=0, stopping=lambda: False)
+  losses = [r['loss'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
   rollouts = sample.rollouts(config, policy.serve(config, params), prompts, np.ones(4), jax.random.key(2),

@@ -1,0 +1,181 @@
+"""The processes of a run, one a host, all of which run the same program.
+
+Each computes the same budgets from the same statistics and samples the same step; of the rollouts a
+process verifies those on its own devices, and what came of them is gathered. With one process nothing of
+this does anything.
+
+A process that is killed leaves the others waiting in a collective. `watch` ends them with a message, so
+that all can be started again, which goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import jax
+from jax._src import distributed  # has the store that all processes write to and read
+from jax.experimental import multihost_utils
+import numpy as np
+
+SILENCE_S = 40  # without a sign of life, after which a process is taken for dead
+_BEAT_S = 2
+AUTO = 'auto'
+
+
+def start(coordinator: str, count: int = 0, index: int = -1) -> None:
+  """Joins the processes of a run.
+
+  Args:
+    coordinator: 'HOST:PORT' of process 0, or AUTO: this and the others as the environment says them, of
+      Cloud TPU, GKE or Slurm.
+    count: of all processes.
+    index: which of them this is, from 0.
+
+  Raises:
+    ValueError: an environment that says nothing, or an index that is none.
+  """
+  if coordinator != AUTO and not 0 <= index < count:
+    raise ValueError(f'--process={index} of --processes={count}: --coordinator needs both, the first from 0')
+  explicit = {} if coordinator == AUTO else {
+      'coordinator_address': coordinator, 'num_processes': count, 'process_id': index}
+  try:
+    # The watch is quicker; this is what is left where its thread cannot run.
+    jax.distributed.initialize(heartbeat_timeout_seconds=4 * SILENCE_S, **explicit)
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(f'--coordinator={coordinator} starts no processes: {error}') from error
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes the record."""
+  return jax.process_index() == 0
+
+
+def gather(x: np.ndarray) -> np.ndarray:
+  """x of every process, bit for bit, with an axis of processes in front."""
+  x = np.ascontiguousarray(x)
+  if jax.process_count() == 1:
+    return x[None]
+  of_bytes = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
+  return np.frombuffer(of_bytes.tobytes(), x.dtype).reshape(-1, *x.shape)
+
+
+def any_of(flag: bool) -> bool:
+  """Whether it is so in any process."""
+  return bool(gather(np.array(flag)).any())
+
+
+def check_same(what: str, *arrays: Any) -> None:
+  """Raises RuntimeError unless all processes have the same arrays, bit for bit."""
+  digest = hashlib.sha256()
+  for x in arrays:
+    digest.update(x if isinstance(x, bytes) else np.ascontiguousarray(x).tobytes())
+  found = gather(np.frombuffer(digest.digest(), np.uint8))
+  other = np.flatnonzero((found != found[0]).any(axis=1))
+  if len(other):
+    raise RuntimeError(f'{what} of the processes {other.tolist()} differ from those of process 0; all must '
+                       'run the same code and config on the same data')
+
+
+def own_rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of an array that this process is the one to read: their numbers, and what stands there.
+
+  x: on the host, all are; on a mesh, those on this process's devices, of copies the first.
+  """
+  if not isinstance(x, jax.Array) or x.is_fully_addressable:
+    return np.arange(len(x)), np.asarray(x)
+  shards = sorted((s for s in x.addressable_shards if s.replica_id == 0),
+                  key=lambda s: s.index[0].start or 0)
+  rows = [np.arange(x.shape[0])[s.index[0]] for s in shards]
+  nothing = np.zeros((0, *x.shape[1:]), x.dtype)
+  return (np.concatenate(rows or [np.zeros(0, int)]),
+          np.concatenate([np.asarray(s.data) for s in shards] or [nothing]))
+
+
+def merge_rows(row: np.ndarray, x: np.ndarray, total: int) -> np.ndarray:
+  """All rows, of which each process has its own; 0 where none has one."""
+  x = np.asarray(x)
+  mine = np.zeros((total, *x.shape[1:]), x.dtype)
+  mine[row] = x
+  return gather(mine).sum(axis=0, dtype=x.dtype)
+
+
+# What happens when a process dies.
+
+
+def _store():
+  return distributed.global_state.client
+
+
+def _stop(message: str) -> None:
+  """Ends this process at once: what it waits for never comes, and leaving in order would wait too."""
+  print(f'process {jax.process_index()} stops: {message}. Start all processes again: the run goes on from '
+        'its last checkpoint', file=sys.stderr, flush=True)
+  for child in multiprocessing.active_children():
+    child.kill()
+  os._exit(1)
+
+
+class _Watch(threading.Thread):
+  """Says that this process lives, and looks for those that no longer say so."""
+
+  def __init__(self):
+    super().__init__(daemon=True)
+    self._ended = threading.Event()
+
+  def run(self) -> None:
+    me, others = jax.process_index(), set(range(jax.process_count())) - {jax.process_index()}
+    seen = {i: ('', time.monotonic()) for i in others}
+    beat, heard = 0, time.monotonic()
+    while not self._ended.wait(_BEAT_S):
+      now = time.monotonic()
+      try:
+        beat += 1
+        _store().key_value_set(f'alive/{me}', str(beat), allow_overwrite=True)
+        said = dict(_store().key_value_dir_get('alive/'))
+        heard = now
+      except Exception:  # of the coordinator, which is process 0
+        if now - heard > SILENCE_S:
+          _stop(f'process 0 has not answered for {SILENCE_S} s')
+        continue
+      for i in others:
+        value = said.get(f'alive/{i}', '')
+        if value != seen[i][0] or value == 'done':
+          seen[i] = value, now
+        elif now - seen[i][1] > SILENCE_S:
+          _stop(f'process {i} has given no sign of life for {SILENCE_S} s')
+
+  def end(self) -> None:
+    self._ended.set()
+    self.join()
+    _store().key_value_set(f'alive/{jax.process_index()}', 'done', allow_overwrite=True)
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[None]:
+  """While in it, the death of another process, and an error in this one, ends this process within a minute.
+
+  An error of one's own is printed first: the others see the silence, or a collective that fails.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  thread = _Watch()
+  thread.start()
+  try:
+    yield
+  except SystemExit:
+    thread.end()
+    raise
+  except BaseException as error:
+    traceback.print_exc()
+    _stop(f'{type(error).__name__}; where it is a collective that failed, another process has died')
+  thread.end()

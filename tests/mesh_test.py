@@ -1,0 +1,89 @@
+"""Three steps of sampling and learning are the same on every mesh."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from kr_jax import policy
+from kr_jax import sample
+from kr_jax import sharding
+from kr_jax import types
+from kr_jax import update
+from tests import knobs
+
+# Two key/value heads: fewer than the longest 'model' axes.
+POLICY = policy.Config(
+    vocab_size=16, num_layers=2, width=16, num_heads=8, num_kv_heads=2, head_width=4, hidden_width=24,
+    rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
+SAMPLE = knobs.sampler(slots=3, refill=1, prefill=2, prompt_length=4, completion_length=5)
+# Adam divides by what may be the rounding of 0; a larger eps forgives that.
+UPDATE = knobs.updates(learning_rate=3e-3, eps=1e-3, row_length=9, microbatch_rows=1)
+PROMPTS = types.Prompts(
+    token_MP=np.array([[2, 3, 0, 0], [4, 5, 6, 2], [6, 6, 6, 0]], np.int32),
+    length_M=np.array([2, 4, 3], np.int32), index_M=np.array([5, 4, 7], np.int32))
+BUDGETS = ([4, 6, 6], [10, 3, 2], [2, 0, 14])
+
+
+def three_steps(meshes):
+  """Tokens and losses of each step, and the parameters after them."""
+  learn, samples = meshes or (None, None)
+  on = lambda mesh: jax.set_mesh(mesh) if mesh else jax.default_device(jax.devices()[0])
+  tokens, losses = [], []
+  with on(learn):
+    params = jax.tree.map(lambda x: 2 * x, policy.init(POLICY, jax.random.key(0)))
+    state = update.init(params, jax.random.key(1), UPDATE)
+    for step, budget_M in enumerate(BUDGETS):
+      key = jax.random.fold_in(state.key, step)
+      with on(samples):
+        rollouts = sample.rollouts(POLICY, policy.serve(POLICY, state.params), PROMPTS, np.array(budget_M),
+                                   sharding.move(key), SAMPLE, total=16)
+      rollouts = sharding.move(rollouts)
+      n = sum(budget_M)
+      token_RC = np.asarray(rollouts.token_RC)
+      assert not np.any(token_RC[n:])
+      tokens.append(token_RC[:n].tolist())
+      reward_R = np.float32(token_RC.sum(axis=1) % 3 == 0)
+      state, measured = update.step(state, rollouts, reward_R, {}, POLICY, UPDATE)
+      losses += [float(m['loss']) for m in measured]
+  return tokens, losses, jax.tree.map(np.asarray, state.params)
+
+
+@functools.cache
+def on_one_device():
+  return three_steps(None)
+
+
+@pytest.mark.parametrize('axes', [{'data': 2, 'fsdp': 2, 'model': 2}, {'fsdp': 2, 'model': 4}], ids=str)
+def test_no_collective_of_the_sampler_joins_queues(axes):
+  """Each loops as often as its own queue asks: one that waits for another would wait for ever."""
+  mesh = sharding.mesh(**axes)
+  key = jax.random.key(0)
+  with jax.set_mesh(mesh):
+    served = jax.eval_shape(lambda key: policy.serve(POLICY, policy.init(POLICY, key)), key)
+    served = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), served,
+                          sharding.of(mesh, served, ('model',)))
+    queues = sample.place(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
+    text = sample._decode.lower(POLICY, served, PROMPTS, queues, key, SAMPLE).compile().as_text()
+  groups = re.findall(r'replica_groups=(\[[\d,]+\]<=\[8\]),', text)
+  assert len(groups) == len(re.findall(r'channel_id=', text)) > 0
+  assert set(groups) == {f'[{8 // axes["model"]},{axes["model"]}]<=[8]'}  # neighbours, along 'model'
+  assert 'collective-permute' not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('data, fsdp, model, sample_model', [
+    *((data, fsdp, 8 // data // fsdp, 0) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8)
+      if data * fsdp <= 8),
+    (1, 8, 1, 4), (2, 2, 2, 4), (1, 2, 4, 1)])
+def test_steps_are_those_of_one_device(data, fsdp, model, sample_model):
+  want_tokens, want_losses, want = on_one_device()
+  assert len({tuple(x) for step in want_tokens for x in step}) > 20 and np.ptp(want_losses) > 0
+  meshes = sharding.meshes(sharding.Config(0, data, fsdp, model, sample_model), POLICY, rollouts=16)
+  tokens, losses, params = three_steps(meshes)
+  assert tokens == want_tokens
+  np.testing.assert_allclose(losses, want_losses, atol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max()), params, want)

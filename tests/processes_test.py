@@ -1,0 +1,151 @@
+"""Processes of one run: what they agree on, what is gathered, and what happens when one dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from kr_jax import processes
+from kr_jax import sharding
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
+SILENCE_S = 12
+# The main job with a watch that is quicker to see a death.
+MAIN = f'''
+from absl import app
+from kr_jax import main, processes
+processes.SILENCE_S = {SILENCE_S}
+app.run(main.main, flags_parser=main._parse)
+'''
+
+
+def test_one_process_gathers_itself():
+  x = np.array([[1, 2], [3, 4]], np.uint64)
+  assert processes.is_first()
+  np.testing.assert_array_equal(processes.gather(x), x[None])
+  assert processes.any_of(True) and not processes.any_of(False)
+  processes.check_same('budgets', x, b'text')
+  with processes.watch():
+    pass
+
+
+def test_processes_that_differ_are_named(monkeypatch):
+  monkeypatch.setattr(processes, 'gather', lambda x: np.stack([x, x, x + 1]))
+  with pytest.raises(RuntimeError, match=r'budgets of the processes \[2\] differ from those of process 0'):
+    processes.check_same('budgets', np.arange(3))
+
+
+def test_rows_of_a_process():
+  """On the host all; of a mesh those of its devices, each once."""
+  x = np.arange(16).reshape(8, 2)
+  row, rows = processes.own_rows(x)
+  assert row.tolist() == list(range(8)) and rows is x
+  mesh = sharding.mesh(data=4, model=2)
+  row, rows = processes.own_rows(jax.device_put(x, NamedSharding(mesh, PartitionSpec('data'))))
+  assert row.tolist() == list(range(8))
+  np.testing.assert_array_equal(rows, x)
+
+
+def test_rows_are_merged(monkeypatch):
+  assert processes.merge_rows(np.array([2, 0]), np.array([1.5, 2.5]), 4).tolist() == [2.5, 0, 1.5, 0]
+  other = np.array([0, 7, 0, 8])
+  monkeypatch.setattr(processes, 'gather', lambda x: np.stack([x, other]))
+  assert processes.merge_rows(np.array([0, 2]), np.array([5, 6]), 4).tolist() == [5, 7, 6, 8]
+
+
+@pytest.mark.parametrize('index', [-1, 2])
+def test_an_index_beyond_the_count(index):
+  with pytest.raises(ValueError, match=f'--process={index} of --processes=2'):
+    processes.start('localhost:1', 2, index)
+
+
+def test_an_environment_that_says_nothing():
+  code = 'from kr_jax import processes; processes.start(processes.AUTO)'
+  got = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+  assert '--coordinator=auto starts no processes' in got.stderr
+
+
+# A run of several.
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+def start(workdir, data_dir, count, **knobs):
+  """The processes of a run of eight devices, and their output."""
+  of_all = {
+      'mesh.fsdp': 4, 'mesh.data': 2, 'tasks.data_dir': data_dir, 'policy.num_layers': 1, 'tasks.per_step': 4,
+      'alloc.rollouts_per_step': 16, 'warm_start.num_steps': 0, 'warm_start.warmup_steps': 0,
+      'rewards.verifier': 'tests.processes_test:even', 'rewards.workers': 1, 'evaluate.every': 0,
+      'evaluate.tasks': 4, 'evaluate.rollouts': 4, 'evaluate.tasks_per_batch': 4, 'checkpoint.every': 2} | knobs
+  flags = [f'--config.{name}={x}' for name, x in of_all.items()]
+  port, found = free_port(), []
+  for i in range(count):
+    of_process = [f'--coordinator=localhost:{port}', f'--processes={count}', f'--process={i}'] * (count > 1)
+    env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // count} '
+                                     '--xla_backend_optimization_level=0'}
+    with open(f'{workdir}.{i}', 'w') as output:
+      found.append(subprocess.Popen(
+          [sys.executable, '-c', MAIN, '--config=configs/arithmetic.py:debug', f'--workdir={workdir}', *flags,
+           *of_process], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT))
+  return found
+
+
+def even(completion, task):
+  return len(completion) % 2 == 0
+
+
+def steps_of(workdir):
+  path = os.path.join(workdir, 'metrics.jsonl')
+  if not os.path.exists(path):
+    return []
+  with open(path) as file:
+    rows = [json.loads(line) for line in file.read().split('\n')[:-1]]
+  return [row for row in rows if 'loss' in row]
+
+
+def finished(workdir, found):
+  for i, process in enumerate(found):
+    with open(f'{workdir}.{i}') as output:
+      assert process.wait(timeout=300) == 0, output.read()
+  return steps_of(workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_a_death_loses_nothing(tmp_path, data_dir):
+  """One process of eight devices; and two of four, of which one is killed in the middle of a step."""
+  whole = finished(tmp_path / 'whole', start(tmp_path / 'whole', data_dir, 1, num_steps=4))
+  workdir = tmp_path / 'parts'
+  found = start(workdir, data_dir, 2, num_steps=400)
+  while len(steps_of(workdir)) < 3:
+    assert all(process.poll() is None for process in found), open(f'{workdir}.0').read()
+    time.sleep(0.1)
+  found[1].send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  assert found[0].wait(timeout=60) == 1
+  assert time.monotonic() - killed < 60
+  with open(f'{workdir}.0') as output:
+    assert 'process 1 has given no sign of life' in output.read()
+  before = steps_of(workdir)
+  first = max(int(name) for name in os.listdir(workdir / 'checkpoints') if name.isdigit())
+  parts = finished(workdir, start(workdir, data_dir, 2, num_steps=max(4, len(before))))
+  assert [row['step'] for row in parts] == list(range(max(4, len(before))))
+  same = lambda row: {k: x for k, x in row.items() if k not in ('wall_s', 'compile_count', 'tokens_per_s')}
+  assert list(map(same, before)) == list(map(same, parts[:len(before)]))
+  assert first < len(before)  # so that a step was repeated
+  for row, other in zip(whole, parts):
+    assert {k: row[k] for k in ('tokens_generated', 'reward_mean', 'budget_max', 'mixed_tasks')} == {
+        k: other[k] for k in ('tokens_generated', 'reward_mean', 'budget_max', 'mixed_tasks')}
+    for name in ('loss', 'grad_norm', 'entropy'):
+      assert row[name] == pytest.approx(other[name], rel=1e-5), name
