@@ -402,11 +402,11 @@ def train(setup: Setup, workdir: str) -> None:
       budget_M = _budgets(alloc, stats, prompts.index_M, setup.sample.completion_length)
       expected_M = estimate.tokens(stats, prompts.index_M, default=0.0)
       processes.check_same(f'tasks and budgets of step {step}', prompts.index_M, budget_M, expected_M)
-      started = time.monotonic()
+      step_key, started = jax.random.fold_in(key, step), time.monotonic()
       with sampling(setup):
         rollouts = sample.rollouts(
-            setup.policy, _served(setup, state, base), prompts, budget_M,
-            sharding.move(jax.random.fold_in(key, step)), setup.sample, total=R, expected_M=expected_M)
+            setup.policy, _served(setup, state, base), prompts, budget_M, sharding.move(step_key),
+            setup.sample, total=R, expected_M=expected_M)
       record.flush()  # the last step's, while the device samples this one's
       jax.block_until_ready(rollouts.length_R)
       sample_s = time.monotonic() - started
