@@ -48,7 +48,7 @@ def test_train_report_evaluate(tmp_path, data_dir):
   exported = main(*flags, '--mode=export')
   assert exported.returncode == 0, exported.stderr
   assert exported.stdout == f'step 4; see {tmp_path}/run/export\n'
-  assert weights.load(tmp_path / 'run' / 'export')[0].num_layers == 2
+  assert weights.load(tmp_path / 'run' / 'export')[0].num_layers == 1
 
 
 @pytest.mark.parametrize('flags, named', [

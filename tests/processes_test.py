@@ -132,6 +132,7 @@ def test_two_processes_are_one_and_a_death_loses_nothing(tmp_path, data_dir):
     assert all(process.poll() is None for process in found), open(f'{workdir}.0').read()
     time.sleep(0.1)
   found[1].send_signal(signal.SIGKILL)
+  found[1].wait()
   killed = time.monotonic()
   assert found[0].wait(timeout=60) == 1
   assert time.monotonic() - killed < 60

@@ -150,7 +150,7 @@ def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, distinct):
   config = dataclasses.replace(POLICY, remat=remat, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1,
                                hidden_width=256)
   temporaries, largest = [], []
-  for length in (4096, 8192):
+  for length in (2048, 4096):
     program, _ = update_for('v5e:2x2', config,
                             UPDATE._replace(row_length=length, microbatch_rows=1, distinct=distinct),
                             length // 2)

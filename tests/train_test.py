@@ -154,7 +154,7 @@ def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_
 @slow
 def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
   """Two passes of two mini-batches; stopped and gone on with; nothing compiles from step two on."""
-  knobs = {'policy__lora_rank': 4, 'policy__width': 128, 'policy__hidden_width': 512,
+  knobs = {'policy__lora_rank': 4, 'policy__num_layers': 2, 'policy__width': 128, 'policy__hidden_width': 512,
            'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01,
            'grpo__tis_cap': 2.0, 'grpo__dual_clip': 3.0, 'grpo__weight': 'task',
            'grpo__aggregate': 'rollout', 'optimizer__minibatches': 2, 'optimizer__epochs': 2,

@@ -118,7 +118,7 @@ def test_ties(backend):
 
 @pytest.mark.parametrize('backend, examples', [('reference', 100), ('xla', 60), ('kernel', 10),
                                                pytest.param('xla', 400, marks=pytest.mark.slow),
-                                               pytest.param('kernel', 400, marks=pytest.mark.slow)])
+                                               pytest.param('kernel', 150, marks=pytest.mark.slow)])
 def test_is_the_best_of_all(backend, examples):
   @given(problem=problems())
   @few(max_examples=examples)
