@@ -12,8 +12,9 @@ scanned, so compile time does not grow with depth.
 The module is split once: outside this file the policy is `config` (hashable) and `params` (nested
 dicts of arrays), and pure functions read them: `hidden` reads packed tokens, `output_matrix` is what
 turns it into logits, `prefill` reads prompts into a cache, `decode` extends what each slot has read
-by one token. These two read what `serve` makes of the parameters, once a step, layer by layer: caches
-that are arrays of their own are updated in place, a stack of them would be copied.
+by one token. These two read what `serve` makes of the parameters, once a step, in stages of layers: on
+a TPU all are one stage, which is scanned; elsewhere each is one, as XLA on a CPU copies what a loop
+reads of a stack.
 
 With `lora_rank` each matrix W of a layer has an adapter, y = x W + (alpha / rank) (x A) B, B = 0 at
 first (Hu et al. 2021, arXiv 2106.09685, eq. 3). `split` parts the adapters, which are trained, from
@@ -22,6 +23,7 @@ the base, which is not; `merge` adds them to it. The sampler reads merged parame
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -114,15 +116,15 @@ class Config:
 
 
 class Cache(NamedTuple):
-  """Keys and values of one layer, of S sequences, T columns of each.
+  """Keys and values of a stage of layers, of S sequences, T columns of each.
 
   Heads stand before time, so that what one query reads of a head is contiguous.
   """
 
-  k_SKTH: Array  # in the dtype of the computation, or int8
-  v_SKTH: Array
-  k_scale_SKT: Array | None = None  # float32, of int8: a value is its integer times the scale
-  v_scale_SKT: Array | None = None
+  k_LSKTH: Array  # in the dtype of the computation, or int8
+  v_LSKTH: Array
+  k_scale_LSKT: Array | None = None  # float32, of int8: a value is its integer times the scale
+  v_scale_LSKT: Array | None = None
 
 
 def rmsnorm(x: Array, scale: Array, eps: float) -> Array:
@@ -415,16 +417,13 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   def layer(x_BTD, of_layer):
     params, is_local = of_layer
     params = {name: x if 'norm' in name else _whole(config, name, x) for name, x in params.items()}
-    block, at, attend = _block(config, params), at_all, _attend_segments
-    if config.window:
-      at = jax.tree.map(lambda x, y: jnp.where(is_local, x, y), at_local, at_all)
-      attend = functools.partial(
-          jax.lax.cond, is_local, functools.partial(_attend_segments, window=config.window), attend)
-    qkv = block.qkv(x_BTD, at)
+    block, is_local = _block(config, params), bool(config.window) and is_local
+    qkv = block.qkv(x_BTD, _of_kind(is_local, at_local, at_all))
     if rows is None:
-      context_BTNH = attend(*qkv, segment_BT)
+      context_BTNH = _attend(config, is_local, _attend_segments, *qkv, segment_BT)
     else:
-      context_GSNH = attend(*(_take(x, rows.source_GS, B) for x in qkv), rows.segment_GS)
+      context_GSNH = _attend(config, is_local, _attend_segments,
+                             *(_take(x, rows.source_GS, B) for x in qkv), rows.segment_GS)
       context_BTNH = _take(context_GSNH, rows.place_BT, B)
     return block.add(x_BTD, context_BTNH), None
 
@@ -434,6 +433,21 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   x_BTD, _ = jax.lax.scan(
       layer, sharding.constrain_rows(_embed(config, params, token_BT)), (params['layers'], is_local_L))
   return _last_norm(config, params, x_BTD)
+
+
+def _of_kind(is_local: bool | Array, local: Any, others: Any) -> Any:
+  """What a layer of its kind takes of two trees of arrays."""
+  if isinstance(is_local, bool):
+    return local if is_local else others
+  return jax.tree.map(functools.partial(jnp.where, is_local), local, others)
+
+
+def _attend(config: Config, is_local: bool | Array, attend: Callable[..., Array], *args: Array) -> Array:
+  """attend(*args), in its window if the layer is local."""
+  local = functools.partial(attend, window=config.window)
+  if isinstance(is_local, bool):
+    return (local if is_local else attend)(*args)
+  return jax.lax.cond(is_local, local, attend, *args)
 
 
 def _whole(config: Config, name: str, x: Array) -> Array:
@@ -498,7 +512,7 @@ def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def serve(config: Config, params: Any) -> Any:
-  """What `prefill` and `decode` read: matrices in the dtype of the computation, layer by layer.
+  """What `prefill` and `decode` read: matrices in the dtype of the computation, in stages of layers.
 
   For a TPU heads stand first, as products read them there; else each step would copy a matrix. On a mesh
   they are divided over 'model' alone, so that no step of a sampler gathers parameters, and key/value
@@ -506,29 +520,46 @@ def serve(config: Config, params: Any) -> Any:
   """
   heads_first, copies = sharding.platform() == 'tpu', sharding.head_copies(config.num_kv_heads)
 
-  def ready(name, x):
-    if 'norm' in name:
-      return x
-    # From the partition of learning first to the table's on this mesh: each device sends parts of parts.
-    x = sharding.constrain({name: x.astype(config.dtype)})[name]
+  cast = lambda path, x: x if 'norm' in path[-1].key else x.astype(config.dtype)
+  # From the partition of learning first to the table's on this mesh: each device sends parts of parts.
+  served = sharding.constrain(jax.tree_util.tree_map_with_path(cast, params))
+  layers = dict(served['layers'])
+  for name, x in layers.items():
     letters = name.rpartition('_')[2]
-    return jnp.repeat(x, copies, axis=letters.index('K')) if 'K' in letters else x
+    if 'K' in letters:
+      layers[name] = jnp.repeat(x, copies, axis=1 + letters.index('K'))
+  for name, (i, o) in _MATRICES.items():
+    letters = _letters(name, heads_first)
+    layers[f'{name}_{letters}'] = jnp.einsum(
+        f'l{i}{o}->l{letters}'.lower(), layers.pop(f'{name}_{i}{o}'))
+  stages = tuple(jax.tree.map(lambda x: x[stage.start:stage.stop], layers) for stage in _stages(config))
+  return sharding.constrain({**served, 'layers': stages}, axes=('model',))
 
-  def layer(i):
-    served = {name: ready(name, x[i]) for name, x in params['layers'].items()}
-    for name, (i, o) in _MATRICES.items():
-      letters = _letters(name, heads_first)
-      served[f'{name}_{letters}'] = jnp.einsum(
-          f'{i}{o}->{letters}'.lower(), served.pop(f'{name}_{i}{o}'))
-    return served
 
-  layers = tuple(map(layer, range(config.num_layers)))
-  others = {name: ready(name, x) for name, x in params.items() if name != 'layers'}
-  return sharding.constrain({**others, 'layers': layers}, axes=('model',))
+def _stages(config: Config) -> tuple[range, ...]:
+  """The layers of each stage of `prefill` and `decode`."""
+  size = config.num_layers if sharding.platform() == 'tpu' else 1
+  return tuple(range(i, i + size) for i in range(0, config.num_layers, size))
+
+
+def _through(config: Config, stage: range, layer: Callable[..., tuple[Any, Any]], carry: Any, params: Any
+             ) -> tuple[Any, Any]:
+  """Carries something through a stage by layer(carry, params, i, is_local), where i counts in the stage.
+
+  Returns what is carried, and what each layer gives beside it, stacked.
+  """
+  if len(stage) == 1:
+    first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+    carry, given = layer(carry, first(params), 0, config.is_local(stage[0]))
+    return carry, jax.tree.map(lambda x: x[None], given)
+  is_local_L = np.array([config.is_local(i) for i in stage])
+  return jax.lax.scan(
+      lambda carry, x: layer(carry, x[0], x[1], bool(config.window) and x[2]), carry,
+      (params, np.arange(len(stage), dtype=np.int32), is_local_L))
 
 
 def _stored(k_BTKH: Array, v_BTKH: Array, int8: bool) -> Cache:
-  """Keys and values as a cache holds them."""
+  """Keys and values of one layer as a cache holds them."""
   k_BKTH, v_BKTH = (jnp.einsum('btkh->bkth', x) for x in (k_BTKH, v_BTKH))
   if not int8:
     return Cache(k_BKTH, v_BKTH)
@@ -551,27 +582,33 @@ def prefill(config: Config, params: Any, token_BP: Array, length_B: Array, *, in
     int8: whether the cache is of integers.
 
   Returns:
-    logits_BV, float32: of the token after each prompt's last; and by layer the cache, P columns, of
+    logits_BV, float32: of the token after each prompt's last; and by stage the cache, P columns, of
     which those from a prompt's length on hold padding.
   """
   B, P = token_BP.shape
   at_all, at_local = turns(jnp.broadcast_to(jnp.arange(P)[None], (B, P)), config)
   attend = _attend_masked if P % 128 else _attend_segments
   of_last = jax.vmap(lambda x_P, length: jax.lax.dynamic_slice_in_dim(x_P, length - 1, 1))
+  stages = _stages(config)
+
+  def layer(x_BPD, params, i, is_local, read=lambda x_BP, _: x_BP):
+    block = _block(config, params)
+    q, k, v = block.qkv(x_BPD, _of_kind(is_local, at_local, at_all))
+    context_BPNH = _attend(config, is_local, attend, q, k, v, jnp.zeros_like(token_BP))
+    return block.add(read(x_BPD, length_B), read(context_BPNH, length_B)), _stored(k, v, int8)
+
   x_BPD, cache = _embed(config, params, token_BP), []
-  for i, layer in enumerate(params['layers']):
-    block, is_local = _block(config, layer), config.is_local(i)
-    q, k, v = block.qkv(x_BPD, at_local if is_local else at_all)
-    context_BPNH = attend(q, k, v, jnp.zeros_like(token_BP), window=config.window * is_local)
-    cache.append(_stored(k, v, int8))
-    if i == config.num_layers - 1:  # of the others nothing is read any more
-      x_BPD, context_BPNH = of_last(x_BPD, length_B), of_last(context_BPNH, length_B)
-    x_BPD = block.add(x_BPD, context_BPNH)
-  return _output(config, params, _last_norm(config, params, x_BPD))[:, 0], tuple(cache)
+  for stage, of_stage in zip(stages, params['layers'], strict=True):
+    last_alone = stage[0] == config.num_layers - 1  # of its other tokens nothing is read any more
+    x_BPD, kept = _through(
+        config, stage, functools.partial(layer, read=of_last) if last_alone else layer, x_BPD, of_stage)
+    cache.append(kept)
+  x_B1D = x_BPD if last_alone else of_last(x_BPD, length_B)
+  return _output(config, params, _last_norm(config, params, x_B1D))[:, 0], tuple(cache)
 
 
 def empty(prefix: tuple[Cache, ...], slots: int, columns: int) -> tuple[tuple[Cache, ...], ...]:
-  """Rings for what S slots decode, of at least so many columns: by layer, in chunks of columns.
+  """Rings for what S slots decode, of at least so many columns: by stage, in chunks of columns.
 
   On a TPU in one, of whole tiles, which its kernel reads without a copy; elsewhere in some, of which
   those where no slot lives are not read.
@@ -581,17 +618,18 @@ def empty(prefix: tuple[Cache, ...], slots: int, columns: int) -> tuple[tuple[Ca
   else:
     chunks = min(4, -(-columns // 16))
     width = -(-columns // chunks)
-  chunk = lambda x: jnp.zeros((slots, x.shape[1], width, *x.shape[3:]), x.dtype)
-  return tuple(tuple(jax.tree.map(chunk, layer) for _ in range(chunks)) for layer in prefix)
+  chunk = lambda x: jnp.zeros((x.shape[0], slots, x.shape[2], width, *x.shape[4:]), x.dtype)
+  return tuple(tuple(jax.tree.map(chunk, stage) for _ in range(chunks)) for stage in prefix)
 
 
-def _append(chunks: tuple[Cache, ...], new: Cache, column: Array) -> tuple[Cache, ...]:
-  """The ring with what all slots write to a column of it."""
-  width = chunks[0].k_SKTH.shape[2]
+def _append(chunks: tuple[Cache, ...], new: Cache, layer: int | Array, column: Array) -> tuple[Cache, ...]:
+  """The ring with what all slots write to a column of a layer of it."""
+  width = chunks[0].k_LSKTH.shape[3]
 
   def write(i, chunk):
-    put = lambda chunk: jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, column - i * width, axis=2), chunk, new)
+    def put(chunk):
+      at = lambda x: (layer, 0, 0, column - i * width, 0)[:x.ndim]
+      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y[None], at(x)), chunk, new)
     if len(chunks) == 1:
       return put(chunk)
     return jax.lax.cond(column // width == i, put, lambda chunk: chunk, chunk)
@@ -608,11 +646,11 @@ class Slots(NamedTuple):
   step: Array  # of all slots: what is read at step t stands in column t of the ring
 
 
-def _read(slots: Slots, column: Array, columns: int, window: int | None) -> tuple[Array, ...]:
+def _read(slots: Slots, column: Array, columns: int, window: int = 0) -> tuple[Array, ...]:
   """First column and length in the prompt, and in the ring of so many columns, of what slots read."""
   count_S, prompt_S = slots.count_S, jnp.where(slots.count_S > 0, slots.prompt_length_S, 0)
   skipped_S = jnp.zeros_like(prompt_S)
-  if window is not None:
+  if window:
     skipped_S = jnp.clip(prompt_S + count_S - window, 0, prompt_S)
     count_S = jnp.minimum(count_S, window)
   return skipped_S, prompt_S - skipped_S, (column - count_S + 1) % columns, count_S
@@ -633,17 +671,20 @@ def decode(config: Config, params: Any, token_S: Array, slots: Slots, prefix: tu
     logits_SV, float32, of the token after it, which mean nothing where a slot is free; and `own` with
     the tokens in it.
   """
-  columns = sum(chunk.k_SKTH.shape[2] for chunk in own[0])
+  columns = sum(chunk.k_LSKTH.shape[3] for chunk in own[0])
   column = slots.step % columns
   at_all, at_local = turns((slots.prompt_length_S + slots.count_S - 1)[:, None], config)
+  read, read_local = (_read(slots, column, columns, window) for window in (0, config.window))
   x_S1D, after = _embed(config, params, token_S[:, None]), []
-  for i, (layer, prompts, ring) in enumerate(zip(params['layers'], prefix, own, strict=True)):
-    block, is_local = _block(config, layer), config.is_local(i)
-    q_S1NH, k, v = block.qkv(x_S1D, at_local if is_local else at_all)
-    ring = _append(ring, _stored(k, v, prompts.k_scale_SKT is not None), column)
-    context_SNH = decode_attention(
-        q_S1NH[:, 0], prompts, ring, slots.prompt_S,
-        *_read(slots, column, columns, config.window if is_local else None))
-    x_S1D = block.add(x_S1D, context_SNH[:, None])
+  for stage, of_stage, prompts, ring in zip(_stages(config), params['layers'], prefix, own, strict=True):
+    def layer(carry, params, i, is_local, prompts=prompts):
+      (x_S1D, ring), block = carry, _block(config, params)
+      q_S1NH, k, v = block.qkv(x_S1D, _of_kind(is_local, at_local, at_all))
+      ring = _append(ring, _stored(k, v, prompts.k_scale_LSKT is not None), i, column)
+      context_SNH = decode_attention(
+          q_S1NH[:, 0], prompts, ring, slots.prompt_S, *_of_kind(is_local, read_local, read), layer=i)
+      return (block.add(x_S1D, context_SNH[:, None]), ring), None
+
+    (x_S1D, ring), _ = _through(config, stage, layer, (x_S1D, ring), of_stage)
     after.append(ring)
   return _output(config, params, _last_norm(config, params, x_S1D))[:, 0], tuple(after)

@@ -37,6 +37,8 @@ from kr_jax.tokenizer import PAD
 from kr_jax.types import Array
 
 CACHES = ('', 'int8')
+# Names of the loops that end when their work is done, for whoever counts what they do (preflight.py).
+PREFILL, REFILL, DECODE = 'prefill', 'refill', 'decode'
 
 
 class Config(NamedTuple):
@@ -306,10 +308,13 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
       logp_QC=jnp.zeros((Q, C)),
       length_Q=jnp.zeros(Q, int),
       ended_Q=jnp.full(Q, types.NOT_SAMPLED))
-  d = jax.lax.while_loop(
-      lambda d: (d.queued < end) | jnp.any(d.rollout_S < Q),
-      lambda d: jax.lax.while_loop(keep_decoding, decode, take(d)),
-      d)
+
+  def refill(d: _Decoding) -> _Decoding:
+    with jax.named_scope(DECODE):
+      return jax.lax.while_loop(keep_decoding, decode, take(d))
+
+  with jax.named_scope(REFILL):
+    d = jax.lax.while_loop(lambda d: (d.queued < end) | jnp.any(d.rollout_S < Q), refill, d)
   counts_3 = jnp.stack([d.steps, d.tail_steps, d.refills])
   return tuple(x[None] for x in (d.token_QC, d.logp_QC, d.length_Q, d.ended_Q, counts_3))
 
@@ -325,11 +330,15 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
   read = lambda i: policy.prefill(policy_config, params, cut(token_KP, i), cut(length_K, i),
                                   int8=config.cache == 'int8')
-  store = jax.tree.map(lambda x: jnp.zeros((chunks * B, *x.shape[1:]), x.dtype),
-                       jax.eval_shape(read, jnp.array(0)))
-  put = lambda i, store: jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, i * B, axis=0), store, read(i))
-  return jax.lax.fori_loop(0, -(-tasks // B), put, store)
+  # Prompts are the first axis of logits, and the second of caches, after layers.
+  each = lambda function, *trees: (jax.tree.map(functools.partial(function, 0), *(t[0] for t in trees)),
+                                   jax.tree.map(functools.partial(function, 1), *(t[1] for t in trees)))
+  store = each(lambda axis, x: jnp.zeros(
+      (*x.shape[:axis], chunks * B, *x.shape[axis + 1:]), x.dtype), jax.eval_shape(read, jnp.array(0)))
+  put = lambda i, store: each(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(
+      x, y, i * B, axis=axis), store, read(i))
+  with jax.named_scope(PREFILL):
+    return jax.lax.fori_loop(0, -(-tasks // B), put, store)
 
 
 def _token(logits_SV: Array, key_S: Array, config: Config) -> tuple[Array, Array]:

@@ -121,8 +121,7 @@ def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpe
   letters = names[-1].rpartition('_')[2] if names else ''
   if len(letters) < 2 or not letters.isupper():
     return PartitionSpec()
-  # Layers are stacked, or a tuple, whose places have no name.
-  stacked = 'layers' in names and names[names.index('layers') + 1] != ''
+  stacked = 'layers' in names
   found = [_AXIS.get(letter) for letter in letters]
   return PartitionSpec(*[None] * stacked, *(axis if axis in axes else None for axis in found))
 

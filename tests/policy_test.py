@@ -196,8 +196,8 @@ def test_a_cache_of_integers_is_near():
   assert 1e-5 < max(errors) < 0.1
   x_BTKH = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
   cache = policy._stored(x_BTKH, 3 * x_BTKH, int8=True)
-  for values, scale, exact in ((cache.k_SKTH, cache.k_scale_SKT, x_BTKH),
-                               (cache.v_SKTH, cache.v_scale_SKT, 3 * x_BTKH)):
+  k, v, k_scale, v_scale = cache
+  for values, scale, exact in ((k, k_scale, x_BTKH), (v, v_scale, 3 * x_BTKH)):
     exact = jnp.einsum('btkh->bkth', exact)
     assert values.dtype == jnp.int8
     bound = np.abs(exact).max(axis=-1, keepdims=True) / 254
@@ -219,26 +219,29 @@ def test_a_slot_that_is_free_changes_no_other():
 
 @pytest.mark.parametrize('columns, widths', [(1, [1]), (16, [16]), (17, [9, 9]), (66, [17] * 4)])
 def test_a_ring_has_chunks_for_all_columns(columns, widths):
-  prefix = (policy.Cache(jnp.zeros((5, 3, 2, 4), jnp.int8), jnp.zeros((5, 3, 2, 4), jnp.int8),
-                         jnp.zeros((5, 3, 2)), jnp.zeros((5, 3, 2))),) * 2
+  prefix = (policy.Cache(jnp.zeros((6, 5, 3, 2, 4), jnp.int8), jnp.zeros((6, 5, 3, 2, 4), jnp.int8),
+                         jnp.zeros((6, 5, 3, 2)), jnp.zeros((6, 5, 3, 2))),) * 2
   rings = policy.empty(prefix, 7, columns)
   assert len(rings) == 2
   for ring in rings:
-    assert [chunk.k_SKTH.shape for chunk in ring] == [(7, 3, width, 4) for width in widths]
-    assert [chunk.v_scale_SKT.shape for chunk in ring] == [(7, 3, width) for width in widths]
+    assert [chunk.k_LSKTH.shape for chunk in ring] == [(6, 7, 3, width, 4) for width in widths]
+    assert [chunk.v_scale_LSKT.shape for chunk in ring] == [(6, 7, 3, width) for width in widths]
     assert {x.dtype.name for x in jax.tree.leaves(ring)} == {'int8', 'float32'}
 
 
 def test_every_column_of_a_ring_is_written_once():
-  """In chunks of 9: a step's column, and no other."""
+  """In chunks of 9: a step's column of a layer, and no other."""
   zeros = jnp.zeros((2, 1, 1, 4))
-  (ring,) = policy.empty((policy.Cache(zeros, zeros),), 2, 17)
+  (ring,) = policy.empty((policy.Cache(zeros[None], zeros[None]),), 2, 17)
+  ring = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), ring)  # of three layers
   append = jax.jit(policy._append)
   for column in range(18):
-    ring = append(ring, policy.Cache(zeros + column + 1, zeros - column - 1), jnp.array(column))
-  k, v = (np.concatenate(x, axis=2) for x in zip(*(chunk[:2] for chunk in ring)))
+    new = policy.Cache(zeros + column + 1, zeros - column - 1)
+    ring = append(ring, new, jnp.array(1), jnp.array(column))
+  k, v = (np.concatenate(x, axis=3) for x in zip(*(chunk[:2] for chunk in ring)))
   for column in range(18):
-    assert np.all(k[:, :, column] == column + 1)
+    assert np.all(k[1, :, :, column] == column + 1)
+  assert not np.any(k[[0, 2]])
   np.testing.assert_array_equal(v, -k)
 
 
@@ -249,16 +252,17 @@ def test_what_is_served_is_of_the_computation(platform, monkeypatch):
   half = dataclasses.replace(CONFIG, dtype='bfloat16')
   params = random_params(half)
   served = policy.serve.__wrapped__(half, params)
-  assert len(served['layers']) == half.num_layers
-  for i, layer in enumerate(served['layers']):
-    assert len(layer) == len(params['layers'])
-    for name, x in layer.items():
-      assert x.dtype == (jnp.float32 if 'norm' in name else jnp.bfloat16)
-      trained = {'q_NHD': 'q_DNH', 'k_KHD': 'k_DKH', 'v_KHD': 'v_DKH'}.get(name, name)
-      assert (trained != name) == (platform == 'tpu' and name[:2] in ('q_', 'k_', 'v_') and 'D' in name)
-      want = params['layers'][trained][i]
-      want = (want if trained == name else want.transpose(1, 2, 0)).astype(x.dtype)
-      np.testing.assert_array_equal(x, want)
+  stages = served['layers']
+  assert len(stages) == (1 if platform == 'tpu' else half.num_layers)
+  layers = jax.tree.map(lambda *x: jnp.concatenate(x), *stages)
+  assert len(layers) == len(params['layers'])
+  for name, x in layers.items():
+    assert x.dtype == (jnp.float32 if 'norm' in name else jnp.bfloat16)
+    trained = {'q_NHD': 'q_DNH', 'k_KHD': 'k_DKH', 'v_KHD': 'v_DKH'}.get(name, name)
+    assert (trained != name) == (platform == 'tpu' and name[:2] in ('q_', 'k_', 'v_') and 'D' in name)
+    want = params['layers'][trained]
+    want = (want if trained == name else want.transpose(0, 2, 3, 1)).astype(x.dtype)
+    np.testing.assert_array_equal(x, want)
   assert served['embed_VD'].dtype == jnp.bfloat16 and served['norm_D'].dtype == jnp.float32
 
 
@@ -266,11 +270,11 @@ def test_heads_first_changes_no_product(monkeypatch):
   params = random_params(CONFIG)
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   served = policy.serve.__wrapped__(CONFIG, params)
-  monkeypatch.undo()
   token_BP, length_B = jnp.array([[3, 4, 5], [5, 6, 0]]), jnp.array([3, 2])
-  prefill = jax.jit(policy.prefill, static_argnums=0)
-  want, _ = prefill(CONFIG, policy.serve(CONFIG, params), token_BP, length_B)
-  np.testing.assert_allclose(prefill(CONFIG, served, token_BP, length_B)[0], want, atol=1e-5)
+  found, _ = policy.prefill(CONFIG, served, token_BP, length_B)
+  monkeypatch.undo()
+  want, _ = policy.prefill(CONFIG, policy.serve(CONFIG, params), token_BP, length_B)
+  np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():
@@ -426,6 +430,16 @@ def test_layers_that_read_a_window_in_packed_rows():
   kept, again = (jax.grad(loss)(params, remat) for remat in ('none', 'full'))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), kept, again)
   assert all(np.any(x != 0) for x in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize('config', [CONFIG, GEMMA], ids=['qwen', 'gemma'])
+def test_scanned_layers_prefill_and_decode_as_scored(config, monkeypatch):
+  """In one stage, as on a TPU."""
+  monkeypatch.setattr(policy, '_stages', lambda config: (range(config.num_layers),))
+  monkeypatch.setattr(policy, 'serve', policy.serve.__wrapped__)
+  assert len(policy.serve(config, random_params(config))['layers']) == 1
+  for got, want in continued(config, random_params(config)):
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_a_window_is_so_many_tokens():

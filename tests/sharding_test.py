@@ -189,11 +189,11 @@ def test_under_a_mesh_values_are_where_their_name_says():
 
 def test_what_is_served_is_divided_over_model_alone():
   mesh = sharding.mesh(data=2, fsdp=2, model=2)
-  params = {'embed_VD': jnp.zeros((8, 4)), 'layers': ({'q_DNH': jnp.zeros((4, 2, 2))},) * 2}
+  params = {'embed_VD': jnp.zeros((8, 4)), 'layers': ({'q_DNH': jnp.zeros((3, 4, 2, 2))},) * 2}
   with jax.set_mesh(mesh):
     served = jax.jit(lambda x: sharding.constrain(x, axes=('model',)))(params)
   wanted = {'embed_VD': PartitionSpec('model', None),
-            'layers': ({'q_DNH': PartitionSpec(None, 'model', None)},) * 2}
+            'layers': ({'q_DNH': PartitionSpec(None, None, 'model', None)},) * 2}
   for x, spec in zip(jax.tree.leaves(served), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
 

@@ -58,9 +58,9 @@ def test_the_sampler_of_layers_that_read_a_window_compiles():
   assert 'decode_attention' in program.as_text()
 
 
-# Qwen3-4B but for its 36 layers, of which two stand for all: they take the time to compile.
+# Qwen3-4B but for its 36 layers, of which four stand for all.
 QWEN = policy.Config(
-    vocab_size=151936, num_layers=2, width=2560, num_heads=32, num_kv_heads=8, head_width=128,
+    vocab_size=151936, num_layers=4, width=2560, num_heads=32, num_kv_heads=8, head_width=128,
     hidden_width=9728, rope_theta=1e6, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
     dtype='bfloat16', remat='none', lora_rank=0, lora_alpha=1.0)
 

@@ -130,7 +130,7 @@ def _attend(*refs, T: int, dtype: Any):
 
 
 def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.Array | None,
-           first_S: jax.Array, length_S: jax.Array, *scale_YKT: jax.Array, block_T: int,
+           first_row: jax.Array | int, first_S: jax.Array, length_S: jax.Array, *scale_YKT: jax.Array, block_T: int,
            interpret: Any = False) -> tuple[jax.Array, jax.Array]:
   """The context of each query head, and the log of the sum of exponentials behind it.
 
@@ -138,6 +138,7 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
     q_SKGH: bfloat16 or float32.
     k_YKTH, v_YKTH: bfloat16, float32 or int8, of Y rows.
     row_S: int32, the row that a slot reads; None: slot s reads row s.
+    first_row: int32, which row of the Y is counted as 0.
     first_S: int32 in 0..T-1, the first column it reads.
     length_S: int32 in 0..T, how many; after the last column comes column 0.
     scale_YKT: of int8, the scales of k and of v in float32; else none.
@@ -153,6 +154,8 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
       pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_YKTH, v_YKTH, *scale_YKT))
   dtype = q_SKGH.dtype if scale_YKT else jnp.promote_types(q_SKGH.dtype, k_YKTH.dtype)
   blocks = pl.cdiv(T, block_T)
+  plan = schedule(row_S, first_S, length_S, T, block_T)
+  plan = plan._replace(row=first_row + plan.row, next_row=first_row + plan.next_row)
 
   def at(s, t, *plan):
     row, block = source(s, t, blocks, Plan(*plan))
@@ -175,4 +178,4 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
       compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
       interpret=interpret,
       name='decode_attention',
-  )(*schedule(row_S, first_S, length_S, T, block_T), q_SKGH, k_YKTH, v_YKTH, *scale_YKT)
+  )(*plan, q_SKGH, k_YKTH, v_YKTH, *scale_YKT)

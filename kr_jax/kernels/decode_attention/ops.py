@@ -122,8 +122,10 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: j
   return _Part(context_SKGH[back_S], lse_SKG1[back_S])
 
 
-def attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S) -> jax.Array:
+def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S
+           ) -> jax.Array:
   """context_SKGH, for CPU and GPU: of the ring, chunks in which no slot lives are not read."""
+  prefix, own = jax.tree.map(lambda x: x[layer], (prefix, own))
   q_SKGH = q_SKGH.astype(jnp.float32) * q_SKGH.shape[3] ** -0.5
   parts = [_shared(q_SKGH, row_S, prefix_first_S, prefix_length_S, *prefix)]
   T = sum(chunk[0].shape[2] for chunk in own)
@@ -137,17 +139,21 @@ def attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S,
   return _merge(parts)
 
 
-def kernel_attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S, *,
-                  block=tiles.block, interpret=False) -> jax.Array:
-  """As `attend`, by the kernel in blocks of so many columns, whatever dead ones hold."""
-  own = [jnp.concatenate(chunks, axis=2) for chunks in zip(*own)]  # of one: itself
+def kernel_attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S,
+                  *, block=tiles.block, interpret=False) -> jax.Array:
+  """As `attend`, by the kernel in blocks of so many columns, whatever dead ones hold.
+
+  It reads the rows of a layer where they stand among those of all: to slice them out would copy them.
+  """
+  own = [jnp.concatenate(chunks, axis=3) for chunks in zip(*own)]  # of one: itself
   K, G, H = q_SKGH.shape[1:]
 
-  def part(columns, *which):
-    k, _, *scales = columns
-    block_T = block(k.shape[2], K, G, H, k.dtype.itemsize)
+  def part(columns, row_S, *which):
+    rows, dtype = columns[0].shape[1], columns[0].dtype
+    k, v, *scales = (x.reshape(-1, *x.shape[2:]) for x in columns)
+    block_T = block(k.shape[2], K, G, H, dtype.itemsize)
     return _Part(*kernel.attend(
-        q_SKGH, *columns[:2], *which, *scales, block_T=block_T, interpret=interpret))
+        q_SKGH, k, v, row_S, layer * rows, *which, *scales, block_T=block_T, interpret=interpret))
 
   return _merge([part(prefix, row_S, prefix_first_S, prefix_length_S),
                  part(own, None, first_S, length_S)])
@@ -155,15 +161,15 @@ def kernel_attend(q_SKGH, prefix, own, row_S, prefix_first_S, prefix_length_S, f
 
 # Jitted because outside a program every platform's branch would be compiled for this one.
 @jax.jit
-def _shard(q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, length_S):
+def _shard(q_SNH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S):
   """Of what is on one device, by the platform that the program is lowered for."""
-  (S, N, H), K = q_SNH.shape, prefix[0].shape[1]
-  P, T = prefix[0].shape[2], sum(chunk[0].shape[2] for chunk in own)
-  row_S = jnp.clip(row_S, 0, prefix[0].shape[0] - 1)
+  (S, N, H), (M, K, P) = q_SNH.shape, prefix[0].shape[1:4]
+  T = sum(chunk[0].shape[3] for chunk in own)
+  row_S = jnp.clip(row_S, 0, M - 1)
   prefix_first_S = jnp.clip(prefix_first_S, 0, P - 1)
   prefix_length_S = jnp.clip(prefix_length_S, 0, P - prefix_first_S)
   length_S = jnp.clip(length_S, 0, T)
-  args = (q_SNH.reshape(S, K, N // K, H), prefix, own, row_S, prefix_first_S, prefix_length_S,
+  args = (q_SNH.reshape(S, K, N // K, H), prefix, own, layer, row_S, prefix_first_S, prefix_length_S,
           first_S % T, length_S)
   if any(tiles.block(columns, K, N // K, H, prefix[0].dtype.itemsize) is None for columns in (P, T)):
     context_SKGH = attend(*args)
@@ -175,7 +181,7 @@ def _shard(q_SNH, prefix, own, row_S, prefix_first_S, prefix_length_S, first_S, 
 
 def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence], row_S: jax.Array,
                      prefix_first_S: jax.Array, prefix_length_S: jax.Array, first_S: jax.Array,
-                     length_S: jax.Array) -> jax.Array:
+                     length_S: jax.Array, *, layer: int | jax.Array | None = None) -> jax.Array:
   """softmax(q k / sqrt(H)) v over a slot's prompt and its completion, computed in float32.
 
   Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and
@@ -197,6 +203,8 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
     first_S: int32, the column of the ring where a slot begins.
     length_S: int32 in 0..T, the columns it has. With none here and in the prefix the slot is free, and
       on a TPU costs nothing.
+    layer: which of a stack, where keys and values have an axis of layers in front; on a TPU it is read
+      where it stands, without a copy. None: they have none.
 
   Returns:
     context_SNH in the dtype of q; zeros for a free slot.
@@ -210,8 +218,11 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
       jnp.asarray, (q_SNH, row_S, prefix_first_S, prefix_length_S, first_S, length_S))
   prefix, *own = (tuple(jnp.asarray(x) for x in columns if x is not None)
                   for columns in (prefix, *own))
-  _check(q_SNH, prefix, own, of_slots)
-  args = q_SNH, prefix, tuple(own), *of_slots
+  if layer is None:
+    layer, (prefix, *own) = 0, jax.tree.map(lambda x: x[None], (prefix, *own))
+  of_layer = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+  _check(q_SNH, *jax.tree.map(of_layer, (prefix, own)), of_slots)
+  args = q_SNH, prefix, tuple(own), jnp.asarray(layer), *of_slots
   mesh = jax.sharding.get_abstract_mesh()
   types = dict(zip(mesh.axis_names, mesh.axis_types))
   auto = {axis for axis, kind in types.items() if kind != AxisType.Manual}
@@ -219,11 +230,12 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
     return _shard(*args)
   rows = tuple(axis for axis in _ROWS if axis in auto)
   model = 'model' if 'model' in auto else None
-  _check_mesh(mesh, auto & set(AXES), rows, model, *q_SNH.shape[:2], prefix[0].shape[1])
+  _check_mesh(mesh, auto & set(AXES), rows, model, *q_SNH.shape[:2], prefix[0].shape[2])
   heads, slots = PartitionSpec(rows, model), PartitionSpec(rows)
+  of_prefix, of_own = PartitionSpec(None, None, model), PartitionSpec(None, rows, model)
   return jax.shard_map(
       _shard, mesh=mesh, axis_names=auto, out_specs=heads, check_vma=False,
-      in_specs=(heads, PartitionSpec(None, model), heads, *[slots] * len(of_slots)))(*args)
+      in_specs=(heads, of_prefix, of_own, PartitionSpec(), *[slots] * len(of_slots)))(*args)
 
 
 def _check(q_SNH, prefix, own, of_slots) -> None:
