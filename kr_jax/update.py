@@ -29,6 +29,7 @@ from kr_jax import types
 from kr_jax.kernels.token_logprob import token_logprob
 from kr_jax.types import Array
 
+MICROBATCHES = 'microbatches'  # name of the loops over as many as are in use
 SCHEDULES = ('constant', 'linear', 'cosine')
 # Bounds of the bins in which ratios are counted: |log ratio| in steps of a tenth.
 _BOUNDS = 1e-4 * 1.1 ** np.arange(120)
@@ -204,29 +205,36 @@ def _microbatch(tokens: Tokens, i: Array) -> Tokens:
       lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tokens))
 
 
-def _sum_over_microbatches(function: Callable[[Tokens], Any], tokens: Tokens, first: Array, end: Array
-                           ) -> Any:
-  """The sum of function(microbatch), a tree, from the first to before the end."""
-  one = lambda i: function(_microbatch(tokens, i))
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
-  return jax.lax.fori_loop(first, end, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zero)
+def _sum_over_microbatches(function: Callable[[Any, Tokens], Any], given: Any, tokens: Tokens, first: Array,
+                           end: Array) -> Any:
+  """The sum of function(given, microbatch), a tree, from the first to before the end.
+
+  given: all arrays that the function reads beside.
+  """
+  def of_copy(tokens, given, first, end):
+    one = lambda i: function(given, _microbatch(tokens, i))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
+    with jax.named_scope(MICROBATCHES):
+      return jax.lax.fori_loop(first, end, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zero)
+
+  return sharding.sum_over_copies(of_copy, tokens, given, first, end)
 
 
 def _update(state: types.TrainState,
-            loss_and_counts: Callable[[Any, Tokens], tuple[Array, Any]],
+            loss_and_counts: Callable[[Any, Any, Tokens], tuple[Array, Any]], given: Any,
             tokens: Tokens, first: Array, end: Array, config: Config
             ) -> tuple[types.TrainState, dict[str, Array]]:
   """One optimiser step on the sum of a loss over microbatches.
 
-  loss_and_counts: (params, microbatch) -> (loss, {name: count}); the counts are summed too.
+  loss_and_counts: (params, given, microbatch) -> (loss, {name: count}); the counts are summed too.
   """
   gradient = jax.value_and_grad(loss_and_counts, has_aux=True)
 
-  def constrained(microbatch):
-    out, grads = gradient(state.params, microbatch)
+  def constrained(params_and_given, microbatch):
+    out, grads = gradient(*params_and_given, microbatch)
     return out, sharding.constrain(grads)
 
-  (loss, counts), grads = _sum_over_microbatches(constrained, tokens, first, end)
+  (loss, counts), grads = _sum_over_microbatches(constrained, (state.params, given), tokens, first, end)
 
   def move(_):
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -305,19 +313,21 @@ def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: po
     logp_BT, _ = score(policy_config, params, _microbatch(tokens, i), config)
     return sharding.constrain_rows(jax.lax.dynamic_update_index_in_dim(logp, logp_BT, i, axis=0), axis=1)
 
-  return jax.lax.fori_loop(0, end, put, jnp.zeros(tokens.token_BT.shape))
+  with jax.named_scope(MICROBATCHES):
+    return jax.lax.fori_loop(0, end, put, jnp.zeros(tokens.token_BT.shape))
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
 def _step(state: types.TrainState, base: Any, experience: Experience, tokens: Tokens, bounds: Array,
           policy_config: policy.Config, config: Config) -> tuple[types.TrainState, dict[str, Array]]:
   """The update of the microbatches from bounds[0] to before bounds[1], and its measurements."""
-  def loss_and_counts(trained, microbatch):
+  def loss_and_counts(trained, given, microbatch):
+    base, experience = given
     params = policy.join(policy_config, trained, base)
     scores = score(policy_config, params, microbatch, config)
     return _loss(*scores, microbatch, experience, config.grpo)
 
-  return _update(state, loss_and_counts, tokens, *bounds, config)
+  return _update(state, loss_and_counts, (base, experience), tokens, *bounds, config)
 
 
 def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experience,
@@ -410,11 +420,11 @@ def imitate(state: types.TrainState, rollouts: types.Rollouts, policy_config: po
 def _imitate(state: types.TrainState, tokens: Tokens, end: Array, total: Array,
              policy_config: policy.Config, config: Config
              ) -> tuple[types.TrainState, dict[str, Array]]:
-  def loss(params, microbatch):
+  def loss(params, total, microbatch):
     logp_BT, _ = score(policy_config, params, microbatch, config)
     return -jnp.sum(jnp.where(microbatch.mask_BT, logp_BT, 0)) / jnp.maximum(total, 1), {}
 
-  state, measured = _update(state, loss, tokens, jnp.array(0), end, config)
+  state, measured = _update(state, loss, total, tokens, jnp.array(0), end, config)
   return state._replace(step=state.step + 1), measured
 
 
@@ -460,7 +470,9 @@ def _gradient_noise(trained: Any, base: Any, task_R: Array, verdict_R: Array, to
   sign_R = jax.random.rademacher(key, (M,), jnp.float32)[jnp.minimum(task_R, M - 1)]
   weight_2R = jnp.where(half_R[None] == jnp.arange(2)[:, None], sign_R * advantage_R, 0.0)
 
-  def half_gradients(microbatch):
+  def half_gradients(given, microbatch):
+    trained, base, weight_2R = given
+
     def weighted_logp(trained):
       logp_BT, _ = score(policy_config, policy.join(policy_config, trained, base), microbatch, config)
       return jnp.einsum('hbt,bt->h', weight_2R[:, microbatch.rollout_BT],
@@ -469,7 +481,8 @@ def _gradient_noise(trained: Any, base: Any, task_R: Array, verdict_R: Array, to
     _, pull = jax.vjp(weighted_logp, trained)
     return tuple(sharding.constrain(pull(half_2)[0]) for half_2 in jnp.eye(2))
 
-  halves = _sum_over_microbatches(half_gradients, tokens, jnp.array(0), end)
+  halves = _sum_over_microbatches(
+      half_gradients, (trained, base, weight_2R), tokens, jnp.array(0), end)
   c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
   signal = optax.tree.vdot(*halves)
   signal_scale = jnp.sum(c_2M[0] * c_2M[1])

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from kr_jax import hlo
 from kr_jax import policy
 from kr_jax import sharding
 from kr_jax import update
@@ -212,6 +213,26 @@ def test_axes_that_a_shard_map_has_taken():
     jax.jit(jax.shard_map(inside, in_specs=rows, out_specs=rows, axis_names={'data', 'fsdp'}))(
         jnp.zeros(4))
     assert seen == [('model',)]
+
+
+@pytest.mark.parametrize('axes, sums', [({'data': 4, 'fsdp': 2}, 1), ({'data': 8}, 1), ({'fsdp': 8}, 0),
+                                        ({'data': 2, 'fsdp': 2, 'model': 2}, 3)], ids=str)
+def test_copies_send_one_another_one_sum(axes, sums):
+  """Not one of each of three turns, but where the partitioner asks for that."""
+  def total(rows, w_DF):
+    turn = lambda i, w: w + jnp.einsum('bd,bf->df', *[jax.lax.dynamic_index_in_dim(rows, i, keepdims=False)] * 2)
+    return sharding.constrain({'w_DF': jax.lax.fori_loop(0, 3, turn, w_DF)})['w_DF']
+
+  rows = np.random.default_rng(0).normal(size=(3, 16, 8)).astype(np.float32)
+  mesh = sharding.mesh(**axes)
+  with jax.set_mesh(mesh):
+    rows_there = sharding.put(rows, PartitionSpec(None, sharding.ROWS))
+    program = jax.jit(lambda rows, w: sharding.sum_over_copies(total, rows, w)).lower(
+        rows_there, jnp.zeros((8, 8))).compile()
+    found = program(rows_there, jnp.zeros((8, 8)))
+  np.testing.assert_allclose(found, np.einsum('nbd,nbf->df', rows, rows), rtol=1e-4)
+  moved = hlo.count(program.as_text(), mesh.shape, {}).collectives
+  assert sum(x.count for (_, over), x in moved.items() if 'data' in over) == sums
 
 
 def test_rows_are_spread_over_data_and_fsdp():

@@ -203,7 +203,12 @@ def _mesh() -> jax.sharding.AbstractMesh | None:
   return mesh if set(AXES) <= set(mesh.axis_names) else None
 
 
-_TOKENS, _COLUMNS = PartitionSpec(_ROWS), PartitionSpec(None, 'model')
+def _rows(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
+  """The axes that tokens are split over: those that no jax.shard_map around has split them over already."""
+  return tuple(axis for axis in _ROWS if axis not in mesh.manual_axes)
+
+
+_COLUMNS = PartitionSpec(None, 'model')
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -220,9 +225,11 @@ def _token_logprob_forward(hidden_TD, output_DV, target_T, temperature, mesh):
       part, z_TV = run(hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]))
       return _combine(part), z_TV
 
+    rows = _rows(mesh)
+    of_tokens = PartitionSpec(rows)
     s, z_TV = jax.shard_map(
-        shard, mesh=mesh, in_specs=(_TOKENS, _COLUMNS, _TOKENS),
-        out_specs=(_TOKENS, PartitionSpec(_ROWS, 'model')), check_vma=False)(
+        shard, mesh=mesh, axis_names={*rows, 'model'}, in_specs=(of_tokens, _COLUMNS, of_tokens),
+        out_specs=(of_tokens, PartitionSpec(rows, 'model')), check_vma=False)(
             hidden_TD, output_DV, target_T)
   # At most 0 also after rounding, as the maximum comes off first.
   logp_T = s.target_T - s.max_T - s.log_sum_T
@@ -234,15 +241,18 @@ def _token_logprob_backward(temperature, mesh, residuals, g):
   if mesh is None:
     d_hidden_TD, d_output_DV = run(*residuals, *g)
   else:
+    rows = _rows(mesh)
+    of_tokens = PartitionSpec(rows)
+
     def shard(hidden_TD, output_DV, target_T, *rest):
       d_hidden_TD, d_output_DV = run(
           hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]), *rest)
-      return jax.lax.psum(d_hidden_TD, 'model'), jax.lax.psum(d_output_DV, _ROWS)
+      return jax.lax.psum(d_hidden_TD, 'model'), jax.lax.psum(d_output_DV, rows)
 
     d_hidden_TD, d_output_DV = jax.shard_map(
-        shard, mesh=mesh,
-        in_specs=(_TOKENS, _COLUMNS, _TOKENS, PartitionSpec(_ROWS, 'model')) + (_TOKENS,) * 3,
-        out_specs=(_TOKENS, _COLUMNS), check_vma=False)(*residuals, *g)
+        shard, mesh=mesh, axis_names={*rows, 'model'},
+        in_specs=(of_tokens, _COLUMNS, of_tokens, PartitionSpec(rows, 'model')) + (of_tokens,) * 3,
+        out_specs=(of_tokens, _COLUMNS), check_vma=False)(*residuals, *g)
   return d_hidden_TD.astype(residuals[0].dtype), d_output_DV, None
 
 
@@ -255,7 +265,8 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
 
   Both have gradients, to hidden and output in their own dtype. Under a mesh with the axes 'data',
   'fsdp' and 'model' (jax.set_mesh) tokens are split over the first two and the vocabulary over
-  the last, however the arguments arrive.
+  the last, however the arguments arrive; inside a jax.shard_map over 'data' or 'fsdp', over the others.
+  There the gradient to the output is that of its own tokens.
 
   Args:
     hidden_TD: bfloat16 or float32, the state that each token is predicted from.
@@ -294,13 +305,13 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
 
 
 def _check_mesh(mesh: jax.sharding.AbstractMesh, T: int, V: int) -> None:
-  for name, size, axes in (('T', T, _ROWS), ('V', V, ('model',))):
+  for name, size, axes in (('T', T, _rows(mesh)), ('V', V, ('model',))):
     shards = math.prod(mesh.shape[axis] for axis in axes)
     if size % shards:
       raise ValueError(f'{name}={size} must be a multiple of {shards}, the size of the mesh over '
                        f'{" and ".join(axes)}; pad {name} or choose another mesh')
   explicit = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types)
-              if axis in AXES and kind != jax.sharding.AxisType.Auto]
+              if axis in ('model', *_rows(mesh)) and kind != jax.sharding.AxisType.Auto]
   if explicit:
     raise ValueError(f'axes {explicit} of the mesh must be of type Auto; pass axis_types to '
-                     'jax.make_mesh, and do not call this inside a shard_map')
+                     "jax.make_mesh, and do not call this inside a shard_map over 'model'")
