@@ -45,7 +45,8 @@ from kr_jax.types import Array
 # What the backward pass of a layer finds in memory; the rest is computed again.
 REMAT = {
     'none': None,  # all is
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+    # Products with weights. By name: policies that look for products do not look into ours (`_times`).
+    'dots': jax.checkpoint_policies.save_only_these_names('product', 'attention'),
     'attention': jax.checkpoint_policies.save_only_these_names('attention'),
     'full': jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
 }
@@ -323,7 +324,7 @@ class Block(nnx.Module):
     if self.c.lora_rank:
       y += self.c.lora_alpha / self.c.lora_rank * times(
           times(x, f'{name}_lora_{i}A', i, 'A'), f'{name}_lora_A{o}', 'A', o)
-    return y
+    return checkpoint_name(y, 'product')
 
   def qkv(self, x_BTD: Array, turns: Turns) -> tuple[Array, Array, Array]:
     c = self.c

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kr_jax import hlo
 from kr_jax import policy
 from kr_jax import sharding
 from kr_jax import types
@@ -384,6 +385,29 @@ def test_what_is_computed_again_is_no_part_of_the_result(remat):
   params, token_BT = random_params(CONFIG), jnp.array([[1, 2, 3, 4]])
   np.testing.assert_allclose(logits(config, params, token_BT),
                              logits(CONFIG, params, token_BT), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_kept_is_not_computed_again():
+  """Products with weights, which a backward pass has twice more, and attention, by their FLOPs."""
+  T = 8
+  params, token_BT = random_params(CONFIG), jnp.ones((1, T), int)
+
+  def flops(remat):
+    config = dataclasses.replace(CONFIG, remat=remat)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(policy.logits(config, params, token_BT) ** 2)))
+    return hlo.count(gradient.lower(params).compile().as_text(), {}, {}).flops
+
+  none, dots, attention, full = map(flops, policy.REMAT)
+  c = CONFIG
+  heads, down = c.num_heads * c.head_width, c.width * c.hidden_width
+  products = 2 * T * c.num_layers * (2 * c.width * (heads + c.num_kv_heads * c.head_width) + 3 * down)
+  square = 2 * T * T * heads * c.num_layers  # of attention, which has two forward and four back
+  words = 2 * T * c.width * c.vocab_size
+  assert none == 3 * (products + words) + 6 * square
+  assert dots == none + square  # the probabilities, of which only what they were good for is kept
+  # Of the last product nobody asks for the result again.
+  assert attention == dots + products - 2 * T * c.num_layers * down
+  assert full == attention + square
 
 
 @pytest.mark.parametrize('changed, named', [
