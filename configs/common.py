@@ -7,6 +7,8 @@ def base() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.num_steps = 100  # updates by reinforcement learning
+  # TPU slices that it is meant for, which --mode=preflight compiles it for: ('v5e:4x4', 'v6e:4x4').
+  c.topologies = ()
 
   c.tasks = ml_collections.ConfigDict()
   c.tasks.dataset = 'arithmetic'  # a module of kr_jax/datasets; 'reasoning_gym/TASK' of reasoning_gym
@@ -50,6 +52,9 @@ def base() -> ml_collections.ConfigDict:
   # What training starts from: a directory with config.json and safetensors, a .gguf file, gs://BUCKET/PATH,
   # or 'smollm2-135m-instruct'. '': from scratch, with the sizes below, which are a checkpoint's else.
   c.policy.checkpoint = ''
+  # V. 0: the tokenizer's or the checkpoint's. Else all sizes below, to tie_embeddings, are declared: a preflight
+  # needs no checkpoint, and one that has others is refused.
+  c.policy.vocab_size = 0
   c.policy.num_layers = 4  # L
   c.policy.width = 128  # D
   c.policy.num_heads = 4  # N, a multiple of num_kv_heads
@@ -161,20 +166,21 @@ def base() -> ml_collections.ConfigDict:
 BOXED = '{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}.'
 
 
-def large(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.ConfigDict:
-  """Knobs of published checkpoints of billions of parameters, on TPUs."""
+def large(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collections.ConfigDict:
+  """Knobs of published checkpoints of billions of parameters, of these sizes, on TPUs."""
   c.policy.checkpoint = checkpoint
+  c.policy.update(sizes)
   c.policy.dtype = 'bfloat16'
-  c.policy.remat = 'full'
+  c.policy.remat = 'attention'
   c.sample.slots = 64
   c.sample.prefill = 8
   c.pack.microbatch_rows = 1
   return c
 
 
-def math(c: ml_collections.ConfigDict, checkpoint: str) -> ml_collections.ConfigDict:
+def math(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collections.ConfigDict:
   """The paper's data and evaluations, from files in data/, with half of its tasks a step."""
-  c = large(c, checkpoint)
+  c = large(c, checkpoint, **sizes)
   c.num_steps = 500
   c.tasks.per_step = 128
   c.alloc.rollouts_per_step = 1024
@@ -214,6 +220,9 @@ def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigD
     c.num_steps = 4
     c.tasks.per_step = 8
     c.alloc.rollouts_per_step = 32
+    c.topologies = ()
+    c.mesh = base().mesh
+    c.policy.vocab_size = 0
     c.policy.num_layers = 2
     c.policy.width = 32
     c.policy.num_heads = 2

@@ -15,7 +15,14 @@ from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  c = common.large(common.base(), checkpoint='checkpoints/Qwen3-1.7B')
+  c = common.large(
+      common.base(), checkpoint='checkpoints/Qwen3-1.7B', vocab_size=151936, num_layers=28, width=2048,
+      num_heads=16, num_kv_heads=8, head_width=128, hidden_width=6144, rope_theta=1e6)
+  c.topologies = ('v5e:2x4',)
+  c.mesh.sample_model = 2
+  # A microbatch holds a whole group a device, so that each prompt is computed once.
+  c.pack.microbatch_rows = 8
+  c.evaluate.tasks_per_batch = 64
   c.num_steps = 200
   c.tasks.dataset = 'gsm8k'
   c.tasks.template = common.BOXED

@@ -18,7 +18,12 @@ from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  c = common.math(common.base(), checkpoint='checkpoints/Qwen2.5-Math-7B')
+  c = common.math(
+      common.base(), checkpoint='checkpoints/Qwen2.5-Math-7B', vocab_size=152064, num_layers=28, width=3584,
+      num_heads=28, num_kv_heads=4, head_width=128, hidden_width=18944, qk_norm=False, qkv_bias=True,
+      tie_embeddings=False)
+  c.topologies = ('v5p:2x2x4', 'v5e:8x8')
+  c.mesh.sample_model = 4
   c.num_steps = 1000
   c.tasks.per_step = 256
   c.alloc.preset = 'paper'

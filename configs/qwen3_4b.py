@@ -5,7 +5,8 @@
 
 and the files of README.md's table of datasets in data/.
 
-Hardware: v5e:4x4 or v6e:4x4 (16 chips).
+Hardware: v5e:4x4 or v6e:4x4 (16 chips), or a pod: v5e:16x16 with --config.mesh.data=16, and 16 times the
+  tasks and rollouts for as much work a chip.
 Time: not measured. By arithmetic, 1024 rollouts of 3,000 tokens are 0.1 EFLOP a step (2 FLOP a parameter and
   token to sample, 6 to learn): two and a half minutes on 16 v5e at 20 % of their peak, of 500 steps.
 Expect: not measured. The paper reports 2 to 4 points more than uniform budgets on the mean of the seven.
@@ -17,4 +18,10 @@ from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  return common.finish(common.math(common.base(), checkpoint='checkpoints/Qwen3-4B'), variant)
+  c = common.math(
+      common.base(), checkpoint='checkpoints/Qwen3-4B', vocab_size=151936, num_layers=36, width=2560,
+      num_heads=32, num_kv_heads=8, head_width=128, hidden_width=9728, rope_theta=1e6)
+  c.topologies = ('v5e:4x4', 'v6e:4x4')
+  # Chips that share the sampler's parameters have room for more slots (--mode=preflight --suggest).
+  c.mesh.sample_model = 8
+  return common.finish(c, variant)

@@ -17,4 +17,12 @@ from configs import common
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  return common.finish(common.math(common.base(), checkpoint='checkpoints/DeepSeek-R1-Distill-Qwen-1.5B'), variant)
+  c = common.math(
+      common.base(), checkpoint='checkpoints/DeepSeek-R1-Distill-Qwen-1.5B', vocab_size=151936, num_layers=28,
+      width=1536, num_heads=12, num_kv_heads=2, head_width=128, hidden_width=8960, qk_norm=False, qkv_bias=True,
+      tie_embeddings=False)
+  c.topologies = ('v5e:2x4',)
+  # Chips that share the sampler's parameters have room for more slots (--mode=preflight --suggest).
+  c.mesh.sample_model = 2
+  c.sample.slots = 128
+  return common.finish(c, variant)

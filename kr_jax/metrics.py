@@ -92,7 +92,7 @@ class Writer:
       self._events.close()
 
 
-def progress(name: str, first: int, last: int) -> tqdm.tqdm:
-  """A progress bar over steps first..last-1; in a log file it speaks every ten seconds."""
-  return tqdm.tqdm(desc=name, initial=first, total=last, dynamic_ncols=True, unit='step',
+def progress(name: str, first: int, last: int, unit: str = 'step') -> tqdm.tqdm:
+  """A progress bar over units first..last-1; in a log file it speaks every ten seconds."""
+  return tqdm.tqdm(desc=name, initial=first, total=last, dynamic_ncols=True, unit=unit,
                    mininterval=0.5 if sys.stderr.isatty() else 10, disable=not processes.is_first())

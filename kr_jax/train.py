@@ -47,8 +47,12 @@ from kr_jax import weights
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
-MAY_CHANGE = ('num_steps', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
+MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
               'mesh', 'rewards.workers', 'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
+# Knobs of the policy that are of a run, and not of a checkpoint; and sizes that a config may declare of one.
+_OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
+_SIZES = ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width', 'hidden_width',
+          'qk_norm', 'qkv_bias', 'tie_embeddings')
 # Knobs of alloc that a preset sets, whatever they say; those of the loss are grpo.PRESETS.
 PRESETS = {'': {}, 'paper': {'rule': 'knapsack', 'estimate': 'window', 'value': 'infogain',
                              'cost': 'rollouts'}}
@@ -60,7 +64,7 @@ class Setup(NamedTuple):
   config: ml_collections.ConfigDict
   alloc: ml_collections.ConfigDict  # with its preset
   checkpoint: str  # where training starts from; '': from scratch
-  tokenizer: tokenizer_lib.Characters | tokenizer_lib.Subwords
+  tokenizer: tokenizer_lib.Characters | tokenizer_lib.Subwords | None  # None: as `abstract` leaves it
   policy: policy.Config  # without adapters: what is sampled from
   trained: policy.Config  # with them
   sample: sample.Config
@@ -69,10 +73,10 @@ class Setup(NamedTuple):
   update: update.Config
   warm_start: warm_start.Config
   meshes: tuple[Mesh, Mesh] | None  # to learn and to sample on; None: there is one device
-  train_tasks: Sequence[types.Task]
-  shares: dict[str, float]  # of the datasets that they are from
-  test_tasks: Sequence[types.Task]
-  warm_start_tasks: Sequence[types.Task]
+  train_tasks: Sequence[types.Task] = ()
+  shares: dict[str, float] = {}  # of the datasets that they are from
+  test_tasks: Sequence[types.Task] = ()
+  warm_start_tasks: Sequence[types.Task] = ()
 
 
 def prepare(config: ml_collections.ConfigDict) -> Setup:
@@ -81,15 +85,90 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   Raises:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
-  _check_ranges(config)
-  alloc = _alloc(config)
-  c = config.tasks
+  train, test = _parts(config.tasks)
+  c, name = config.tasks, config.policy.checkpoint
+  if name:
+    tokenizer = tokenizer_lib.Subwords(name, chat=c.chat, system=c.system, thinking=c.thinking)
+    trained = weights.config(name, **{knob: config.policy[knob] for knob in _OF_RUN})
+    _check_declared(config.policy, trained)
+  else:
+    tokenizer, trained = _from_scratch(config)
+  setup = _checked(config, tokenizer, trained)
+  def read(parts, most=None):
+    found = []
+    for dataset, split in parts:
+      tasks = tasks_lib.read(dataset, split, tokenizer, data_dir=c.data_dir, template=c.template,
+                             files=c.files, reasoning_gym=c.reasoning_gym)[:most]
+      tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
+      found.append(tasks)
+    return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in parts))
+
+  setup = setup._replace(
+      train_tasks=read(train), shares={dataset: weight for (dataset, _), weight in train.items()},
+      test_tasks=read(test, config.evaluate.tasks),
+      warm_start_tasks=read([(dataset, c.warm_start_split) for dataset, _ in train])
+      if config.warm_start.num_steps else [])
+  for name, tasks in (('tasks', setup.train_tasks), ('warm_start', setup.warm_start_tasks)):
+    if tasks and config[name].per_step > len(tasks):
+      raise ValueError(f'{name}.per_step={config[name].per_step} is more than the {len(tasks)} tasks '
+                       'of its split')
+  rewards.names(setup.train_tasks, setup.rewards)
+  evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), config.evaluate.maj_at)
+  tasks_lib.batch(setup.train_tasks, 0, per_step=c.per_step, seed=config.seed, weights=setup.shares)
+  warm_start.solutions(setup.warm_start_tasks, tokenizer, setup.sample)
+  return setup
+
+
+def abstract(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Setup:
+  """What `prepare` makes of a config, on these devices, without a tokenizer or tasks: of what a run compiles
+  shapes alone are known, and of a checkpoint that is not here the sizes that the config declares.
+
+  Raises ValueError as `prepare` does, and where sizes are neither declared nor to be found.
+  """
+  knobs = config.policy.to_dict()
+  name = knobs.pop('checkpoint')
+  if not name:
+    _, trained = _from_scratch(config)
+  elif knobs['vocab_size']:
+    trained = policy.Config(**knobs)
+  else:
+    trained = weights.config(name, **{knob: knobs[knob] for knob in _OF_RUN})
+  return _checked(config, None, trained, devices)
+
+
+def _parts(c: ml_collections.ConfigDict) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:
+  """Dataset and split of what is trained on, each with its weight, and of what is tested on."""
   tasks_lib.check_mixture(c.mixture)
   train = {tasks_lib.part(name, c.train_split): weight
            for name, weight in c.mixture or ((c.dataset, 1.0),)}
-  test = [tasks_lib.part(name, c.test_split) for name in c.test or [dataset for dataset, _ in train]]
-  tokenizer, trained = _policy(config, [dataset for dataset, _ in (*train, *test)])
-  sample_config = sample.Config(**config.sample, stop_ids=tokenizer.stop_ids)
+  return train, [tasks_lib.part(name, c.test_split) for name in c.test or [name for name, _ in train]]
+
+
+def _from_scratch(config: ml_collections.ConfigDict) -> tuple[tokenizer_lib.Characters, policy.Config]:
+  """Tokenizer and sizes of a policy that is no checkpoint: for the characters of its datasets."""
+  knobs, (train, test) = config.policy.to_dict(), _parts(config.tasks)
+  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet([dataset for dataset, _ in (*train, *test)]))
+  del knobs['checkpoint']
+  found = policy.Config(**knobs | {'vocab_size': tokenizer.vocab_size})
+  _check_declared(config.policy, found)
+  return tokenizer, found
+
+
+def _check_declared(c: ml_collections.ConfigDict, found: policy.Config) -> None:
+  """Raises ValueError where a config declares other sizes than are found."""
+  wrong = [f'policy.{name}={c[name]} where there is {getattr(found, name)}' for name in _SIZES
+           if c[name] != getattr(found, name)] if c.vocab_size else []
+  if wrong:
+    raise ValueError(f'{c.checkpoint or "the tokenizer"} has not the declared sizes: {", ".join(wrong)}; '
+                     'correct them, or set policy.vocab_size=0, which declares none')
+
+
+def _checked(config: ml_collections.ConfigDict, tokenizer, trained: policy.Config,
+             devices: Sequence[Any] | None = None) -> Setup:
+  """A setup but for its tasks. Raises ValueError for knobs that no run could follow."""
+  _check_ranges(config)
+  alloc = _alloc(config)
+  sample_config = sample.Config(**config.sample, stop_ids=tokenizer.stop_ids if tokenizer else (0,))
   evaluate_config = sample_config._replace(
       **{name: config.evaluate[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
   update_config = update.Config(grpo=_loss(config), **config.optimizer, **config.pack,
@@ -100,7 +179,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
       decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
   rewards_config = rewards.Config(**config.rewards)
   meshes = sharding.meshes(sharding.Config(**config.mesh), trained,
-                           rollouts=config.alloc.rollouts_per_step)
+                           rollouts=config.alloc.rollouts_per_step, devices=devices)
   rewards.check(rewards_config, config.sample.completion_length)
   evaluate.check(**{
       name: config.evaluate[name] for name in ('rollouts', 'temperature', 'pass_at', 'maj_at')})
@@ -111,50 +190,14 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   update.microbatch_shape(
       config.sample.prompt_length, config.sample.completion_length,
       config.alloc.rollouts_per_step / config.tasks.per_step, update_config)
-
-  def read(parts, most=None):
-    found = []
-    for dataset, split in parts:
-      tasks = tasks_lib.read(dataset, split, tokenizer, data_dir=c.data_dir, template=c.template,
-                             files=c.files, reasoning_gym=c.reasoning_gym)[:most]
-      tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
-      found.append(tasks)
-    return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in parts))
-
-  setup = Setup(
+  return Setup(
       config=config, alloc=alloc, checkpoint=config.policy.checkpoint, tokenizer=tokenizer,
       policy=policy.plain(trained), trained=trained,
       sample=sample_config, evaluate=evaluate_config, rewards=rewards_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
           checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
-      meshes=meshes,
-      train_tasks=read(train), shares={dataset: weight for (dataset, _), weight in train.items()},
-      test_tasks=read(test, config.evaluate.tasks),
-      warm_start_tasks=read([(dataset, c.warm_start_split) for dataset, _ in train])
-      if config.warm_start.num_steps else [])
-  for name, tasks in (('tasks', setup.train_tasks), ('warm_start', setup.warm_start_tasks)):
-    if tasks and config[name].per_step > len(tasks):
-      raise ValueError(f'{name}.per_step={config[name].per_step} is more than the {len(tasks)} tasks '
-                       'of its split')
-  rewards.names(setup.train_tasks, rewards_config)
-  evaluate.check_verifiers(rewards.names(setup.test_tasks, rewards_config), config.evaluate.maj_at)
-  tasks_lib.batch(setup.train_tasks, 0, per_step=c.per_step, seed=config.seed, weights=setup.shares)
-  warm_start.solutions(setup.warm_start_tasks, tokenizer, sample_config)
-  return setup
-
-
-def _policy(config: ml_collections.ConfigDict, datasets: Sequence[str]
-            ) -> tuple[tokenizer_lib.Characters | tokenizer_lib.Subwords, policy.Config]:
-  """Tokenizer and sizes: of a checkpoint, or from scratch for the characters of the datasets."""
-  knobs, c = config.policy.to_dict(), config.tasks
-  name = knobs.pop('checkpoint')
-  if not name:
-    tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet(datasets))
-    return tokenizer, policy.Config(vocab_size=tokenizer.vocab_size, **knobs)
-  of_run = {knob: knobs[knob] for knob in ('dtype', 'remat', 'lora_rank', 'lora_alpha')}
-  return (tokenizer_lib.Subwords(name, chat=c.chat, system=c.system, thinking=c.thinking),
-          weights.config(name, **of_run))
+      meshes=meshes)
 
 
 def _check_ranges(config: ml_collections.ConfigDict) -> None:

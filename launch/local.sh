@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the main job on this machine:
-#   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate]
+#   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate|preflight]
 # CONFIG is configs/arithmetic.py unless given. The same command again goes on where it stopped.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -10,7 +10,8 @@ if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
   [ -e "${config%%:*}" ] || config="$root/$config"
 fi
 extras=""
-if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then extras="tpu"; fi
+# On a TPU VM, and for the TPU compiler, which runs anywhere.
+if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ] || [[ " $*" == *" --mode=preflight"* ]]; then extras="tpu"; fi
 "$root/launch/environment.sh" "$extras"
 case " $*" in
   *" --workdir"*) ;;

@@ -26,7 +26,8 @@ DATA = pathlib.Path(__file__).parent / 'data'
 def config_of(name, variant, data_dir, **files):
   """With what is on this machine: a tiny checkpoint, and the published files that tests have."""
   config = importlib.import_module(f'configs.{name}').get_config(variant)
-  config.tasks.data_dir, config.mesh.devices = data_dir, 1
+  config.tasks.data_dir, config.mesh.devices, config.mesh.sample_model = data_dir, 1, 0
+  config.policy.vocab_size = 0  # the tiny one has other sizes
   config.policy.checkpoint = str(DATA / 'checkpoints' / CHECKPOINTS[name]) if name in CHECKPOINTS else ''
   for dataset, pattern in config.tasks.files.items():
     if pattern or dataset == config.tasks.dataset:
@@ -57,6 +58,18 @@ def test_a_config_is_locked_and_passes_its_checks(name, variant, data_dir, monke
   setup = train.prepare(config)
   assert len(setup.train_tasks) >= config.tasks.per_step and setup.test_tasks
   assert {task.source for task in setup.test_tasks} == set(config.tasks.test or [config.tasks.dataset])
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name in CHECKPOINTS])
+def test_a_config_declares_its_checkpoint(name, data_dir):
+  """So that a preflight needs none, and another one is refused."""
+  config = importlib.import_module(f'configs.{name}').get_config()
+  if config.topologies:
+    assert config.policy.vocab_size
+    config.policy.checkpoint = config_of(name, '', data_dir).policy.checkpoint
+    with pytest.raises(ValueError, match='has not the declared sizes: policy.vocab_size=15.* where there is '
+                       r'\d+, policy.num_layers=.*set policy.vocab_size=0'):
+      train.prepare(config)
 
 
 @pytest.mark.slow
@@ -100,6 +113,10 @@ def test_a_config_says_how_to_run_it(name):
   text = importlib.import_module(f'configs.{name}').__doc__
   for part in (f'configs/{name}.py', 'Hardware:', 'Time:', 'Expect:'):
     assert part in text
+  config = importlib.import_module(f'configs.{name}').get_config()
+  hardware = text.partition('Hardware:')[2].partition('Time:')[0]
+  assert all(topology in hardware for topology in config.topologies)
+  assert bool(config.topologies) == ('CPU' not in hardware)
 
 
 def test_an_unknown_variant():

@@ -7,13 +7,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
-    ('types', 'pretrained', 'processes'),
+    ('types', 'pretrained', 'processes', 'hlo'),
     ('answers', 'sharding', 'tokenizer', 'metrics', 'kernels', 'datasets', 'value'),
     ('tasks', 'rewards', 'allocate', 'estimate', 'policy', 'pack'),
     ('weights', 'sample', 'grpo', 'checkpoint', 'resources'),
     ('update', 'evaluate', 'generate', 'worlds'),
     ('warm_start',),
-    ('train', 'report', 'preflight', 'simulate'),
+    ('train', 'report', 'simulate'),
+    ('preflight',),
     ('main',),
 )
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -56,7 +56,7 @@ def test_train_report_evaluate(tmp_path, data_dir):
     (('--config.aloc.rule=uniform',), 'Did you mean "alloc" instead of "aloc"?'),
     (('--config.alloc.low=two',), '--config.alloc.low=two: invalid literal'),
     (('--config.alloc.low=0',), 'alloc.low=0 is below 1'),
-    (('--mode=tain',), 'should be one of <train|evaluate|report|export|generate>'),
+    (('--mode=tain',), 'should be one of <train|evaluate|report|export|generate|preflight>'),
     (('--config.policy.checkpoint=nowhere',), "checkpoint 'nowhere' is not there"),
     (('more',), "unexpected arguments ['more']"),
     (('--config.evaluate.pass_at=(1, 9)',), 'evaluate.pass_at=(1, 9) holds 9'),
