@@ -67,8 +67,8 @@ def test_a_report_is_of_the_programs_of_a_step():
   assert state < phases['sample'].beside_bytes < 1.02 * state
   assert state < phases['update'].argument_bytes < 1.6 * state  # with the tokens, in whole tiles
   assert phases['update'].output_bytes < 1e5  # the state is updated in place
-  assert params < phases['serve'].argument_bytes < 1.02 * params
-  assert phases['sample'].argument_bytes == pytest.approx(2 * params, rel=0.1)
+  assert params < phases['serve'].argument_bytes < 1.5 * params
+  assert 2 * params < phases['sample'].argument_bytes < 2.2 * params
   json.dumps(report)
 
 
@@ -159,7 +159,7 @@ def test_shapes_are_those_that_a_run_gives(knobs, data_dir, tmp_path, monkeypatc
   """On eight devices of this machine: what each program is lowered for is what training calls it with."""
   config = importlib.import_module('configs.arithmetic').get_config('debug')
   config = preflight.overridden(config, knobs | {
-      'num_steps': 1, 'warm_start.num_steps': 0, 'evaluate.every': 0, 'evaluate.tasks': 2,
+      'num_steps': 1, 'warm_start.num_steps': 0, 'evaluate.every': 0, 'evaluate.tasks': 16,
       'evaluate.rollouts': 1, 'policy.num_layers': 1, 'tasks.data_dir': data_dir, 'mesh.sample_model': 2})
   want = {}
   for program in preflight.programs(train.abstract(config, jax.devices())):
