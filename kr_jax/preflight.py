@@ -144,10 +144,10 @@ def programs(setup: train.Setup, assumed: Assumed = Assumed()) -> list[Program]:
     raise ValueError(f'mean lengths of {lengths["prompt"]} and {lengths["completion"]} tokens are above '
                      f'sample.prompt_length={P} or sample.completion_length={C}')
   held = _held(setup)
-  merged = () if held.params is held.state.params else held.state.params
+  adapters = () if held.params is held.state.params else held.state.params
   serve = Program(
       'serve', policy.serve, (setup.policy, held.params), setup.meshes[1], 1,
-      (merged, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.served))
+      (adapters, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.served))
   sampler, evaluation = _sampler('sample', setup, held, lengths), _sampler('evaluate', setup, held, lengths | {
       'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
   tasks = lambda program: program.args[3].task_ZK.shape[1]
@@ -205,24 +205,23 @@ def _learners(setup: train.Setup, held: _Held, lengths: dict[str, float]) -> lis
       setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
   tokens, experience = _batch(setup, lengths)
   bounds = np.zeros(2, np.int32)
-  # Of one update.
-  useful, trips = resources.score_flops(setup.policy, **lengths) / u.minibatches, {update.MICROBATCHES: microbatches}
+  forward_flops = resources.score_flops(setup.policy, **lengths)
 
   def score(phase, trained, base, policy_config, beside):
     return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, beside,
-                   {update.MICROBATCHES: microbatches * u.minibatches}, useful * u.minibatches)
+                   {update.MICROBATCHES: microbatches * u.minibatches}, forward_flops)
 
-  found, logp = [], tokens.sampler_logp_BT
-  if u.grpo.tis_cap and u.epochs * u.minibatches > 1:
+  found, logp, one_update = [], tokens.sampler_logp_BT, u.epochs * u.minibatches == 1
+  if u.grpo.tis_cap and not one_update:
     found.append(score('score', state.params, base, setup.trained, state.opt_state))
   if u.grpo.kl_coef:
     found.append(score('reference', base, {}, setup.policy, state))
   tokens = tokens._replace(
-      old_logp_BT=logp if not u.grpo.tis_cap or u.epochs * u.minibatches > 1 else None,
+      old_logp_BT=None if u.grpo.tis_cap and one_update else logp,
       ref_logp_BT=logp if u.grpo.kl_coef else None)
   return [*found, Program(
       'update', update._step, (state, base, experience, tokens, bounds, setup.trained, u), learn,
-      u.epochs * u.minibatches, (), trips, 3 * useful)]
+      u.epochs * u.minibatches, (), {update.MICROBATCHES: microbatches}, 3 * forward_flops / u.minibatches)]
 
 
 def _batch(setup: train.Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
@@ -387,7 +386,7 @@ class _Choice(NamedTuple):
 
 
 _SAMPLES, _LEARNS = ('serve', 'sample', 'evaluate'), ('score', 'reference', 'update')
-# Bytes of a token and layer that the backward pass finds at the least, in units of the computation's.
+# Numbers of a token and layer that the backward pass finds at the least.
 _SAVED = {
     'full': lambda c: c.width,
     'attention': lambda c: c.width + c.num_heads * c.head_width,

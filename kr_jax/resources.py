@@ -8,7 +8,8 @@ of which the first p are shared:
 
 A multiply-add is two. A backward pass is twice a forward pass; what is computed again counts as executed,
 not as useful. Source of the terms: Bai et al. 2023, arXiv 2401.00625; Kaplan et al. 2020, arXiv 2001.08361,
-table 1. Differs: attention reads half of a causal square, and outputs are counted where they are needed.
+table 1. Differs: attention reads half of a causal square, and outputs are counted where they are needed. What
+a window leaves out is counted too, adapters are not.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def sample_flops(c: policy.Config, *, tasks: float, rollouts: float, prompt: flo
 
 def score_flops(c: policy.Config, *, tasks: float, rollouts: float, prompt: float, completion: float
                 ) -> float:
-  """Of a forward pass over completions, whose prompts are read once a task; an update's are three times."""
+  """Of a forward pass over completions, whose prompts are read once a task. An update that trains all
+  parameters takes three times that."""
   return (tasks * forward_flops(c, prompt, outputs=0)
           + rollouts * forward_flops(c, completion, shared=prompt))
 

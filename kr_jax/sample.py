@@ -330,13 +330,12 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
   read = lambda i: policy.prefill(policy_config, params, cut(token_KP, i), cut(length_K, i),
                                   int8=config.cache == 'int8')
-  # Prompts are the first axis of logits, and the second of caches, after layers.
-  each = lambda function, *trees: (jax.tree.map(functools.partial(function, 0), *(t[0] for t in trees)),
-                                   jax.tree.map(functools.partial(function, 1), *(t[1] for t in trees)))
-  store = each(lambda axis, x: jnp.zeros(
-      (*x.shape[:axis], chunks * B, *x.shape[axis + 1:]), x.dtype), jax.eval_shape(read, jnp.array(0)))
-  put = lambda i, store: each(lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(
-      x, y, i * B, axis=axis), store, read(i))
+  shapes = jax.eval_shape(read, jnp.array(0))
+  axes = (0, jax.tree.map(lambda _: 1, shapes[1]))  # of prompts: caches have layers in front
+  store = jax.tree.map(lambda x, axis: jnp.zeros(
+      (*x.shape[:axis], chunks * B, *x.shape[axis + 1:]), x.dtype), shapes, axes)
+  put = lambda i, store: jax.tree.map(
+      lambda x, y, axis: jax.lax.dynamic_update_slice_in_dim(x, y, i * B, axis=axis), store, read(i), axes)
   with jax.named_scope(PREFILL):
     return jax.lax.fori_loop(0, -(-tasks // B), put, store)
 

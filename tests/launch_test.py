@@ -47,6 +47,11 @@ def test_local_takes_a_config_and_flags(clone):
   assert last == f'python -m kr_jax.main --config={clone}/configs/arithmetic.py --workdir=/x'
 
 
+def test_local_installs_the_tpu_compiler_for_a_preflight(clone):
+  out = run(clone / 'launch' / 'local.sh', '--mode=preflight')
+  assert any('-m pip install' in line and line.endswith(f'-e {clone}[tpu]') for line in out)
+
+
 def test_test_and_ci_run_pytest_with_its_extra(clone):
   out = run(clone / 'launch' / 'test.sh', '-k', 'name')
   assert any(line.endswith(f'-e {clone}[test]') for line in out)

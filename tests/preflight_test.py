@@ -53,22 +53,26 @@ def weights_of(config) -> int:
 
 
 def test_a_report_is_of_the_programs_of_a_step():
-  report = report_of()
+  """Of words and rows that fill a TPU's tiles, so that bytes are those of numbers."""
+  knobs = {'policy.checkpoint': 'nowhere', 'policy.vocab_size': 512, 'policy.width': 512, 'pack.distinct': 1.0,
+           'pack.microbatch_rows': 32}
+  report = report_of(**knobs)
   assert list(report['phases']) == ['serve', 'sample', 'update'] and report['fits']
   assert report['chips'] == 4 and report['mesh']['learn'] == {'data': 1, 'fsdp': 4, 'model': 1}
-  params = weights_of(small())
+  params = weights_of(small(**knobs))
   phases = {name: types.SimpleNamespace(**phase) for name, phase in report['phases'].items()}
   for phase in phases.values():
     assert phase.hbm_bytes == 15.75 * 2 ** 30 and phase.fits
     assert phase.peak_bytes == (
         phase.argument_bytes + phase.output_bytes + phase.temp_bytes + phase.beside_bytes)
-  # Parameters and two moments in float32, divided by four, but for norms and the rounding of tiles.
+  # Parameters and two moments in float32, divided by four, but for norms.
   state = 3 * 4 * params / 4
   assert state < phases['sample'].beside_bytes < 1.02 * state
-  assert state < phases['update'].argument_bytes < 1.6 * state  # with the tokens, in whole tiles
+  tokens = 64 * 128 * (7 * 4 + 1)  # seven numbers and a mask, of 64 rollouts a chip
+  assert state + tokens < phases['update'].argument_bytes < 1.02 * (state + tokens)
   assert phases['update'].output_bytes < 1e5  # the state is updated in place
-  assert params < phases['serve'].argument_bytes < 1.5 * params
-  assert 2 * params < phases['sample'].argument_bytes < 2.2 * params
+  assert params < phases['serve'].argument_bytes < 1.02 * params
+  assert 2 * params < phases['sample'].argument_bytes < 1.02 * 2 * params
   json.dumps(report)
 
 
@@ -78,7 +82,7 @@ def test_seconds_and_dollars_are_arithmetic():
   for phase in report['phases'].values():
     sent = sum(moved['bytes'] for moved in phase['collectives'])
     least = max(phase['executed_flops'] / chip.flops, sent / chip.ici_bytes_per_s)
-    assert phase['seconds'] * 0.4 >= 0.9999 * least
+    assert phase['seconds'] * 0.4 >= (1 - 1e-9) * least
     seconds += phase['times'] * phase['seconds']
   assert report['seconds_per_step'] == pytest.approx(seconds)
   assert report['dollars_per_step'] == pytest.approx(seconds * 4 * 1.2 / 3600)
@@ -224,12 +228,16 @@ def test_a_program_that_the_compiler_refuses():
   assert phase.beside_bytes == 2 ** 36 and phase.peak_bytes >= 2 * 2 ** 36
 
 
-def test_a_program_that_is_wrong_is_no_lack_of_memory(monkeypatch):
+@pytest.mark.parametrize('message', [
+    'INTERNAL: Used 3.00G of 15.75G hbm', 'RESOURCE_EXHAUSTED: no threads are left'])
+def test_another_error_of_the_compiler_is_no_lack_of_memory(message):
+  def lower():
+    raise jax.errors.JaxRuntimeError(message)
+
   mesh = sharding.mesh(preflight.devices('v5e:2x2')[:1])
-  broken = jax.jit(lambda: jnp.zeros(2) @ jnp.zeros(3))
-  with pytest.raises(TypeError):
-    preflight.measure(preflight.Program('update', broken, (), mesh, 1, (), {}, 1.0),
-                      resources.CHIPS['v5e'], 0.4)
+  broken = preflight.Program('update', types.SimpleNamespace(lower=lower), (), mesh, 1, (), {}, 1.0)
+  with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+    preflight.measure(broken, resources.CHIPS['v5e'], 0.4)
 
 
 @pytest.mark.parametrize('topology, named', [
@@ -319,7 +327,7 @@ def test_long_completions_fit():
 def test_parameters_are_fully_sharded():
   """Of qwen3_4b on 16 chips: each has a sixteenth of parameters and moments, sends what that asks for, and
   makes no logits whole."""
-  report, (rows, tokens) = shipped('qwen3_4b', 'v5e:4x4'), (16, 2896)
+  report = shipped('qwen3_4b', 'v5e:4x4')
   config = config_of('qwen3_4b')
   setup = preflight.setup(config, 'v5e:4x4')
   c, phase = setup.trained, report['phases']['update']
@@ -334,10 +342,10 @@ def test_parameters_are_fully_sharded():
   sent = sum(moved['bytes'] for moved in phase['collectives'])
   print(f'\n{sent / GIGA:.1f} GB sent, {arithmetic / GIGA:.1f} GB by arithmetic: {sent / arithmetic:.3f}')
   assert sent < 1.3 * arithmetic
-  # Activations have rows: what is gathered with the vocabulary in it is the embedding, no more.
+  # Of the vocabulary the embedding is gathered, in parts or whole, and nothing else.
   gathered = [x for x in hlo.shapes(TEXTS['v5e:4x4']) if x.opcode == 'all-gather']
-  assert gathered and all(math.prod(x.dims) <= words for x in gathered if c.vocab_size in x.dims)
-  assert not [x for x in gathered if c.vocab_size in x.dims and tokens in x.dims]
+  wide = [x.dims for x in gathered if c.vocab_size in x.dims]
+  assert wide and all(c.width in dims and math.prod(dims) == words for dims in wide)
 
 
 @pytest.mark.slow
