@@ -6,8 +6,8 @@
 and the files of README.md's table of datasets in data/.
 
 Hardware: v5e:2x4 (8 chips).
-Time: not measured. By arithmetic, 1024 rollouts of 3,000 tokens are 0.04 EFLOP a step (2 FLOP a parameter and
-  token to sample, 6 to learn): two and a half minutes on 8 v5e at 20 % of their peak, of 500 steps.
+Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150
+  --mean_completion=3000: 202 seconds a step on v5e:2x4, of 500 steps.
 Expect: not measured. The paper reports 2 to 4 points more than uniform budgets on the mean of the seven.
 """
 
