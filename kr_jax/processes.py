@@ -163,7 +163,8 @@ class _Watch(threading.Thread):
 def watch() -> Iterator[None]:
   """While in it, the death of another process, and an error in this one, ends this process within a minute.
 
-  An error of one's own is printed first: the others see the silence, or a collective that fails.
+  An error of one's own is printed first: the others see the silence, or a collective that fails. A collective
+  fails at once where a connection broke and says nothing of which process that was; the watch does, later.
   """
   if jax.process_count() == 1:
     yield
@@ -177,5 +178,7 @@ def watch() -> Iterator[None]:
     raise
   except BaseException as error:
     traceback.print_exc()
-    _stop(f'{type(error).__name__}; where it is a collective that failed, another process has died')
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      thread.join(SILENCE_S + 2 * _BEAT_S)
+    _stop(f'{type(error).__name__}, printed above')
   thread.end()

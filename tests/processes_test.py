@@ -61,6 +61,38 @@ def test_rows_are_merged(monkeypatch):
   assert processes.merge_rows(np.array([0, 2]), np.array([5, 6]), 4).tolist() == [5, 7, 6, 8]
 
 
+# An error while process 1 of two is silent, with a clock on which that is long as soon as one looks.
+STOP = '''
+import itertools
+import jax
+from kr_jax import processes
+
+class Store:
+  key_value_set = lambda *_, **__: None
+  key_value_dir_get = lambda *_: [('alive/1', '7')]
+
+class Clock:
+  monotonic = itertools.count(step=processes.SILENCE_S + 1).__next__
+
+jax.process_count = lambda: 2
+processes._store, processes.time, processes._BEAT_S = Store, Clock, {beat_s}
+with processes.watch():
+  raise {error}
+'''
+
+
+@pytest.mark.parametrize('error, beat_s, message', [
+    ("jax.errors.JaxRuntimeError('connection closed')", .01, 'process 1 has given no sign of life for 40 s'),
+    ("FloatingPointError('loss nan')", 100, 'FloatingPointError, printed above')])
+def test_what_a_stop_says(error, beat_s, message):
+  """A collective that failed waits until the watch knows who died; another error does not."""
+  got = subprocess.run([sys.executable, '-c', STOP.format(error=error, beat_s=beat_s)], cwd=ROOT, text=True,
+                       capture_output=True)
+  assert got.returncode == 1
+  assert f'process 0 stops: {message}. Start all processes again' in got.stderr
+  assert 'Traceback' in got.stderr
+
+
 @pytest.mark.parametrize('index', [-1, 2])
 def test_an_index_beyond_the_count(index):
   with pytest.raises(ValueError, match=f'--process={index} of --processes=2'):
