@@ -8,6 +8,7 @@ metadata and vocabulary are translated. Tensors are read one by one, and of each
 from __future__ import annotations
 
 from collections.abc import Sequence
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -107,30 +108,39 @@ def _of_wheel(name: str) -> pathlib.Path:
 
 
 def _of_bucket(url: str) -> pathlib.Path:
-  """What lies under a URL that tensorstore reads, copied file by file; what has been copied stays."""
-  import tensorstore  # comes with Orbax
-  folder, (parent, _, last) = _cache('buckets', _digest(url)), url.rpartition('/')
-  kept = folder / last
+  """What lies under a URL that tensorstore reads, copied once, also by runs that start together."""
+  kept = _cache('buckets', _digest(url), url.rpartition('/')[2])
   if not kept.exists():
-    try:
-      store = tensorstore.KvStore.open(parent + '/').result()
-      keys = store.list(tensorstore.KvStore.KeyRange(last, last + '0')).result()  # '0' comes after '/'
-      is_file = re.compile(re.escape(last) + r'(/[^/]*\.(safetensors|json|jinja|txt|model))?')
-      wanted = {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
-    except Exception as error:
-      raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
-    if not wanted:
-      raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor '
-                       'one .gguf file')
-    partial = folder / 'partial'
-    partial.mkdir(parents=True, exist_ok=True)
-    for key, name in wanted.items():
-      if not (partial / name).exists():
-        print(f'{url}: fetching {name}', file=sys.stderr)
-        (partial / 'one').write_bytes(store.read(key).result().value)
-        (partial / 'one').rename(partial / name)
-    (partial / last if list(wanted) == [last] else partial).rename(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with open(kept.parent / 'lock', 'w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not kept.exists():
+        _copy(url, kept)
   return kept
+
+
+def _copy(url: str, kept: pathlib.Path) -> None:
+  """Copies file by file; what has been copied stays where the rest is broken off."""
+  import tensorstore  # comes with Orbax
+  parent, _, last = url.rpartition('/')
+  try:
+    store = tensorstore.KvStore.open(parent + '/').result()
+    keys = store.list(tensorstore.KvStore.KeyRange(last, last + '0')).result()  # '0' comes after '/'
+    is_file = re.compile(re.escape(last) + r'(/[^/]*\.(safetensors|json|jinja|txt|model))?')
+    wanted = {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
+  except Exception as error:
+    raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
+  if not wanted:
+    raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor '
+                     'one .gguf file')
+  partial = kept.parent / 'partial'
+  partial.mkdir(exist_ok=True)
+  for key, name in wanted.items():
+    if not (partial / name).exists():
+      print(f'{url}: fetching {name}', file=sys.stderr)
+      (partial / 'one').write_bytes(store.read(key).result().value)
+      (partial / 'one').rename(partial / name)
+  (partial / last if list(wanted) == [last] else partial).rename(kept)
 
 
 # What they say.

@@ -54,11 +54,16 @@ def builder(dataset: str, data_dir: str, *, files: Mapping[str, str] | None = No
     config = module.procedure(dataset, **(reasoning_gym or {}))
   elif issubclass(module.Builder, published.Builder):
     config = module.Builder.config((files or {}).get(dataset, ''))
-  made = module.Builder(
+  make = lambda: module.Builder(
       config=config, data_dir=os.path.expanduser(data_dir) if data_dir else None,
       file_format='array_record')
+  made = make()
   logging.getLogger('absl').info('dataset %s in %s', dataset, made.data_dir)
-  made.download_and_prepare()
+  try:
+    made.download_and_prepare()
+  except FileExistsError:  # another process has written the same in the meantime
+    made = make()
+    made.download_and_prepare()
   return made
 
 

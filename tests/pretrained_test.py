@@ -1,5 +1,6 @@
 """Where checkpoints are found, and files that are none."""
 
+from concurrent import futures
 import hashlib
 import json
 import pathlib
@@ -120,6 +121,14 @@ def test_what_lies_in_a_bucket(tmp_path):
     pretrained.find(f'file://{bucket}/models/other')
   with pytest.raises(ValueError, match='cannot be read'):
     pretrained.find('nothing://there/is')
+
+
+def test_runs_that_start_together_copy_once(tmp_path, capfd):
+  url = f'file://{shutil.copytree(ROOT / "qwen3", tmp_path / "bucket" / "qwen3")}'
+  with futures.ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(pretrained.find, [url] * 8))
+  assert len(set(found)) == 1
+  assert capfd.readouterr().err.count('fetching model.safetensors') == 1
 
 
 def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path):

@@ -249,6 +249,21 @@ def test_read(data_dir):
   assert tasks.read('arithmetic', 'test', TOKENIZER, data_dir=data_dir) == read
 
 
+def test_runs_that_start_together_write_one_dataset(tmp_path, monkeypatch):
+  """A second one has written everything when the first is about to."""
+  splits = arithmetic.splits
+
+  def other_first():
+    monkeypatch.setattr(arithmetic, 'splits', splits)
+    tasks.builder('arithmetic', str(tmp_path))
+    return splits()
+
+  monkeypatch.setattr(arithmetic, 'splits', other_first)
+  read = tasks.read('arithmetic', 'test', TOKENIZER, data_dir=str(tmp_path))
+  assert {task.id for task in read} == {example['id'] for example in splits()['test']}
+  assert [p.name for p in (tmp_path / 'arithmetic').iterdir()] == ['1.0.0']
+
+
 def test_read_says_where_a_task_is_from_and_what_verifies_it(data_dir):
   assert {(task.source, task.verifier, task.info) for task in tasks.read(
       'arithmetic', 'test', TOKENIZER, data_dir=data_dir)} == {('arithmetic', '', '')}
