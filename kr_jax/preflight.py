@@ -1,9 +1,9 @@
 """What a config takes on a TPU slice, by the real TPU compiler, on a machine without one.
 
 The programs of a step are compiled for the slice from shapes alone: weights are resharded for the sampler
-(serve), prompts are read and completions decoded (sample; evaluate, where that takes more), log-probabilities are taken where the loss asks
-for them, of the policy as it stands (score) and of the initial one (reference), and the parameters move
-(update). Of each are known
+(serve), prompts are read and completions decoded (sample; evaluate, where that takes more),
+log-probabilities are taken where the loss asks for them, of the policy as it stands (score) and of the
+initial one (reference), and the parameters move (update). Of each are known
 
     peak = arguments + output + temporaries - what is updated in place + what stands beside it
 
