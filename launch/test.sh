@@ -5,6 +5,6 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/launch/environment.sh" test
 cd "$root"
-set -- -n auto --dist loadfile "$@"
+set -- -n auto --dist loadfile --no-loadscope-reorder "$@"
 echo "launch/test.sh: python -m pytest $*"
 exec "$root/.venv/bin/python" -m pytest "$@"

@@ -55,8 +55,8 @@ def test_local_installs_the_tpu_compiler_for_a_preflight(clone):
 def test_test_and_ci_run_pytest_with_its_extra(clone):
   out = run(clone / 'launch' / 'test.sh', '-k', 'name')
   assert any(line.endswith(f'-e {clone}[test]') for line in out)
-  assert out[-1] == 'python -m pytest -n auto --dist loadfile -k name'
-  assert run(clone / '.ci' / 'run')[-1] == 'python -m pytest -n auto --dist loadfile'
+  assert out[-1] == 'python -m pytest -n auto --dist loadfile --no-loadscope-reorder -k name'
+  assert run(clone / '.ci' / 'run')[-1] == 'python -m pytest -n auto --dist loadfile --no-loadscope-reorder'
 
 
 def test_a_changed_setup_is_installed_again(clone):
