@@ -57,6 +57,7 @@ def on_one_device():
   return three_steps(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 2, 'fsdp': 2, 'model': 2}, {'fsdp': 2, 'model': 4}], ids=str)
 def test_no_collective_of_the_sampler_joins_queues(axes):
   """Each loops as often as its own queue asks: one that waits for another would wait for ever."""

@@ -267,6 +267,7 @@ def test_what_is_served_is_of_the_computation(platform, monkeypatch):
   assert served['embed_VD'].dtype == jnp.bfloat16 and served['norm_D'].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_heads_first_changes_no_product(monkeypatch):
   params = random_params(CONFIG)
   monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
@@ -430,6 +431,7 @@ GEMMA = dataclasses.replace(
     rope_scaling=(8.0,))
 
 
+@pytest.mark.slow
 def test_layers_that_read_a_window_in_packed_rows():
   """Sequences beside each other in a row, and gathered to rows of their own, are as alone; by the
   derivative too, whatever is kept of a layer. (tests/weights_test.py: the values are Gemma's.)"""

@@ -52,6 +52,7 @@ def weights_of(config) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 def test_a_report_is_of_the_programs_of_a_step():
   """Of words and rows that fill a TPU's tiles, so that bytes are those of numbers."""
   knobs = {'policy.checkpoint': 'nowhere', 'policy.vocab_size': 512, 'policy.width': 512, 'pack.distinct': 1.0,
@@ -76,6 +77,7 @@ def test_a_report_is_of_the_programs_of_a_step():
   json.dumps(report)
 
 
+@pytest.mark.slow
 def test_seconds_and_dollars_are_arithmetic():
   report = report_of()
   chip, seconds = resources.CHIPS['v5e'], 0
@@ -142,6 +144,7 @@ def test_microbatches_are_as_many_as_packing_fills(prompt, completion, distinct)
   assert preflight._microbatches(setup, lengths, 4) == pytest.approx(packed.first[-1], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('knobs, phases', [
     ({'grpo.tis_cap': 2.0, 'optimizer.minibatches': 2}, ['serve', 'sample', 'score', 'update']),
     ({'grpo.kl_coef': 0.1}, ['serve', 'sample', 'reference', 'update']),
@@ -194,6 +197,7 @@ def shapes(args):
 # What does not fit.
 
 
+@pytest.mark.slow
 def test_what_is_too_large_is_refused_with_what_fits(monkeypatch, capsys):
   """On chips with so little memory that samplers of their own do not fit: two that share weights do."""
   few = {'alloc.rollouts_per_step': 64, 'tasks.per_step': 8, 'evaluate.tasks_per_batch': 8}

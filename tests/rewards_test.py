@@ -169,6 +169,7 @@ def test_equal_completions_of_a_task_are_verified_once(tmp_path):
   assert (tmp_path / 'two').read_text().split() == ['b']
 
 
+@pytest.mark.slow
 def test_what_hangs_scores_0_and_its_neighbours_keep_their_verdicts():
   with start(hostile, workers=2, timeout_s=1.5) as pool:
     assert score(pool, '7', 'sleep', '8', 'loop', 'sleep', '7') == ([1, 0, 0, 0, 0, 1], 3, 0)

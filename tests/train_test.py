@@ -247,6 +247,7 @@ def shaped(completion, task):
   return has_a_one(completion, task), -1 - len(completion)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(finished, tmp_path, data_dir):
   assert_same_run(run(tmp_path, data_dir), finished, data_dir)
 
@@ -324,6 +325,7 @@ def test_evaluate_checkpoint_repeats_the_last_evaluation(finished, data_dir):
   assert os.path.isdir(measured['checkpoint']) and measured['checkpoint'].endswith('checkpoints/4')
 
 
+@pytest.mark.slow
 def test_evaluate_checkpoint_with_other_knobs(finished, data_dir):
   """The metrics that its run did not have; the same rollouts."""
   measured = train.evaluate_checkpoint(train.prepare(config_of(
