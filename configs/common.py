@@ -41,7 +41,7 @@ def base() -> ml_collections.ConfigDict:
   c.alloc.high = 128  # most rollouts a task gets
   c.alloc.estimate = 'posterior'  # of success rates; or 'window', the paper's
   c.alloc.discount = 0.98  # share of the evidence on success rates that a step leaves, (0, 1]
-  c.alloc.value = 'infogain'  # of a task's rollouts; or 'variance', 'snr' (kr_jax/value.py)
+  c.alloc.value = 'infogain'  # of a task's rollouts; or 'variance', 'snr' (kr_jax/allocation/value.py)
   c.alloc.nu = 2.0  # of 'snr': noise-to-signal ratio of a rollout's gradient, until measured
   c.alloc.nu_every = 0  # steps from one measurement of nu, of 1.6 updates, to the next; 0: none
   c.alloc.solver = 'dp'  # or 'greedy', for tens of thousands of tasks
@@ -111,7 +111,7 @@ def base() -> ml_collections.ConfigDict:
   c.rewards.length_buffer = 0  # last tokens of completion_length, over which the reward falls by 1
 
   c.grpo = ml_collections.ConfigDict()
-  c.grpo.preset = ''  # or a name in kr_jax.grpo.PRESETS, which sets what its paper publishes
+  c.grpo.preset = ''  # or a name in kr_jax.learning.grpo.PRESETS, which sets what its paper publishes
   c.grpo.advantage = 'std'  # reward - mean of the group, over its std; or 'loo', leave-one-out, 'mean'
   c.grpo.weight = 'rollout'  # of a task of N rollouts: N; or 'task', 1, or 'sqrt', sqrt(N)
   c.grpo.aggregate = 'token'  # mean over tokens; or 'rollout', of rollouts' means, or 'constant'
@@ -141,7 +141,7 @@ def base() -> ml_collections.ConfigDict:
   c.pack = ml_collections.ConfigDict()
   c.pack.row_length = 128  # places of a row, at least prompt_length + completion_length - 1
   c.pack.microbatch_rows = 16  # rows of each device whose gradient is taken at once
-  c.pack.distinct = 0.0  # share of their tokens that are computed, as groups share prompts; 1: all, none
+  c.pack.prompt_sharing = 0.0  # share of their tokens that are computed, as groups share prompts; 1: all, none
   # is shared; 0: what full lengths give, and 1 where that is above 0.75
 
   c.evaluate = ml_collections.ConfigDict()

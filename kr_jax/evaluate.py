@@ -27,12 +27,12 @@ import jax
 import numpy as np
 from scipy import stats
 
-from kr_jax import policy
 from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
+from kr_jax.model import policy
 
 _RESAMPLES, _SEED = 4000, 0  # of the bootstrap
 
@@ -86,7 +86,7 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     sampled = sample.rollouts(
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
         np.full(batch, R), key, sample_config, total=batch * R)
-    sampled = sample.cut(sampled, tokenizer.decode, sample_config)
+    sampled = sample.apply_stop_strings(sampled, tokenizer.decode, sample_config)
     n = len(some) * R
     row_X, texts = sample.texts(sampled, tokenizer.decode)
     row_X, texts = row_X[row_X < n], texts[:np.count_nonzero(row_X < n)]

@@ -8,12 +8,12 @@ import os
 import jax
 import numpy as np
 
-from kr_jax import policy
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
-from kr_jax import tokenizer as tokenizer_lib
 from kr_jax import types
-from kr_jax import weights
+from kr_jax.model import policy
+from kr_jax.model import tokenizer as tokenizer_lib
+from kr_jax.model import weights
 
 
 def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float = 0.0, max_tokens: int = 64,
@@ -43,6 +43,6 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]
   rollouts = sample.rollouts(
-      policy_config, policy.serve(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
+      policy_config, policy.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
   return sample.texts(rollouts, tokenizer.decode)[1]

@@ -25,6 +25,7 @@ import jax
 from jax._src import distributed  # has the store that all processes write to and read
 from jax.experimental import multihost_utils
 import numpy as np
+import tqdm
 
 SILENCE_S = 40  # without a sign of life, after which a process is taken for dead
 _BEAT_S = 2
@@ -57,6 +58,12 @@ def start(coordinator: str, count: int = 0, index: int = -1) -> None:
 def is_first() -> bool:
   """Whether this process is the one that writes the record."""
   return jax.process_index() == 0
+
+
+def progress(name: str, first: int, last: int, unit: str = 'step') -> tqdm.tqdm:
+  """A progress bar over units first..last-1; in a log file it speaks every ten seconds."""
+  return tqdm.tqdm(desc=name, initial=first, total=last, dynamic_ncols=True, unit=unit,
+                   mininterval=0.5 if sys.stderr.isatty() else 10, disable=not is_first())
 
 
 def gather(x: np.ndarray) -> np.ndarray:

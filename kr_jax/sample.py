@@ -10,7 +10,7 @@ compilation serves every allocation. Where the budgets sum to less than R, the r
 never taken. Rollouts that are expected to be long go first, so that the last to end are short.
 
 On a mesh each shard of ('data', 'fsdp') has S slots, a queue of its own and the prefixes of its own
-tasks, and loops until its own queue is empty: `place` says which rollouts are whose. Over 'model'
+tasks, and loops until its own queue is empty: `assign_to_queues` says which rollouts are whose. Over 'model'
 heads, hidden units and words are divided.
 
 The key of a token is folded from (step, task, number of the rollout in its group, position). So a
@@ -29,12 +29,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from kr_jax import policy
 from kr_jax import processes
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax.tokenizer import PAD
-from kr_jax.types import Array
+from kr_jax.model import policy
+from kr_jax.types import PAD, Array
 
 CACHES = ('', 'int8')
 # Names of the loops that end when their work is done, for whoever counts what they do (preflight.py).
@@ -54,7 +53,7 @@ class Config(NamedTuple):
   top_p: float  # of the likeliest, the fewest that hold this probability; 1: all
   min_p: float  # those of at least this share of the likeliest's probability; 0: all
   cache: str  # in CACHES: '' is the dtype of the computation
-  stop_strings: tuple[str, ...]  # texts after which a completion is cut (`cut`)
+  stop_strings: tuple[str, ...]  # texts after which a completion is cut (`apply_stop_strings`)
   stop_ids: tuple[int, ...]  # tokens that end a completion: the tokenizer's
 
 
@@ -101,7 +100,7 @@ class Queues(NamedTuple):
   rollouts_Z: np.ndarray  # int32, how many
 
 
-def place(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.ndarray | None = None
+def assign_to_queues(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.ndarray | None = None
           ) -> Queues:
   """Gives each shard an equal number of rollouts, to within one, of ceil(M / shards) + 1 tasks at most.
 
@@ -180,7 +179,7 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   """Samples budget_M[m] completions of task m.
 
   Args:
-    params: as policy.serve gives them.
+    params: as policy.sampling_params gives them.
     prompts: of M tasks.
     budget_M: host integers >= 0 that sum to at most the total.
     key: of the step.
@@ -197,7 +196,7 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   budget_M = np.asarray(budget_M, np.int32)
   if budget_M.min() < 0 or budget_M.sum() > total:
     raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
-  queues = place(budget_M, total=total, shards=sharding.row_shards(), expected_M=expected_M)
+  queues = assign_to_queues(budget_M, total=total, shards=sharding.row_shards(), expected_M=expected_M)
   decoded = _decode(policy_config, params, prompts, queues, key, config)
   return _by_task(prompts, budget_M, queues, *decoded)
 
@@ -327,8 +326,8 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   more = chunks * B - K
   token_KP = jnp.pad(token_KP, ((0, more), (0, 0)), constant_values=PAD)
   length_K = jnp.pad(length_K, (0, more), constant_values=1)
-  cut = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
-  read = lambda i: policy.prefill(policy_config, params, cut(token_KP, i), cut(length_K, i),
+  chunk = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
+  read = lambda i: policy.prefill(policy_config, params, chunk(token_KP, i), chunk(length_K, i),
                                   int8=config.cache == 'int8')
   shapes = jax.eval_shape(read, jnp.array(0))
   axes = (0, jax.tree.map(lambda _: 1, shapes[1]))  # of prompts: caches have layers in front
@@ -412,7 +411,7 @@ def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tupl
   return row_X[there_X], [decode(token_C[:n]) for token_C, n in zip(token_XC[there_X], length_X[there_X])]
 
 
-def cut(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:
+def apply_stop_strings(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:
   """Ends each completion with the first token that completes one of `stop_strings`.
 
   Device programs see tokens alone, so a completion is cut once it is there, by the process that reads it.

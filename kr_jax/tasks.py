@@ -20,7 +20,7 @@ import re
 import numpy as np
 
 from kr_jax import types
-from kr_jax.tokenizer import PAD
+from kr_jax.types import PAD
 
 BARE = '{problem}'  # a template
 

@@ -26,23 +26,23 @@ from jax.sharding import Mesh
 import ml_collections
 import numpy as np
 
-from kr_jax import allocate
-from kr_jax import checkpoint
-from kr_jax import estimate
 from kr_jax import evaluate
-from kr_jax import grpo
-from kr_jax import metrics
-from kr_jax import policy
 from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import tasks as tasks_lib
-from kr_jax import tokenizer as tokenizer_lib
 from kr_jax import types
-from kr_jax import update
 from kr_jax import warm_start
-from kr_jax import weights
+from kr_jax.allocation import allocate
+from kr_jax.allocation import estimate
+from kr_jax.learning import grpo
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model import tokenizer as tokenizer_lib
+from kr_jax.model import weights
+from kr_jax.record import checkpoint
+from kr_jax.record import metrics
 
 # Streams of random keys.
 _INIT, _ROLLOUTS, _EVALUATE, _NOISE = range(4)
@@ -173,7 +173,7 @@ def _checked(config: ml_collections.ConfigDict, tokenizer, trained: policy.Confi
       **{name: config.evaluate[name] for name in ('temperature', 'top_k', 'top_p', 'min_p')})
   update_config = update.Config(grpo=_loss(config), **config.optimizer, **config.pack,
                                 temperature=config.sample.temperature)
-  imitate_config = update_config._replace(
+  sft_config = update_config._replace(
       learning_rate=config.warm_start.learning_rate, warmup_steps=config.warm_start.warmup_steps,
       schedule='linear' if config.warm_start.num_steps else 'constant',
       decay_steps=config.warm_start.num_steps, final_rate=0.0, temperature=1.0)
@@ -185,18 +185,18 @@ def _checked(config: ml_collections.ConfigDict, tokenizer, trained: policy.Confi
       name: config.evaluate[name] for name in ('rollouts', 'temperature', 'pass_at', 'maj_at')})
   sample.check(sample_config)
   sample.check(evaluate_config, 'evaluate')
-  for checked in (update_config, imitate_config):
+  for checked in (update_config, sft_config):
     update.check(checked)
   update.microbatch_shape(
       config.sample.prompt_length, config.sample.completion_length,
       config.alloc.rollouts_per_step / config.tasks.per_step, update_config)
   return Setup(
       config=config, alloc=alloc, checkpoint=config.policy.checkpoint, tokenizer=tokenizer,
-      policy=policy.plain(trained), trained=trained,
+      policy=policy.without_lora(trained), trained=trained,
       sample=sample_config, evaluate=evaluate_config, rewards=rewards_config, update=update_config,
       warm_start=warm_start.Config(
           num_steps=config.warm_start.num_steps, per_step=config.warm_start.per_step,
-          checkpoint_every=config.warm_start.checkpoint_every, update=imitate_config),
+          checkpoint_every=config.warm_start.checkpoint_every, update=sft_config),
       meshes=meshes)
 
 
@@ -358,7 +358,7 @@ def _served(setup: Setup, state: types.TrainState, base: Any) -> Any:
   with learning(setup):
     merged = policy.merge(setup.trained, state.params, base)
   with sampling(setup):
-    return policy.serve(setup.policy, merged)
+    return policy.sampling_params(setup.policy, merged)
 
 
 def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
@@ -453,7 +453,7 @@ def train(setup: Setup, workdir: str) -> None:
       record.flush()  # the last step's, while the device samples this one's
       jax.block_until_ready(rollouts.length_R)
       sample_s = time.monotonic() - started
-      rollouts = sample.cut(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
+      rollouts = sample.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
       if alloc.nu_every and step % alloc.nu_every == 0:
         noise = update.gradient_noise(
@@ -517,7 +517,7 @@ class _Record:
     self._writer = metrics.Writer(
         workdir, keep=lambda r: r['step'] < first_step + ('reward_mean' not in r),
         first_step=first_step)
-    self._bar = metrics.progress(setup.alloc.preset or setup.alloc.rule, first_step,
+    self._bar = processes.progress(setup.alloc.preset or setup.alloc.rule, first_step,
                                  setup.config.num_steps)
     self._shown = {}
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.

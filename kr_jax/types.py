@@ -21,6 +21,8 @@ import numpy as np
 
 Array = Any  # numpy or jax
 
+PAD = 0  # stands behind the end of every row of tokens; nothing reads it
+
 # Why a rollout ended (Rollouts.ended_R).
 NOT_SAMPLED, ENDED_STOP, ENDED_LENGTH = 0, 1, 2
 

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kr_jax import checkpoint
-from kr_jax import estimate
-from kr_jax import metrics
-from kr_jax import policy
+from kr_jax import processes
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
-from kr_jax import update
-from kr_jax.tokenizer import PAD
+from kr_jax.allocation import estimate
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.types import PAD
+from kr_jax.record import checkpoint
+from kr_jax.record import metrics
 
 
 class Config(NamedTuple):
@@ -70,11 +71,11 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
       state, _ = checkpoints.restore(state, no_stats)
     first_step = int(state.step)
     with (metrics.Writer(directory, keep=lambda r: r['step'] < first_step, first_step=first_step)
-          as writer, metrics.progress('warm start', first_step, config.num_steps) as bar):
+          as writer, processes.progress('warm start', first_step, config.num_steps) as bar):
       for step in range(first_step, config.num_steps):
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
         rollouts = solutions(tasks_R, tokenizer, sample_config)
-        state, measured = update.imitate(state, rollouts, policy_config, config.update)
+        state, measured = update.sft(state, rollouts, policy_config, config.update)
         loss = float(measured['loss'])
         writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
         bar.set_postfix(loss=f'{loss:.3f}', refresh=False)

@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from configs import common
-from kr_jax import metrics
 from kr_jax import tasks
 from kr_jax import train
-from kr_jax import weights
+from kr_jax.model import weights
+from kr_jax.record import metrics
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
                if p.stem != 'common')

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from kr_jax import generate
-from kr_jax import policy
-from kr_jax import tokenizer
-from kr_jax import weights
+from kr_jax.model import policy
+from kr_jax.model import tokenizer
+from kr_jax.model import weights
 
 PATH = pathlib.Path(__file__).parent / 'data' / 'checkpoints' / 'llama'
 PROMPTS = ['The sum of', 'x', 'What is the sum of 7 and 9?']

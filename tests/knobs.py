@@ -1,11 +1,11 @@
 """Configs of modules for tests: the project's own knobs, but for those that a test names."""
 
 from configs import common
-from kr_jax import grpo
 from kr_jax import rewards
 from kr_jax import sample
-from kr_jax import update
-from kr_jax.tokenizer import STOP
+from kr_jax.learning import grpo
+from kr_jax.learning import update
+from kr_jax.model.tokenizer import STOP
 
 
 def loss(**knobs) -> grpo.Config:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kr_jax import generate
-from kr_jax import weights
+from kr_jax.model import weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 

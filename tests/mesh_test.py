@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from kr_jax import policy
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax import update
+from kr_jax.learning import update
+from kr_jax.model import policy
 from tests import knobs
 
 # Two key/value heads: fewer than the longest 'model' axes.
@@ -39,7 +39,7 @@ def three_steps(meshes):
     for step, budget_M in enumerate(BUDGETS):
       key = jax.random.fold_in(state.key, step)
       with on(samples):
-        rollouts = sample.rollouts(POLICY, policy.serve(POLICY, state.params), PROMPTS, np.array(budget_M),
+        rollouts = sample.rollouts(POLICY, policy.sampling_params(POLICY, state.params), PROMPTS, np.array(budget_M),
                                    sharding.move(key), SAMPLE, total=16)
       rollouts = sharding.move(rollouts)
       n = sum(budget_M)
@@ -64,11 +64,11 @@ def test_no_collective_of_the_sampler_joins_queues(axes):
   mesh = sharding.mesh(**axes)
   key = jax.random.key(0)
   with jax.set_mesh(mesh):
-    served = jax.eval_shape(lambda key: policy.serve(POLICY, policy.init(POLICY, key)), key)
-    served = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), served,
-                          sharding.of(mesh, served, ('model',)))
-    queues = sample.place(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
-    text = sample._decode.lower(POLICY, served, PROMPTS, queues, key, SAMPLE).compile().as_text()
+    sampling_params = jax.eval_shape(lambda key: policy.sampling_params(POLICY, policy.init(POLICY, key)), key)
+    sampling_params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), sampling_params,
+                          sharding.of(mesh, sampling_params, ('model',)))
+    queues = sample.assign_to_queues(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
+    text = sample._decode.lower(POLICY, sampling_params, PROMPTS, queues, key, SAMPLE).compile().as_text()
   groups = re.findall(r'replica_groups=(\[[\d,]+\]<=\[8\]),', text)
   assert len(groups) == len(re.findall(r'channel_id=', text)) > 0
   assert set(groups) == {f'[{8 // axes["model"]},{axes["model"]}]<=[8]'}  # neighbours, along 'model'

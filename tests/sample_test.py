@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kr_jax import policy
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax import update
-from kr_jax.tokenizer import STOP
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model.tokenizer import STOP
 from tests import knobs
 from tests import update_test
 
@@ -77,7 +77,7 @@ def naive(params, prompts, budget_M, key, config):
 
 
 def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY, policy_config=POLICY, **more):
-  return sample.rollouts(policy_config, policy.serve(policy_config, params), prompts, np.array(budget_M),
+  return sample.rollouts(policy_config, policy.sampling_params(policy_config, params), prompts, np.array(budget_M),
                          key, config, **{'total': int(np.sum(budget_M))} | more)
 
 
@@ -239,12 +239,12 @@ def test_a_completion_is_cut_after_a_stop_string():
   text = lambda token_C: ''.join('##abc'[t] for t in token_C)
   for stops, n, ended in ((('ca', 'x'), 4, types.ENDED_STOP), (('ca', 'b'), 2, types.ENDED_STOP),
                           (('abcab',), 5, types.ENDED_STOP), (('x',), 5, types.ENDED_LENGTH)):
-    got = sample.cut(rollouts, text, CONFIG._replace(stop_strings=stops))
+    got = sample.apply_stop_strings(rollouts, text, CONFIG._replace(stop_strings=stops))
     assert got.length_R.tolist() == [n, 3, 0] and got.ended_R.tolist() == [ended, *rollouts.ended_R[1:]]
     np.testing.assert_array_equal(got.token_RC[0], [*token_RC[0, :n], *[0] * (6 - n)])
     np.testing.assert_array_equal(got.logp_RC[0], [-1] * n + [0] * (6 - n))
     np.testing.assert_array_equal(got.token_RC[1:], token_RC[1:])
-  assert sample.cut(rollouts, text, CONFIG) is rollouts
+  assert sample.apply_stop_strings(rollouts, text, CONFIG) is rollouts
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_shards_have_equal_queues_of_few_tasks(drawn, seed):
   budget_M, shards, beyond = drawn
   M, n = len(budget_M), budget_M.sum()
   expected_M = np.random.default_rng(seed).integers(0, 5, M)
-  q = sample.place(budget_M, total=n + beyond, shards=shards, expected_M=expected_M)
+  q = sample.assign_to_queues(budget_M, total=n + beyond, shards=shards, expected_M=expected_M)
   assert q.task_ZK.shape == (shards, min(M, -(-M // shards) + (shards > 1)))
   assert q.local_ZQ.shape == q.number_ZQ.shape == (shards, -(-(n + beyond) // shards))
   assert q.rollouts_Z.sum() == n and np.ptp(q.rollouts_Z) <= 1
@@ -330,7 +330,7 @@ def test_shards_have_equal_queues_of_few_tasks(drawn, seed):
 def test_places_by_hand():
   """Of 1, 2, 3 and 6 rollouts each shard takes two tasks that hold 6: the 6 and the 3, and gives back 3
   of the 6; what is left are pieces of 1, 2 and 3."""
-  q = sample.place(np.array([1, 6, 2, 3]), total=12, shards=2)
+  q = sample.assign_to_queues(np.array([1, 6, 2, 3]), total=12, shards=2)
   assert q.task_ZK.tolist() == [[1, 3, 0], [0, 1, 2]]
   assert q.tasks_Z.tolist() == [2, 3] and q.rollouts_Z.tolist() == [6, 6]
   assert q.local_ZQ.tolist() == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]]

@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from kr_jax import hlo
-from kr_jax import policy
 from kr_jax import sharding
-from kr_jax import update
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.preflight import hlo
 from tests import knobs
 
 POLICY = policy.Config(
@@ -85,7 +85,7 @@ def test_a_mesh_of_all_devices():
   assert sharding.mesh(jax.devices()[:1]).size == 1
 
 
-SIZES = policy.plain(POLICY)
+SIZES = policy.without_lora(POLICY)
 
 
 def meshes_of(rollouts=64, sizes=SIZES, **knobs):
@@ -192,10 +192,10 @@ def test_what_is_served_is_divided_over_model_alone():
   mesh = sharding.mesh(data=2, fsdp=2, model=2)
   params = {'embed_VD': jnp.zeros((8, 4)), 'layers': ({'q_DNH': jnp.zeros((3, 4, 2, 2))},) * 2}
   with jax.set_mesh(mesh):
-    served = jax.jit(lambda x: sharding.constrain(x, axes=('model',)))(params)
+    sampling_params = jax.jit(lambda x: sharding.constrain(x, axes=('model',)))(params)
   wanted = {'embed_VD': PartitionSpec('model', None),
             'layers': ({'q_DNH': PartitionSpec(None, None, 'model', None)},) * 2}
-  for x, spec in zip(jax.tree.leaves(served), jax.tree.leaves(wanted), strict=True):
+  for x, spec in zip(jax.tree.leaves(sampling_params), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim)
 
 

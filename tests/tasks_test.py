@@ -12,7 +12,7 @@ import pytest
 from kr_jax import tasks
 from kr_jax import types
 from kr_jax.datasets import arithmetic
-from kr_jax.tokenizer import Characters
+from kr_jax.model.tokenizer import Characters
 
 TOKENIZER = Characters(arithmetic.ALPHABET)
 

@@ -8,10 +8,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from kr_jax import policy
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.model import policy
 from tests import knobs
 from tests.tpu_test import GEMMA, M, POLICY, R, mesh_of
 
@@ -27,15 +27,15 @@ def sampler_for(topology, policy_config, config, tasks, rollouts, **axes):
   of = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
   with jax.set_mesh(mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    served = jax.eval_shape(lambda key: policy.serve(policy_config, policy.init(policy_config, key)), key)
-    served = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), served,
-                          sharding.of(mesh, served, ('model',)))
-    queues = sample.place(np.full(num_tasks, total // num_tasks), total=total, shards=shards)
+    sampling_params = jax.eval_shape(lambda key: policy.sampling_params(policy_config, policy.init(policy_config, key)), key)
+    sampling_params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), sampling_params,
+                          sharding.of(mesh, sampling_params, ('model',)))
+    queues = sample.assign_to_queues(np.full(num_tasks, total // num_tasks), total=total, shards=shards)
     assert queues.task_ZK.shape == (shards, tasks) and queues.local_ZQ.shape == (shards, rollouts)
     queues = jax.tree.map(lambda x: of(x, PartitionSpec(sharding.ROWS)), queues)
     prompts = types.Prompts(np.zeros((num_tasks, P), np.int32), np.ones(num_tasks, np.int32),
                             np.arange(num_tasks, dtype=np.int32))
-    program = sample._decode.lower(policy_config, served, prompts, queues, key, config).compile()
+    program = sample._decode.lower(policy_config, sampling_params, prompts, queues, key, config).compile()
   value = 1 if config.cache == 'int8' else 2
   column = 2 * policy_config.num_layers * policy_config.num_kv_heads // axes.get('model', 1) * (
       policy_config.head_width * value + 4 * (config.cache == 'int8'))

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from kr_jax import allocate
-from kr_jax import policy
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax import update
+from kr_jax.allocation import allocate
+from kr_jax.learning import update
+from kr_jax.model import policy
 from tests import knobs
 
 POLICY = policy.Config(
@@ -144,20 +144,20 @@ def test_the_update_compiles_on_a_mesh(axes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('remat, distinct', [('none', 1.0), ('full', 0.6)])
-def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, distinct):
+@pytest.mark.parametrize('remat, prompt_sharing', [('none', 1.0), ('full', 0.6)])
+def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, prompt_sharing):
   """Neither [T, T] attention nor [T, V] logits stand in memory."""
   config = dataclasses.replace(POLICY, remat=remat, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1,
                                hidden_width=256)
   temporaries, largest = [], []
   for length in (2048, 4096):
     program, _ = update_for('v5e:2x2', config,
-                            UPDATE._replace(row_length=length, microbatch_rows=1, distinct=distinct),
+                            UPDATE._replace(row_length=length, microbatch_rows=1, prompt_sharing=prompt_sharing),
                             length // 2)
     temporaries.append(program.memory_analysis().temp_size_in_bytes)
     shapes = re.findall(r'= \w+\[([\d,]+)\]', program.as_text())
     largest.append(max(math.prod(map(int, shape.split(','))) for shape in shapes))
-  print(remat, distinct, temporaries, largest)
+  print(remat, prompt_sharing, temporaries, largest)
   assert largest[1] <= 2 * largest[0]
   # What is kept in VMEM is not counted, and of short rows that is more: so much can come on top.
   vmem = 128 * 2**20

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from configs import arithmetic
-from kr_jax import checkpoint
-from kr_jax import estimate
 from kr_jax import evaluate
-from kr_jax import grpo
-from kr_jax import metrics
-from kr_jax import policy
 from kr_jax import tasks
 from kr_jax import train
-from kr_jax import update
 from kr_jax import warm_start
+from kr_jax.allocation import estimate
+from kr_jax.learning import grpo
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.record import checkpoint
+from kr_jax.record import metrics
 
 slow = pytest.mark.slow
 # A second run in one process finds its programs compiled, and time goes on.
@@ -293,7 +293,7 @@ def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
 @slow
 def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, monkeypatch):
   with monkeypatch.context() as patch:
-    send_sigterm_in(patch, update, 'imitate', 3)
+    send_sigterm_in(patch, update, 'sft', 3)
     with pytest.raises(SystemExit, match='stopped after 3 of 4 warm-start steps'):
       run(tmp_path, data_dir)
   run(tmp_path, data_dir)

@@ -36,4 +36,4 @@ def test_importing_asks_for_nothing_heavy(modules, heavy):
 
 
 def test_a_heavy_import_is_found():
-  assert asked('kr_jax.metrics', ('jax',)) == "['jax']"
+  assert asked('kr_jax.record.metrics', ('jax',)) == "['jax']"

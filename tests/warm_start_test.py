@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from kr_jax import metrics
-from kr_jax import policy
 from kr_jax import sample
-from kr_jax import tokenizer
 from kr_jax import types
 from kr_jax import warm_start
-from kr_jax.tokenizer import STOP
+from kr_jax.model import policy
+from kr_jax.model import tokenizer
+from kr_jax.model.tokenizer import STOP
+from kr_jax.record import metrics
 from tests import knobs
 
 TOKENIZER = tokenizer.Characters('abc')
@@ -52,6 +52,6 @@ def test_the_stage_learns_its_solutions(tmp_path):
   losses = [r['loss'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
-  rollouts = sample.rollouts(config, policy.serve(config, params), prompts, np.ones(4), jax.random.key(2),
+  rollouts = sample.rollouts(config, policy.sampling_params(config, params), prompts, np.ones(4), jax.random.key(2),
                              SAMPLE._replace(temperature=0.0), total=4)
   assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']

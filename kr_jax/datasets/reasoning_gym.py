@@ -88,7 +88,7 @@ def tagged(x: Any) -> Any:
 
 
 def restored(info: str) -> dict[str, Any]:
-  """The entry of a task, as its scorer reads it; the verifier does the same (kr_jax/rewards.py)."""
+  """The entry of a task, as its scorer reads it; the verifier does the same (kr_jax/rewards/workers.py)."""
   return json.loads(info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)['entry']
 
 

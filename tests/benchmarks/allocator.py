@@ -28,8 +28,8 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from kr_jax import allocate
-from kr_jax import value as value_lib
+from kr_jax.allocation import allocate
+from kr_jax.allocation import value as value_lib
 from tests.benchmarks import machine
 
 LOW, HIGH = 2, 128

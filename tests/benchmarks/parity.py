@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from kr_jax import generate
-from kr_jax import policy
-from kr_jax import pretrained
-from kr_jax import tokenizer as tokenizer_lib
-from kr_jax import weights
+from kr_jax.model import policy
+from kr_jax.model import pretrained
+from kr_jax.model import tokenizer as tokenizer_lib
+from kr_jax.model import weights
 from tests.benchmarks import machine
 
 NAME = 'smollm2-135m-instruct'

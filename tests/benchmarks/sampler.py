@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from kr_jax import policy
 from kr_jax import sample
 from kr_jax import types
-from kr_jax.tokenizer import STOP
+from kr_jax.model import policy
+from kr_jax.model.tokenizer import STOP
 from tests import knobs
 from tests.benchmarks import machine
 from tests.benchmarks.peer import Peer
@@ -76,7 +76,7 @@ class Ours:
     start = time.perf_counter()
     with mock.patch.object(policy, 'decode', self._decode):
       rollouts = sample.rollouts(
-          POLICY, policy.serve(POLICY, self._params), self._prompts, np.full(M, N),
+          POLICY, policy.sampling_params(POLICY, self._params), self._prompts, np.full(M, N),
           jax.random.key(self._step), self._config, total=M * N)
     rollouts = jax.tree.map(np.asarray, rollouts)
     return time.perf_counter() - start, rollouts

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from kr_jax import policy
 from kr_jax import types
-from kr_jax import update
+from kr_jax.learning import update
+from kr_jax.model import policy
 from tests import knobs
 from tests.benchmarks import machine
 from tests.benchmarks.peer import Peer

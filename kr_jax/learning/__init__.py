@@ -1,0 +1,1 @@
+"""Rewards -> advantages -> a packed, fused update."""

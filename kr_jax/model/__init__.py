@@ -1,0 +1,4 @@
+"""The policy: its parameters, the checkpoints that they come from, and its tokenizer."""
+
+from kr_jax.model.policy import Config, logits
+from kr_jax.model.weights import load, save

@@ -1,0 +1,1 @@
+"""What a config takes on a TPU slice, by the TPU compiler."""

@@ -1,0 +1,508 @@
+"""What a config takes on a TPU slice, by the real TPU compiler, on a machine without one.
+
+The programs of a step are compiled for the slice from shapes alone: weights are resharded for the sampler
+(reshard), prompts are read and completions decoded (sample; evaluate, where that takes more),
+log-probabilities are taken where the loss asks for them, of the policy as it stands (score) and of the
+initial one (reference), and the parameters move (update). Of each are known
+
+    peak = arguments + output + temporaries - what is updated in place + what stands beside it
+
+by the compiler (`memory_analysis`), against what the chip has; and by the compiled text (hlo.py) the FLOPs
+it executes and the bytes that its collectives send, loops counted as often as they run: those that end
+when their work is done by what is assumed of the lengths. Seconds are arithmetic,
+
+    max(FLOPs / peak FLOP/s, bytes read / memory bandwidth, bytes sent / ICI bandwidth) / efficiency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
+import itertools
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ml_collections
+import numpy as np
+
+from kr_jax import processes
+from kr_jax import sample
+from kr_jax import sharding
+from kr_jax import train
+from kr_jax import types
+from kr_jax.learning import pack
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.preflight import hlo
+from kr_jax.preflight import resources
+
+
+class Assumed(NamedTuple):
+  """What no compiler knows."""
+
+  efficiency: float = 0.4  # share of a chip's peak that programs reach
+  mean_prompt: int = 0  # tokens; 0: the longest
+  mean_completion: int = 0
+
+
+class Program(NamedTuple):
+  """A jitted function and the shapes that a step gives it."""
+
+  phase: str
+  function: Any
+  args: tuple[Any, ...]
+  mesh: Mesh
+  times: int  # how often a step runs it
+  beside: Any  # arrays that stand on the devices while it runs and are not among its arguments
+  trips: dict[str, float]  # of loops that end when their work is done
+  useful_flops: float  # of one run, on all devices
+  attention_flops: float = 0.0  # of these, those of decoding, which no compiled text tells
+  read_bytes: float = 0.0  # that a chip reads from memory at the least
+
+
+class Phase(NamedTuple):
+  """A program on one chip. Figures other than bytes are of one run; None: it did not compile."""
+
+  phase: str
+  times: int
+  argument_bytes: int
+  output_bytes: int  # but for what is updated in place
+  temp_bytes: int | None
+  beside_bytes: int
+  peak_bytes: int
+  hbm_bytes: int
+  fits: bool
+  useful_flops: float
+  executed_flops: float | None
+  collectives: list[dict[str, Any]]  # kind, axes, bytes sent, count
+  seconds: float | None
+  compile_seconds: float
+
+
+def devices(topology: str) -> Sequence[Any]:
+  """Of a slice, 'v5e:4x4'. Raises ValueError for one that the TPU compiler does not know."""
+  resources.chip(topology)
+  try:
+    return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+  except Exception as error:  # of types that jaxlib does not export
+    raise ValueError(f'--topology={topology} is none of the TPU compiler: {str(error)[:300]}; write '
+                     "'v5e:4x4' or 'v5p:2x2x4', with libtpu installed (pip install libtpu)") from error
+
+
+def setup(config: ml_collections.ConfigDict, topology: str) -> train.Setup:
+  """train.abstract on a slice. Raises ValueError as it does."""
+  found = train.abstract(config, devices(topology))
+  if found.meshes is None:
+    one = sharding.mesh(devices(topology)[:1])
+    found = found._replace(meshes=(one, one))
+  return found
+
+
+# The programs of a step.
+
+
+def _abstract(mesh: Mesh, function: Callable[..., Any], *args: Any) -> Any:
+  """Shapes of what a function gives on a mesh."""
+  with jax.set_mesh(mesh):
+    return jax.eval_shape(function, *args)
+
+
+def _at(tree: Any, of: Any) -> Any:
+  """Shapes with the shardings of a tree, or with one."""
+  if isinstance(of, jax.sharding.Sharding):
+    of = jax.tree.map(lambda _: of, tree)
+  return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, of)
+
+
+def _bytes(tree: Any) -> int:
+  """Of shapes, on one device."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize if x.dtype != jax.dtypes.prng_key
+             else 0 for x in jax.tree.leaves(tree))
+
+
+class _Held(NamedTuple):
+  """What stands on the devices between programs, and what the sampler reads."""
+
+  state: types.TrainState
+  base: Any  # {} where nothing needs it
+  params: Any  # that the sampler's are made of
+  sampling_params: Any
+
+
+def programs(setup: train.Setup, assumed: Assumed = Assumed()) -> list[Program]:
+  """Of a step, in the order in which it runs them; and of an evaluation, where it needs more than that."""
+  c, P, C = setup.config, setup.sample.prompt_length, setup.sample.completion_length
+  lengths = {'tasks': c.tasks.per_step, 'rollouts': c.alloc.rollouts_per_step,
+             'prompt': assumed.mean_prompt or P, 'completion': assumed.mean_completion or C}
+  if lengths['prompt'] > P or lengths['completion'] > C:
+    raise ValueError(f'mean lengths of {lengths["prompt"]} and {lengths["completion"]} tokens are above '
+                     f'sample.prompt_length={P} or sample.completion_length={C}')
+  held = _held(setup)
+  adapters = () if held.params is held.state.params else held.state.params
+  reshard = Program(
+      'reshard', policy.sampling_params, (setup.policy, held.params), setup.meshes[1], 1,
+      (adapters, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.sampling_params))
+  sampler, evaluation = _sampler('sample', setup, held, lengths), _sampler('evaluate', setup, held, lengths | {
+      'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
+  tasks = lambda program: program.args[3].task_ZK.shape[1]
+  more = [evaluation._replace(times=0)] if tasks(evaluation) > tasks(sampler) else []
+  return [reshard, sampler, *more, *_learners(setup, held, lengths)]
+
+
+def _held(setup: train.Setup) -> _Held:
+  learn, samples = setup.meshes
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  init = lambda c: _abstract(learn, lambda key: policy.init(c, key), key)
+  params = init(setup.policy)
+  trained = params = _at(params, sharding.of(learn, params))
+  if setup.trained.lora_rank:
+    trained, _ = policy.split(setup.trained, init(setup.trained))
+    trained = _at(trained, sharding.of(learn, trained))
+  state = _abstract(learn, lambda params, key: update.init(params, key, setup.update), trained, key)
+  state = _at(state, sharding.of(learn, state))
+  needs_base = setup.trained.lora_rank or setup.update.grpo.kl_coef
+  sampling_params = _abstract(samples, lambda params: policy.sampling_params(setup.policy, params), params)
+  return _Held(state, params if needs_base else {}, params if setup.trained.lora_rank else state.params,
+               _at(sampling_params, sharding.of(samples, sampling_params, ('model',))))
+
+
+def _sampler(phase: str, setup: train.Setup, held: _Held, lengths: dict[str, float]) -> Program:
+  """The decoding of rollouts, as many of each task."""
+  samples, config, (M, R, prompt, completion) = setup.meshes[1], setup.sample, lengths.values()
+  at = lambda tree, *spec: _at(tree, NamedSharding(samples, PartitionSpec(*spec)))
+  shards = math.prod(samples.shape[axis] for axis in sharding.ROWS)
+  queues = sample.assign_to_queues(np.full(M, R // M) + (np.arange(M) < R % M), total=R, shards=shards)
+  prompts = types.Prompts(*(np.zeros(shape, np.int32) for shape in ((M, config.prompt_length), M, M)))
+  K, Q = queues.task_ZK.shape[1], queues.local_ZQ.shape[1]
+  slots = min(config.slots, Q)
+  model = samples.shape['model']
+  heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
+  column = resources.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
+  waves = max(Q / slots, 1)
+  # Each step reads all weights, and of each slot what it has of its completion, and its task's prompt.
+  read = waves * completion * (_bytes(held.sampling_params) + slots * (prompt + completion / 2) * column)
+  return Program(
+      phase, sample._decode,
+      (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config), samples, 1,
+      (held.state, held.base),
+      {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: waves,
+       sample.DECODE: completion},
+      resources.sample_flops(setup.policy, **lengths),
+      resources.decode_attention_flops(
+          setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
+
+
+def _learners(setup: train.Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
+  """What learns from rollouts, all of them kept."""
+  learn, u, (state, base, *_) = setup.meshes[0], setup.update, held
+  microbatches = _microbatches(
+      setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
+  tokens, experience = _batch(setup, lengths)
+  bounds = np.zeros(2, np.int32)
+  forward_flops = resources.score_flops(setup.policy, **lengths)
+
+  def score(phase, trained, base, policy_config, beside):
+    return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, beside,
+                   {update.MICROBATCHES: microbatches * u.minibatches}, forward_flops)
+
+  found, logp, one_update = [], tokens.sampler_logp_BT, u.epochs * u.minibatches == 1
+  if u.grpo.tis_cap and not one_update:
+    found.append(score('score', state.params, base, setup.trained, state.opt_state))
+  if u.grpo.kl_coef:
+    found.append(score('reference', base, {}, setup.policy, state))
+  tokens = tokens._replace(
+      old_logp_BT=None if u.grpo.tis_cap and one_update else logp,
+      ref_logp_BT=logp if u.grpo.kl_coef else None)
+  return [*found, Program(
+      'update', update._step, (state, base, experience, tokens, bounds, setup.trained, u), learn,
+      u.epochs * u.minibatches, (), {update.MICROBATCHES: microbatches}, 3 * forward_flops / u.minibatches)]
+
+
+def _batch(setup: train.Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
+  """Shapes of what a step learns from."""
+  learn, u, M, R = setup.meshes[0], setup.update, lengths['tasks'], lengths['rollouts']
+  P, C = setup.sample.prompt_length, setup.sample.completion_length
+  with jax.set_mesh(learn):
+    shape = update.microbatch_shape(P, C, R / M, u)
+  most = pack.max_microbatches(R, P + C - 1, minibatches=u.minibatches, shape=shape)
+  of = jax.ShapeDtypeStruct
+  rows = lambda n, width: of((most, shape.shards * n, width), jnp.int32)
+  apart = types.Rows(rows(shape.rows, shape.row_length), rows(shape.rows, shape.row_length),
+                     rows(1, shape.tokens)) if shape.shared else None
+  rollouts = types.Rollouts(
+      types.Prompts(of((M, P), jnp.int32), of((M,), jnp.int32), of((M,), jnp.int32)),
+      task_R=of((R,), jnp.int32), token_RC=of((R, C), jnp.int32), logp_RC=of((R, C), jnp.float32),
+      length_R=of((R,), jnp.int32), ended_R=of((R,), jnp.int32), decode_steps=of((), jnp.int32))
+  tokens = _abstract(learn, update._gather, rollouts, pack.Microbatch(
+      rows(1, shape.tokens), rows(1, shape.tokens), apart))
+  experience = _abstract(learn, lambda rollouts, reward_R: update._experience(rollouts, reward_R, u),
+                         rollouts, of((R,), jnp.float32))
+  return (_at(tokens, NamedSharding(learn, PartitionSpec(None, sharding.ROWS))),
+          _at(experience, NamedSharding(learn, PartitionSpec())))
+
+
+def _microbatches(setup: train.Setup, lengths: dict[str, float], devices: int) -> int:
+  """How many of an update rollouts of mean length fill, all of them kept: of one device's share."""
+  R = -(-lengths['rollouts'] // (setup.update.minibatches * devices))
+  group = max(round(lengths['rollouts'] / lengths['tasks']), 1)
+  shape = update.microbatch_shape(
+      setup.sample.prompt_length, setup.sample.completion_length, group, setup.update)
+  most = pack.max_microbatches(R, lengths['prompt'] + lengths['completion'] - 1, minibatches=1, shape=shape)
+  packed = pack.segments(
+      np.arange(R) // group, np.full(R, lengths['prompt'] - 1), np.full(R, lengths['completion']),
+      np.zeros(R, int), minibatches=1, microbatches=most, shape=shape)
+  return int(packed.first[-1])
+
+
+# Their compilation.
+
+
+def _compile(program: Program) -> tuple[jax.stages.Compiled | None, int, float]:
+  """A program; the bytes that it would need where those are more than there are; and seconds taken."""
+  started = time.monotonic()
+  try:
+    with jax.set_mesh(program.mesh):
+      compiled = program.function.lower(*program.args).compile()
+  except jax.errors.JaxRuntimeError as error:
+    found = re.search(r'Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)', str(error))
+    if 'RESOURCE_EXHAUSTED' not in str(error) or not found:
+      raise
+    size, unit = [x for x in found.groups() if x]
+    return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit]), time.monotonic() - started
+  return compiled, 0, time.monotonic() - started
+
+
+def measure(program: Program, chip: resources.Chip, efficiency: float) -> Phase:
+  """Compiles a program and says what it takes."""
+  compiled, needed, compile_seconds = _compile(program)
+  arguments = _bytes([x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
+  phase = Phase(
+      phase=program.phase, times=program.times, argument_bytes=arguments, output_bytes=0, temp_bytes=None,
+      beside_bytes=_bytes(program.beside), peak_bytes=needed + _bytes(program.beside),
+      hbm_bytes=chip.hbm_bytes, fits=False, useful_flops=program.useful_flops / program.mesh.size,
+      executed_flops=None, collectives=[], seconds=None, compile_seconds=round(compile_seconds, 1))
+  if compiled is None:
+    return phase
+  memory = compiled.memory_analysis()
+  output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + phase.beside_bytes
+  counts = hlo.count(compiled.as_text(), program.mesh.shape, program.trips)
+  executed = counts.flops + program.attention_flops / program.mesh.size + sum(
+      n * resources.kernel_flops(name, shapes) for (name, shapes), n in counts.kernels.items())
+  sent = sum(moved.bytes for moved in counts.collectives.values())
+  return phase._replace(
+      argument_bytes=memory.argument_size_in_bytes, output_bytes=output,
+      temp_bytes=memory.temp_size_in_bytes, peak_bytes=peak, fits=peak <= chip.hbm_bytes,
+      executed_flops=executed,
+      collectives=[{'kind': kind, 'axes': list(axes), 'bytes': moved.bytes, 'count': moved.count}
+                   for (kind, axes), moved in sorted(counts.collectives.items())],
+      seconds=max(executed / chip.flops, program.read_bytes / chip.hbm_bytes_per_s,
+                  sent / chip.ici_bytes_per_s) / efficiency)
+
+
+def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Assumed(),
+        phases: Sequence[str] = ()) -> dict[str, Any]:
+  """What a config takes on a slice: a report, as JSON has it.
+
+  Args:
+    phases: those to compile; (): all.
+
+  Returns: fits; phases, {name: Phase as a dict}; and of a step of all chips tokens, seconds, dollars and the
+    share of the chips' peak that useful FLOPs are (None where a program does not fit).
+  """
+  found, chip = setup(config, topology), resources.chip(topology)
+  wanted = [p for p in programs(found, assumed) if not phases or p.phase in phases]
+  # Compilers run beside each other as far as there are cores.
+  with processes.progress(f'compile for {topology}', 0, len(wanted), unit='program') as bar, \
+      concurrent.futures.ThreadPoolExecutor(2) as pool:
+    tasks = [pool.submit(measure, program, chip, assumed.efficiency) for program in wanted]
+    for _ in concurrent.futures.as_completed(tasks):
+      bar.update()
+  measured = [task.result() for task in tasks]
+  learn, samples = found.meshes
+  fits = all(phase.fits for phase in measured)
+  report = {
+      'topology': topology, 'chips': learn.size, 'chip': chip._asdict(), 'assumed': assumed._asdict(),
+      'mesh': {'learn': dict(learn.shape), 'sample': dict(samples.shape)}, 'fits': fits,
+      'phases': {phase.phase: phase._asdict() for phase in measured},
+      'tokens_per_step': config.alloc.rollouts_per_step * (
+          assumed.mean_completion or found.sample.completion_length)}
+  seconds = useful = None
+  if all(phase.seconds is not None for phase in measured):
+    seconds = sum(phase.times * phase.seconds for phase in measured)
+    useful = sum(phase.times * phase.useful_flops for phase in measured) / seconds / chip.flops
+  return report | {
+      'seconds_per_step': seconds, 'useful_share_of_peak': useful,
+      'dollars_per_step': seconds and seconds * learn.size * chip.dollars_per_hour / 3600}
+
+
+def table(report: dict[str, Any]) -> str:
+  """A report as text."""
+  giga = lambda x: '-' if x is None else f'{x / 1e9:.2f}'
+  mesh = lambda shape: ' x '.join(f'{axis} {n}' for axis, n in shape.items())
+  assumed, phases = report['assumed'], report['phases'].values()
+  lines = [f'{report["topology"]}: {report["chips"]} chips of {report["chip"]["hbm_bytes"] / 1e9:.1f} GB; learns on '
+           f'{mesh(report["mesh"]["learn"])}, samples on {mesh(report["mesh"]["sample"])}', '',
+           'a chip, GB    arguments   output   temporaries   beside     peak      fits']
+  for p in phases:
+    lines.append(f'{p["phase"]:<12}{giga(p["argument_bytes"]):>11}{giga(p["output_bytes"]):>9}'
+                 f'{giga(p["temp_bytes"]):>14}{giga(p["beside_bytes"]):>9}{giga(p["peak_bytes"]):>9}'
+                 f'{"yes" if p["fits"] else "NO":>10}')
+  lines += ['', 'a chip, a run     TFLOP useful   executed   GB sent   seconds   a step']
+  for p in phases:
+    sent = sum(moved['bytes'] for moved in p['collectives'])
+    number = lambda x, scale: '-' if x is None else f'{x / scale:.2f}'
+    lines.append(f'{p["phase"]:<12}{number(p["useful_flops"], 1e12):>18}{number(p["executed_flops"], 1e12):>11}'
+                 f'{sent / 1e9:>10.2f}{number(p["seconds"], 1):>10}{p["times"]:>8} x')
+  lines += ['', 'sent by a chip, a run']
+  for p in phases:
+    for moved in p['collectives']:
+      lines.append(f'{p["phase"]:<12}{moved["kind"]:<20}{" x ".join(moved["axes"]):<16}'
+                   f'{moved["bytes"] / 1e9:>9.3f} GB in {moved["count"]:,.0f}')
+  lengths = ', '.join(f'{name.removeprefix("mean_")}s of {n or "full length"}{" tokens" if n else ""}'
+                      for name, n in assumed.items() if name != 'efficiency')
+  if report['seconds_per_step'] is not None:
+    lines += ['', f'a step: {report["tokens_per_step"]:,} tokens sampled in {report["seconds_per_step"]:.0f} s, '
+                  f'${report["dollars_per_step"]:.2f}; useful FLOPs {report["useful_share_of_peak"]:.1%} of peak '
+                  f'(arithmetic: {lengths}, at {assumed["efficiency"]:.0%} of the chips\' peaks)']
+  return '\n'.join(lines)
+
+
+# What would fit.
+
+
+class _Choice(NamedTuple):
+  """Knobs to try, by how long a step would take, and what each costs in memory: more of it, more memory."""
+
+  seconds: float
+  overrides: dict[str, Any]
+  need: tuple[float, ...]
+
+
+_SAMPLES, _LEARNS = ('reshard', 'sample', 'evaluate'), ('score', 'reference', 'update')
+# Numbers of a token and layer that the backward pass finds at the least.
+_SAVED = {
+    'full': lambda c: c.width,
+    'attention': lambda c: c.width + c.num_heads * c.head_width,
+    'dots': lambda c: 3 * c.width + 2 * (c.num_heads + c.num_kv_heads) * c.head_width + 2 * c.hidden_width,
+    'none': lambda c: 4 * c.width + 3 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * c.hidden_width}
+# Forward passes of matrices, of an update's three and what is computed again.
+_PASSES = {'full': 4.0, 'attention': 4.0, 'dots': 3.0, 'none': 3.0}
+
+
+def overridden(config: ml_collections.ConfigDict, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
+  """A config with other knobs: {'sample.slots': 16}."""
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Assumed(),
+            phases: Sequence[str] = ()) -> dict[str, Any] | None:
+  """Overrides of a few knobs, of the fastest by arithmetic that fits by the compiler.
+
+  Sampler and update are looked at apart: of the first mesh.sample_model and sample.slots, of the second
+  mesh.model, policy.remat and pack.microbatch_rows. Choices that need no less than one that did not
+  fit are left out.
+
+  Args:
+    phases: those that do not fit, whose knobs alone are looked at; (): all.
+
+  Returns {} where nothing need change, None where nothing fits.
+  """
+  found: dict[str, Any] = {}
+  # The update first: its mesh bounds the sampler's.
+  for choices, names in ((_updates, _LEARNS), (_samplers, _SAMPLES)):
+    if phases and not set(names) & set(phases):
+      continue
+    failed, fitting = [], None
+    for choice in sorted(choices(overridden(config, found), topology, assumed), key=lambda x: x.seconds):
+      if any(all(x >= y for x, y in zip(choice.need, other.need)) for other in failed):
+        continue
+      tried = overridden(config, found | choice.overrides)
+      if run(tried, topology, assumed, names)['fits']:
+        fitting = choice.overrides
+        break
+      failed.append(choice)
+    if fitting is None:
+      return None
+    found |= fitting
+  flat = config.to_dict()
+  return {name: x for name, x in found.items() if flat[name.partition('.')[0]][name.partition('.')[2]] != x}
+
+
+def advice(report: dict[str, Any]) -> str:
+  """What to do, of a report with a suggestion."""
+  overrides = report['suggestion']
+  if overrides is None:
+    return (f'nothing fits {report["topology"]}: take a larger slice, or a smaller alloc.rollouts_per_step, '
+            'sample.completion_length or pack.row_length')
+  if not overrides:
+    return f'fits {report["topology"]} as it is, and the fastest that does'
+  return f'fits {report["topology"]}: ' + ' '.join(f'--config.{name}={x}' for name, x in overrides.items())
+
+
+def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
+  """Samplers whose weights and caches alone would leave room, with the time that memory takes to read them."""
+  chip, base = resources.chip(topology), setup(config, topology)
+  c, (learn, _) = base.policy, base.meshes
+  copy = learn.size // learn.shape['data']
+  state = _bytes(next(p for p in programs(base, assumed) if p.phase == 'sample').beside)
+  P, C = base.sample.prompt_length, base.sample.completion_length
+  prompt, completion = assumed.mean_prompt or P, assumed.mean_completion or C
+  for model in (m for m in range(1, copy + 1) if copy % m == 0 and not sharding.misfit(c, 1, m)):
+    shards = learn.size // model
+    rollouts, tasks = -(-config.alloc.rollouts_per_step // shards), -(-config.tasks.per_step // shards) + 1
+    if rollouts * shards > 2 * config.alloc.rollouts_per_step:
+      continue
+    heads = c.num_kv_heads / math.lcm(c.num_kv_heads, model) * model
+    column = resources.column_bytes(c, base.sample.cache) / heads
+    weights = 2 * (c.num_layers * resources.layer_weights(c) + (2 - c.tie_embeddings) * c.vocab_size * c.width
+                   ) / model
+    for slots in {min(2 ** i, rollouts) for i in range(2, 10)}:
+      if state + weights + column * (slots * C + tasks * P) > chip.hbm_bytes:
+        continue
+      read = weights + slots * (prompt + completion / 2) * column
+      words = 4 * slots * c.vocab_size * (model - 1) / model  # logits are made whole
+      seconds = max(rollouts / slots, 1) * completion * max(
+          read / chip.hbm_bytes_per_s, words / chip.ici_bytes_per_s)
+      yield _Choice(seconds, {'mesh.sample_model': model, 'sample.slots': slots}, (slots, -model))
+
+
+def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
+  """Updates whose state and saved activations alone would leave room, with the time of their FLOPs, or of the
+  parameters and gradients that they send."""
+  chip, n = resources.chip(topology), len(devices(topology))
+  data, most = config.mesh.data, config.alloc.rollouts_per_step
+  for model, rows, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16), policy.REMAT):
+    fsdp = n // data // model
+    overrides = {'mesh.fsdp': 0, 'mesh.model': model, 'pack.microbatch_rows': rows, 'policy.remat': remat}
+    try:
+      base = setup(overridden(config, overrides | {'mesh.sample_model': 0}), topology)
+    except ValueError:
+      continue
+    if rows * data * fsdp * base.update.minibatches > most and rows > 1:  # microbatches of padding
+      continue
+    (learn, _), c = base.meshes, base.trained
+    program = programs(base, assumed)[-1]
+    microbatches = program.trips[update.MICROBATCHES]
+    with jax.set_mesh(learn):
+      shape = update.microbatch_shape(base.sample.prompt_length, base.sample.completion_length,
+                                      config.alloc.rollouts_per_step / config.tasks.per_step, base.update)
+    tokens = shape.tokens * (1 if shape.shared else rows)
+    saved = tokens * c.num_layers * 2 * (c.width if remat == 'full' else _SAVED[remat](c) / model)
+    held = _bytes([x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
+    if held + saved > chip.hbm_bytes:
+      continue
+    weights = c.num_layers * resources.layer_weights(c) / model
+    sent = microbatches * 2 * weights * (4 if _PASSES[remat] > 3 else 3) * (fsdp > 1)
+    sent += microbatches * 4 * tokens * c.num_layers * c.width * 2 * (model > 1) * (_PASSES[remat] / 3)
+    flops = microbatches * tokens * 2 * _PASSES[remat] * (weights + c.width * c.vocab_size / model)
+    yield _Choice(max(flops / chip.flops, sent / chip.ici_bytes_per_s), overrides,
+                  (rows, list(_SAVED).index(remat), -model))

@@ -1,0 +1,132 @@
+"""metrics.jsonl -> summary.json and plots/*.png: what a run did, from its record alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+import numpy as np
+
+from kr_jax.record import metrics
+
+
+def write(workdir: str) -> dict[str, Any]:
+  """Writes <workdir>/summary.json and <workdir>/plots/*.png; returns the summary.
+
+  Raises:
+    ValueError: the workdir has no record of a step.
+  """
+  path = os.path.join(workdir, 'metrics.jsonl')
+  records = metrics.read(path)
+  steps = [r for r in records if 'reward_mean' in r]
+  evaluations = [r for r in records if 'reward_mean' not in r]
+  if not steps or not evaluations:
+    raise ValueError(f'{path} holds no step and evaluation to report; train first')
+  with open(os.path.join(workdir, 'config.json')) as file:
+    config = json.load(file)
+  summary = summarize(steps, evaluations, config)
+  save(os.path.join(workdir, 'summary.json'), summary)
+  _plot(workdir, steps, evaluations, _score_name(config))
+  return summary
+
+
+def _score_name(config: dict[str, Any]) -> str:
+  return f'avg@{config["evaluate"]["rollouts"]}'
+
+
+def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
+              config: dict[str, Any]) -> dict[str, Any]:
+  """The run in one object. Means and sums are over all steps; wall_s leaves the warm start out."""
+  score = _score_name(config)
+  column = lambda name: np.array([r[name] for r in steps], float)
+  first, last = evaluations[0], evaluations[-1]
+  return {
+      'rule': config['alloc']['preset'] or config['alloc']['rule'],
+      'seed': config['seed'],
+      'steps': len(steps),
+      'wall_s': max(steps[-1]['wall_s'], last['wall_s']),
+      f'{score}_first': first[f'eval/{score}'],
+      f'{score}_last': last[f'eval/{score}'],
+      f'{score}_last_stderr': last[f'eval/{score}_stderr'],
+      f'{score}_rise': last[f'eval/{score}'] - first[f'eval/{score}'],
+      'effective_gradient_ratio': float(column('effective_gradient_ratio').mean()),
+      'expected_gradient_ratio': float(column('expected_gradient_ratio').mean()),
+      'uniform_gradient_ratio': float(column('uniform_gradient_ratio').mean()),
+      'mixed_tasks': float(column('mixed_tasks').mean()),
+      'objective': float(column('objective').mean()),
+      'uniform_objective': float(column('uniform_objective').mean()),
+      'budget_min': int(column('budget_min').min()),
+      'budget_max': int(column('budget_max').max()),
+      'rollouts': int(column('rollouts_total').sum()),
+      'tokens_generated': int(column('tokens_generated').sum()),
+      'tokens_updated': int(column('tokens_updated').sum()),
+      'compile_count': int(steps[-1]['compile_count']),
+      'verifier_timeouts': int(column('verifier_timeouts').sum()),
+      'verifier_errors': int(column('verifier_errors').sum()),
+  }
+
+
+def save(path: str, tree: dict[str, Any]) -> None:
+  """Writes strict JSON, the whole file or none. Raises ValueError for a number that is not finite."""
+  with open(f'{path}.tmp', 'w') as file:
+    json.dump(tree, file, indent=1, allow_nan=False)
+    file.write('\n')
+  os.replace(f'{path}.tmp', path)
+
+
+def _plot(workdir: str, steps, evaluations, score: str) -> None:
+  directory = os.path.join(workdir, 'plots')
+  os.makedirs(directory, exist_ok=True)
+  for name, draw, records in (('success_by_difficulty', _success, evaluations),
+                              ('budgets', _budgets, steps), ('gradient_ratio', _ratio, steps)):
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout='constrained', dpi=120)
+    axes = figure.add_subplot()
+    axes.set_xlabel('step')
+    draw(figure, axes, records, score)
+    figure.savefig(os.path.join(directory, f'{name}.png'))
+
+
+def _success(figure, axes, evaluations, score: str) -> None:
+  x = [r['step'] for r in evaluations]
+  prefix, suffix = 'eval/difficulty_', f'/{score}'
+  difficulties = sorted(int(k[len(prefix):-len(suffix)]) for k in evaluations[0]
+                        if k.startswith(prefix) and k.endswith(suffix))
+  colors = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(difficulties)))
+  for difficulty, color in zip(difficulties, colors):
+    axes.plot(x, [r[f'{prefix}{difficulty}{suffix}'] for r in evaluations], color=color, lw=1,
+              label=f'difficulty {difficulty}')
+  y = np.array([r[f'eval/{score}'] for r in evaluations])
+  error = np.array([r[f'eval/{score}_stderr'] for r in evaluations])
+  axes.fill_between(x, y - error, y + error, color='black', alpha=0.15, lw=0)
+  axes.plot(x, y, color='black', lw=2.5, marker='o', ms=4, label='all (± standard error)')
+  axes.set(ylabel=f'{score} of held-out tasks', ylim=(0, 1), title='Success by difficulty')
+  figure.legend(loc='outside right center', frameon=False, fontsize=8)
+
+
+def _budgets(figure, axes, steps, _) -> None:
+  budget = np.array([r['budget_by_success_rate'] for r in steps], float).T  # None becomes NaN
+  last = steps[-1]['step'] + 1
+  image = axes.imshow(budget, origin='lower', aspect='auto', extent=(steps[0]['step'], last, 0, 1),
+                      interpolation='nearest', cmap='magma_r')
+  axes.set(ylabel='estimated success rate', title='Budgets by success rate (blank: no task there)')
+  figure.colorbar(image, label='mean rollouts of a task')
+
+
+def _ratio(figure, axes, steps, _) -> None:
+  x = [r['step'] for r in steps]
+  window = max(1, len(steps) // 15)
+  for name, label, color in (
+      ('effective_gradient_ratio', 'this run, observed', 'tab:blue'),
+      ('expected_gradient_ratio', 'this run, expected from the estimates', 'tab:green'),
+      ('uniform_gradient_ratio', 'uniform budgets, expected from the same estimates',
+       'tab:orange')):
+    y = np.array([r[name] for r in steps])
+    # A trailing mean: each point holds only what was known by its step.
+    mean = [y[max(0, i + 1 - window):i + 1].mean() for i in range(len(y))]
+    axes.plot(x, y, color=color, alpha=0.25, lw=0.8)
+    axes.plot(x, mean, color=color, lw=2, label=f'{label} (mean of {window} steps)')
+  axes.set(ylabel='rollouts in mixed groups / all', ylim=(0, 1), title='Effective gradient ratio')
+  axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,119 @@
+"""The commands as a user meets them, their tables and plots."""
+
+import json
+
+from matplotlib import image
+import numpy as np
+import pytest
+
+from kr_jax.allocation import allocate
+from kr_jax.allocation import simulate
+from kr_jax.allocation import worlds
+
+
+@pytest.mark.parametrize('text, names', [
+    ('[0.25]', ['rates.json']), ('[0, 1, 0.25]', ['rates.json']),
+    ('{"a": [0.25], "b": [1]}', ['a', 'b']),
+])
+def test_populations_of_the_user(tmp_path, text, names):
+  path = tmp_path / 'rates.json'
+  path.write_text(text)
+  populations = simulate.read_populations(str(path))
+  assert list(populations) == names
+  p_M = populations[names[0]].draw(np.random.default_rng(0), 50)
+  assert p_M.shape == (50,)
+  assert set(p_M) == set(np.ravel(json.loads(text) if names == ['rates.json'] else [0.25]))
+
+
+@pytest.mark.parametrize('text, match', [
+    ('0.5, 0.2', 'is not JSON .*write a list'),
+    ('[]', r"'rates\.json' must be a list of at least one success rate, not \[\]"),
+    ('{}', 'holds no population'),
+    ('3', 'must be a list'),
+    ('{"a": 0.5}', "'a' must be a list .*not 0.5"),
+    ('{"a": [0.5, 1.5]}', r"'a' has 1\.5 at place 1; success rates are numbers in \[0, 1\]"),
+    ('[0.5, -0.1]', r'has -0\.1 at place 1'),
+    ('[NaN]', 'has nan at place 0'),
+    ('["0.5"]', "has '0.5' at place 0"),
+    ('[true]', 'has True at place 0'),
+])
+def test_bad_populations_are_named(tmp_path, text, match):
+  path = tmp_path / 'rates.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=match):
+    simulate.read_populations(str(path))
+
+
+def test_a_population_that_is_not_there():
+  with pytest.raises(ValueError, match='nowhere.json: No such file'):
+    simulate.read_populations('nowhere.json')
+
+
+def test_never_is_said():
+  row = {'start': [0, 1], 'sigma': 0.0, 'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
+         'success_by_seed': {'uniform:std': np.array([[0.25, 0.5], [0.25, 0.75]])}}
+  table = simulate.learning_table([row])
+  assert '0.75 (0.50-1.00)' in table and 'in 1 of 2' in table and 'never' in table
+  assert '0.250 to' in table and '0.625' in table
+
+
+def test_budgets_are_plotted():
+  figure = simulate.plot_budgets([0.5, 0.1, 0.9], 12, nus=(1.0,))
+  axes, = figure.axes
+  lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+  assert list(lines) == ['uniform', "infogain (the paper's)", 'variance', 'snr, nu = 1']
+  np.testing.assert_array_equal(lines['uniform'], [4, 4, 4])
+  np.testing.assert_array_equal(lines['variance'],
+                                allocate.budgets([0.1, 0.5, 0.9], 12, value='variance'))
+  assert figure._repr_png_().startswith(b'\x89PNG')  # what a notebook asks for
+
+
+def test_static_command(tmp_path, capsys):
+  rates = tmp_path / 'rates.json'
+  rates.write_text('{"mine": [0.5, 0.25]}')
+  simulate.main(['static', '--debug', '--json', '--out', str(tmp_path / 'out'),
+                 '--populations', str(rates)])
+  out = capsys.readouterr().out.splitlines()
+  done = json.loads(out[-1])
+  assert done == json.loads((tmp_path / 'out' / 'static.json').read_text())
+  assert done['config']['repeats'] == 4
+  assert list(done['results']) == [*worlds.beta_populations(), 'mine']
+  assert any(line.startswith('  posterior - paper') for line in out)
+  assert image.imread(tmp_path / 'out' / 'budgets.png').std() > 0.02
+
+
+def test_learning_command(tmp_path, capsys):
+  simulate.main(['learning', '--debug', '--json', '--out', str(tmp_path / 'out'),
+                 '--start', '-1', '2', '--alignment', '0.4'])
+  out = capsys.readouterr().out.splitlines()
+  done = json.loads(out[-1])
+  assert done == json.loads((tmp_path / 'out' / 'learning.json').read_text())
+  assert [(row['start'], row['sigma']) for row in done['results']] == [([-1, 2], 0), ([-1, 2], 2)]
+  assert all(len(share) == 2 for row in done['results'] for share in row['share'].values())
+  assert image.imread(tmp_path / 'out' / 'learning.png').std() > 0.02
+
+
+@pytest.mark.parametrize('argv, named', [
+    (('static', '--populations', 'no.json'), 'error: --populations no.json: No such file'),
+    (('static', '--low', '0'), 'error: --low=0 must be at least 1'),
+    (('learning', '--method', 'mine'), "error: --method 'mine' is not"),
+])
+def test_bad_flags_are_short_errors(tmp_path, argv, named):
+  with pytest.raises(SystemExit) as stop:
+    simulate.main([*argv, '--debug', '--out', str(tmp_path)])
+  assert named in str(stop.value)
+
+
+def test_two_populations_of_one_name(tmp_path):
+  rates = tmp_path / 'rates.json'
+  rates.write_text('[0.5]')
+  with pytest.raises(SystemExit, match="two populations are named 'rates.json'"):
+    simulate.main(['static', '--debug', '--out', str(tmp_path), '--populations', str(rates),
+                   str(rates)])
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['static', '--help'], ['learning', '--help']])
+def test_help(argv, capsys):
+  with pytest.raises(SystemExit):
+    simulate.main(argv)
+  assert 'None' not in capsys.readouterr().out

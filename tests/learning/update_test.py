@@ -1,0 +1,850 @@
+"""The jitted, packed, microbatched updates against a loop over rollouts.
+
+The loop computes the loss of each token and its derivatives by the token's logp and entropy, by hand
+and in float64; JAX takes these on to the parameters, through the plain logits of rows of one rollout.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kr_jax import sharding
+from kr_jax import types
+from kr_jax.learning import grpo
+from kr_jax.learning import pack
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model.tokenizer import STOP
+from tests import grpo_test
+from tests import knobs
+
+POLICY = policy.Config(
+    vocab_size=7, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,
+    rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
+    dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
+CONFIG = knobs.updates(learning_rate=1e-2, max_grad_norm=1e9, row_length=24, microbatch_rows=2,
+                       prompt_sharing=0.6, temperature=0.8)
+P, C = 4, 5
+# By group: mixed, empty, one rollout, all right, all wrong, mixed.
+BUDGET_M = [4, 0, 1, 3, 2, 5]
+REWARD_R = np.array([1, 0, 0, 1] + [1] + [1, 1, 1] + [0, 0] + [0, 0, 1, 0, 0], np.float32)
+MIXED_R = np.repeat(np.array([True, False, False, False, False, True]), BUDGET_M)
+# An optimiser that adds gradients up and moves nothing.
+ADD_UP = optax.chain(optax.trace(decay=1.0), optax.scale(0.0))
+
+
+def make_rollouts(seed=0, budget_M=BUDGET_M):
+  """Ragged rollouts, among them a completion of one token (STOP) and one that nothing ends."""
+  rng = np.random.default_rng(seed)
+  M, R = len(budget_M), sum(budget_M)
+  length_M = rng.integers(1, P + 1, M).astype(np.int32)
+  length_R = rng.integers(1, C + 1, R).astype(np.int32)
+  length_R[0], length_R[1], length_R[10], length_R[11] = 1, C, 1, C
+  token_RC = rng.integers(2, 7, (R, C)).astype(np.int32)
+  token_RC[np.arange(R), length_R - 1] = STOP
+  token_RC[1, C - 1] = token_RC[11, C - 1] = 3
+  token_RC[np.arange(C)[None] >= length_R[:, None]] = 0
+  token_MP = rng.integers(2, 7, (M, P)).astype(np.int32)
+  token_MP[np.arange(P)[None] >= length_M[:, None]] = 0
+  return types.Rollouts(
+      prompts=types.Prompts(token_MP, length_M, np.arange(M, dtype=np.int32)),
+      task_R=np.repeat(np.arange(M), budget_M).astype(np.int32), token_RC=token_RC,
+      # Off-policy by up to half a nat, so that some ratios are clipped on either side.
+      logp_RC=rng.uniform(-2.5, -1.5, (R, C)).astype(np.float32), length_R=length_R,
+      ended_R=np.where(token_RC[np.arange(R), length_R - 1] == STOP, 1, 2),
+      decode_steps=np.array(9))
+
+
+def by_rollout(rollouts, packed, x_BT):
+  """x_RC of x_BT of the targets of all microbatches; 0 where there is none."""
+  tokens = update.gather(rollouts, packed)
+  x_RC = np.zeros(np.shape(rollouts.token_RC), np.float32)
+  c_BT = tokens.position_BT - rollouts.prompts.length_M[
+      np.minimum(rollouts.task_R[tokens.rollout_BT], len(rollouts.prompts.length_M) - 1)] + 1
+  mask_BT = np.asarray(tokens.mask_BT)
+  x_RC[np.asarray(tokens.rollout_BT)[mask_BT], np.asarray(c_BT)[mask_BT]] = np.asarray(x_BT)[mask_BT]
+  return x_RC
+
+
+def params_of(seed=0, policy_config=POLICY):
+  """On the host, as updates donate their state."""
+  return jax.tree.map(lambda x: 2 * np.array(x), policy.init(policy_config, jax.random.key(seed)))
+
+
+def state_of(config=CONFIG):
+  return update.init(params_of(), jax.random.key(1), config)
+
+
+def rows(rollouts):
+  """Each rollout's prompt and completion in a row of its own."""
+  row_RT = np.zeros((len(rollouts.task_R), P + C), np.int32)
+  for r, m in enumerate(rollouts.task_R):
+    n = rollouts.prompts.length_M[m]
+    row_RT[r, :n] = rollouts.prompts.token_MP[m, :n]
+    row_RT[r, n:n + C] = rollouts.token_RC[r, :P + C - n]
+  return row_RT
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def scored(policy_config, params, rollouts, row_RT, temperature):
+  """logp_RC and entropy_RC of every completion, each alone in its row."""
+  logits_RTV = policy.logits(policy_config, params, row_RT) / temperature
+  at_RC = (rollouts.prompts.length_M[rollouts.task_R] - 1)[:, None] + jnp.arange(C)[None]
+  logp_RCV = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), at_RC[..., None], axis=1)
+  entropy_RC = -jnp.sum(jnp.exp(logp_RCV) * logp_RCV, axis=2)
+  return jnp.take_along_axis(logp_RCV, rollouts.token_RC[..., None], axis=2)[..., 0], entropy_RC
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def pulled_back(policy_config, params, rollouts, row_RT, temperature, by_logp_RC, by_entropy_RC):
+  """The gradient by the parameters, from those by logp_RC and entropy_RC."""
+  _, pull = jax.vjp(lambda p: scored(policy_config, p, rollouts, row_RT, temperature), params)
+  return pull((by_logp_RC, by_entropy_RC))[0]
+
+
+class Loops(NamedTuple):
+  """What a loss is made of, token by token; 0 beyond a completion's end."""
+
+  loss_RC: np.ndarray
+  by_logp_RC: np.ndarray  # the derivative of the whole loss
+  by_entropy_RC: np.ndarray
+  low_RC: np.ndarray
+  high_RC: np.ndarray
+  log_ratio_RC: np.ndarray
+  kl_RC: np.ndarray
+  tis_RC: np.ndarray
+
+
+def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: grpo.Config) -> Loops:
+  logp_RC, entropy_RC, old_RC, ref_RC, sampler_RC = (
+      np.asarray(x, float) for x in (logp_RC, entropy_RC, old_RC, ref_RC, rollouts.logp_RC))
+  M = len(rollouts.prompts.length_M)
+  advantage_R = grpo_test.advantage_by_loops(reward_R, rollouts.task_R, M, c.advantage)
+  weight_R = grpo_test.weights_by_loops(rollouts.task_R, rollouts.length_R, M, c.weight, c.aggregate, C)
+  x = Loops(*np.zeros((len(Loops._fields), *logp_RC.shape)))
+  for r, n in enumerate(rollouts.length_R):
+    log_ratio_C = [logp_RC[r, i] - old_RC[r, i] for i in range(n)]
+    if c.loss == 'gspo':
+      log_ratio_C = [sum(log_ratio_C) / n] * n
+    for i in range(n):
+      logp, w = logp_RC[r, i], weight_R[r]
+      loss, by_ratio, by_logp, x.low_RC[r, i], x.high_RC[r, i] = grpo_test.loss_by_hand(
+          np.exp(log_ratio_C[i]), logp, advantage_R[r], c)
+      x.log_ratio_RC[r, i] = log_ratio_C[i]
+      x.tis_RC[r, i] = min(np.exp(old_RC[r, i] - sampler_RC[r, i]), c.tis_cap) if c.tis_cap else 1
+      x.loss_RC[r, i] += w * x.tis_RC[r, i] * loss
+      x.by_logp_RC[r, i] += w * x.tis_RC[r, i] * by_logp
+      # The ratio of a rollout is moved by each of its tokens.
+      moved = range(n) if c.loss == 'gspo' else [i]
+      for j in moved:
+        x.by_logp_RC[r, j] += w * x.tis_RC[r, i] * by_ratio / len(moved)
+      if c.kl_coef:
+        d = ref_RC[r, i] - logp
+        x.kl_RC[r, i] = -d if c.kl == 'k1' else np.exp(d) - 1 - d
+        x.loss_RC[r, i] += w * c.kl_coef * x.kl_RC[r, i]
+        x.by_logp_RC[r, i] += w * c.kl_coef * (-d if c.kl == 'k1' else 1 - np.exp(d))
+      x.loss_RC[r, i] -= w * c.entropy_coef * entropy_RC[r, i]
+      x.by_entropy_RC[r, i] -= w * c.entropy_coef
+  return x
+
+
+def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=None, kept_R=MIXED_R,
+              times=1, policy_config=POLICY):
+  """Loss and gradient of the kept rollouts, `times` over, and what update.summarize says of them.
+
+  old_RC: None for what one update has: the sampler's log-probabilities, or with tis_cap the policy's.
+  """
+  of = lambda params: scored(policy_config, params, rollouts, rows(rollouts), config.temperature)
+  logp_RC, entropy_RC = of(params)
+  if old_RC is None:
+    old_RC = logp_RC if config.grpo.tis_cap else rollouts.logp_RC
+  ref_RC = of(ref_params)[0] if ref_params else logp_RC
+  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, config.grpo)
+  if config.grpo.kl_coef or config.grpo.entropy_coef:
+    kept_R = kept_R | np.ones(len(reward_R), bool)
+  cotangents = (np.float32(times * kept_R[:, None] * y) for y in (x.by_logp_RC, x.by_entropy_RC))
+  gradient = pulled_back(policy_config, params, rollouts, rows(rollouts), config.temperature,
+                         *cotangents)
+  token_RC = kept_R[:, None] & (np.arange(C)[None] < rollouts.length_R[:, None])
+  mean = lambda y_RC: np.asarray(y_RC, float)[token_RC].mean()
+  record = {'loss': times * x.loss_RC[kept_R].sum(), 'grad_norm': float(optax.tree.norm(gradient)),
+            'tokens_updated': token_RC.sum(), 'policy_entropy': mean(entropy_RC),
+            'logp_error': mean(np.abs(logp_RC - rollouts.logp_RC)),
+            'clip_fraction_low': mean(x.low_RC), 'clip_fraction_high': mean(x.high_RC)}
+  if config.grpo.kl_coef:
+    record['kl'] = mean(x.kl_RC)
+  if config.grpo.tis_cap:
+    record['tis_weight'] = mean(x.tis_RC)
+  return gradient, record, x.log_ratio_RC[token_RC]
+
+
+def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_config=POLICY, mesh=None):
+  """The sum of the gradients of a batch's updates where they move nothing, their record, the state."""
+  with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
+    config = config._replace(weight_decay=0.125)  # a mark: programs compiled here stay here
+    state = update.init(params_of() if trained is None else trained, jax.random.key(1), config)
+    if mesh is not None:
+      state, base = (jax.device_put(x, sharding.of(mesh, x)) for x in (state, base))
+    state, measured = update.step(state, rollouts, reward_R, base, policy_config, config)
+  return state.opt_state[0].trace, update.summarize(measured), state
+
+
+def padded(rollouts, reward_R, more=3):
+  """The same step with `more` rows beyond its rollouts."""
+  pad = lambda x, value=0: np.concatenate([x, np.full((more, *x.shape[1:]), value, x.dtype)])
+  return rollouts._replace(
+      task_R=pad(rollouts.task_R, len(BUDGET_M)), token_RC=pad(rollouts.token_RC),
+      logp_RC=pad(rollouts.logp_RC), length_R=pad(rollouts.length_R), ended_R=pad(rollouts.ended_R)
+  ), pad(reward_R)
+
+
+def assert_close(tree, other, tolerance=1e-5):
+  scale = max(float(np.max(np.abs(x))) for x in jax.tree.leaves(other))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * scale), tree, other)
+
+
+def assert_record(record, want, log_ratio):
+  for name, x in want.items():
+    assert record[name] == pytest.approx(x, rel=1e-5, abs=1e-7), name
+  for name, q in (('ratio_p01', 0.01), ('ratio_p50', 0.5), ('ratio_p99', 0.99)):
+    exact = np.quantile(log_ratio, q, method='inverted_cdf')
+    assert np.log(record[name]) == pytest.approx(exact, rel=0.1, abs=1e-4), name
+
+
+def varied(config, **knobs):
+  """A config with knobs of its loss, or its own, changed."""
+  of_loss = {k: knobs.pop(k) for k in grpo.Config._fields if k in knobs}
+  return config._replace(grpo=config.grpo._replace(**of_loss), **knobs)
+
+
+def base_of(config, policy_config=POLICY):
+  """Another policy, where the loss reads one."""
+  return params_of(5, policy_config) if config.grpo.kl_coef else {}
+
+
+# One update.
+
+slow = pytest.mark.slow
+KL = {'kl_coef': 0.5}
+VARIANTS = {
+    'grpo': {},
+    'gspo and all': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08, 'advantage': 'loo',
+                     'weight': 'sqrt', 'aggregate': 'rollout', 'kl': 'k1', 'kl_coef': 0.3,
+                     'entropy_coef': 0.2},
+    'cispo and all': {'loss': 'cispo', 'advantage': 'mean', 'weight': 'task', 'aggregate': 'constant',
+                      'kl': 'k3', 'kl_coef': 0.3, 'tis_cap': 1.2},
+}
+ONE_BY_ONE = {
+    **{f'{w} {a}': {'weight': w, 'aggregate': a} for w in grpo.WEIGHTS for a in grpo.AGGREGATES
+       if (w, a) != ('rollout', 'token')},
+    'loo': {'advantage': 'loo'}, 'mean': {'advantage': 'mean'}, 'dual clip': {'dual_clip': 1.4},
+    'gspo': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08}, 'cispo': {'loss': 'cispo'},
+    'k1': {'kl': 'k1', **KL}, 'k3': {'kl': 'k3', **KL}, 'entropy': {'entropy_coef': 0.5},
+    'kl and entropy': {'entropy_coef': 0.5, **KL}, 'tis': {'tis_cap': 1.2},
+    'tis and gspo': {'tis_cap': 1.2, 'loss': 'gspo'}, 'tis and old': {'tis_cap': 1.2, 'epochs': 2},
+    'tis and k3': {'tis_cap': 1.2, 'epochs': 2, **KL},
+}
+
+
+@pytest.mark.parametrize('changed, beyond', [
+    *(pytest.param(x, 3 if x else 0, id=name, marks=slow if 'cispo' in name else ())
+      for name, x in VARIANTS.items()),
+    *(pytest.param(x, 0, id=name, marks=slow) for name, x in ONE_BY_ONE.items())])
+def test_loss_and_gradient_equal_a_loop_over_rollouts(changed, beyond):
+  """And rows beyond the rollouts change nothing."""
+  config = varied(CONFIG, **changed)
+  rollouts, base = make_rollouts(), base_of(config)
+  want, record, log_ratio = reference(params_of(), rollouts, REWARD_R, config, ref_params=base)
+  got, recorded, _ = gradient_of(config, *padded(rollouts, REWARD_R, beyond), base=base)
+  # Nothing moves between epochs: their gradients are the same.
+  assert_close(got, jax.tree.map(lambda g: config.epochs * np.asarray(g), want))
+  record['tokens_updated'] *= config.epochs
+  assert_record(recorded, record, log_ratio)
+  assert set(recorded) == {*record, 'padding_waste', 'attention_waste', 'ratio_p01', 'ratio_p50',
+                           'ratio_p99'}
+  if not config.grpo.tis_cap:
+    assert 0 < recorded['clip_fraction_low'] < 1 and 0 < recorded['clip_fraction_high'] < 1
+  else:
+    assert recorded['ratio_p01'] == pytest.approx(1, abs=2e-4)  # of the policy to itself
+    assert 0.6 < recorded['tis_weight'] < 1.2
+
+
+def test_a_dual_bound_bites_at_high_ratios_of_wrong_rollouts():
+  """The variant above would be void where no ratio reaches it."""
+  rollouts = make_rollouts()
+  _, plain, log_ratio = reference(params_of(), rollouts, REWARD_R, CONFIG)
+  _, bounded, _ = reference(params_of(), rollouts, REWARD_R, varied(CONFIG, dual_clip=1.4))
+  assert bounded['clip_fraction_high'] > plain['clip_fraction_high']
+  assert log_ratio.min() < np.log(0.8) and log_ratio.max() > np.log(1.4)
+
+
+WASTES = ('padding_waste', 'attention_waste')
+RICH = varied(CONFIG, loss='gspo', clip_low=0.05, clip_high=0.08, aggregate='rollout', tis_cap=1.5,
+              kl_coef=0.3, entropy_coef=0.2, minibatches=2)
+
+
+def name(x) -> str:
+  """Of a parameter of a test."""
+  return {str(CONFIG): 'grpo', str(RICH): 'rich'}.get(str(x), str(x))
+
+
+@slow
+@pytest.mark.parametrize('config, row_length, microbatch_rows, prompt_sharing', [
+    *((RICH, *shape) for shape in ((8, 1, 1), (24, 7, 1), (24, 2, 1), (135, 1, 1), (8, 7, 0.5),
+                                   (40, 3, 0.3), (135, 1, 0.9))),
+    (CONFIG, 24, 7, 1), (CONFIG, 40, 3, 0.3)], ids=name)
+def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_rows, prompt_sharing):
+  """8 is the longest: one rollout a row. 135 holds all in one."""
+  rollouts = make_rollouts()
+  base = base_of(config)
+  want, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
+  config = config._replace(row_length=row_length, microbatch_rows=microbatch_rows, prompt_sharing=prompt_sharing)
+  got, recorded, _ = gradient_of(config, rollouts, REWARD_R, base=base)
+  assert_close(got, want)
+  for name in ('loss', 'tokens_updated', 'policy_entropy', 'clip_fraction_high', 'clip_fraction_low'):
+    assert recorded[name] == pytest.approx(record[name], rel=1e-5), name
+  assert any(recorded[name] != record[name] for name in WASTES)
+
+
+def test_rollouts_without_an_advantage_change_nothing_whether_dropped_or_kept():
+  rollouts = make_rollouts()
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  with mock.patch.object(update, 'pack_mixed', lambda rollouts, reward_R, config: update.pack_rollouts(
+      rollouts, np.ones(len(reward_R), bool), config)):
+    got, recorded, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  assert_close(got, want)
+  assert recorded['tokens_updated'] == rollouts.length_R.sum() > record['tokens_updated']
+
+
+@slow
+@pytest.mark.parametrize('remat', [name for name in policy.REMAT if name != 'none'])
+def test_what_is_computed_twice_changes_no_gradient(remat):
+  rollouts = make_rollouts()
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  got, recorded, _ = gradient_of(CONFIG, rollouts, REWARD_R,
+                                 policy_config=dataclasses.replace(POLICY, remat=remat))
+  assert_close(got, want, 1e-6)
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-6)
+
+
+@slow
+def test_bfloat16_is_of_the_computation_alone():
+  rollouts = make_rollouts()
+  policy_config = dataclasses.replace(POLICY, dtype='bfloat16')
+  want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
+  got, recorded, state = gradient_of(CONFIG, rollouts, REWARD_R, policy_config=policy_config)
+  assert {x.dtype for x in jax.tree.leaves((got, state.params))} == {np.dtype('float32')}
+  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
+  logp_BT = update.logps(params_of(), {}, update.gather(rollouts, packed), packed.first[-1], policy_config,
+                         CONFIG)
+  assert logp_BT.dtype == jnp.float32
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=0.02)
+  cosine = optax.tree.vdot(got, want) / optax.tree.norm(got) / optax.tree.norm(want)
+  assert 0.99 < cosine < 1 - 1e-7
+
+
+# Adapters.
+
+
+LORA = dataclasses.replace(POLICY, lora_rank=3, lora_alpha=6.0)
+MATRICES = {'q': 'D NH', 'k': 'D KH', 'v': 'D KH', 'o': 'NH D', 'gate': 'D F', 'up': 'D F',
+            'down': 'F D'}
+
+
+def by_the_chain_rule(by_merged, adapters):
+  """Of y = x (W + s A B), s = 6 / 3: dA = s dW B^T and dB = s A^T dW."""
+  gradient = {}
+  for name, letters in MATRICES.items():
+    i, o = letters.split()
+    a, b = (np.asarray(adapters[f'{name}_lora_{x}']) for x in (f'{i}A', f'A{o}'))
+    flat = lambda x, axes: x.reshape(x.shape[0], int(np.prod(x.shape[1:1 + axes])), -1)
+    a_LIA, b_LAO, dw_LIO = (
+        flat(np.asarray(x), n) for x, n in ((a, len(i)), (b, 1), (by_merged[f'{name}_{i}{o}'], len(i))))
+    gradient[f'{name}_lora_{i}A'] = 2 * (dw_LIO @ b_LAO.transpose(0, 2, 1)).reshape(a.shape)
+    gradient[f'{name}_lora_A{o}'] = 2 * (a_LIA.transpose(0, 2, 1) @ dw_LIO).reshape(b.shape)
+  return {'layers': gradient}
+
+
+@pytest.mark.parametrize('changed', [
+    pytest.param({}, marks=slow), pytest.param({'kl_coef': 0.3}, marks=slow),
+    pytest.param({'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1}, marks=slow)], ids=str)
+def test_adapters_alone_learn_and_by_the_chain_rule(changed):
+  config = varied(CONFIG, b1=0.5, **changed)
+  rollouts = make_rollouts()
+  trained, base = policy.split(LORA, params_of(0, LORA))
+  rng = np.random.default_rng(0)
+  trained = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), trained)
+  before = jax.tree.map(np.array, (trained, base))
+  merged = jax.tree.map(np.array, policy.merge(LORA, trained, base))
+  by_merged, record, _ = reference(merged, rollouts, REWARD_R, config, ref_params=base)
+  state = update.init(trained, jax.random.key(0), config)
+  # No moments of what is not trained.
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  counters = [x for x in jax.tree.leaves(state.opt_state) if x.ndim == 0]
+  assert size(state.opt_state) == 2 * size(trained) + size(counters)
+  assert size(counters) <= 16
+  state, measured = update.step(state, rollouts, REWARD_R, base, LORA, config)
+  # Adam's first moment is (1 - b1) g.
+  got = jax.tree.map(lambda m: m / 0.5, state.opt_state[1][0].mu)
+  assert_close(got, by_the_chain_rule(by_merged['layers'], trained['layers']))
+  assert measured[0]['loss'] == pytest.approx(record['loss'], rel=1e-5)
+  assert jax.tree.structure(state.params) == jax.tree.structure(trained)
+  jax.tree.map(lambda x, y: np.testing.assert_array_less(1e-4, np.abs(np.asarray(x) - y).max()),
+               state.params, before[0])
+  jax.tree.map(np.testing.assert_array_equal, base, before[1])
+
+
+# A mesh.
+
+# Sizes that eight devices divide.
+WIDE = dataclasses.replace(POLICY, vocab_size=16, num_heads=8, num_kv_heads=8, hidden_width=32)
+MESHES = [{'fsdp': 8}, {'data': 2, 'fsdp': 2, 'model': 2}]  # of others three steps are in mesh_test.py
+
+
+@slow
+@pytest.mark.parametrize(
+    'axes, config', [*((axes, RICH) for axes in MESHES), (MESHES[-1], CONFIG)], ids=name)
+def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
+  config = config._replace(microbatch_rows=1)
+  rollouts = make_rollouts()
+  params, base = params_of(0, WIDE), base_of(config, WIDE)
+  want, record, _ = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
+                                policy_config=WIDE)
+  mesh = sharding.mesh(**axes)
+  with jax.set_mesh(mesh):
+    got, recorded, state = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
+                                       policy_config=WIDE, mesh=mesh)
+  assert_close(got, want)
+  for name in set(record) - set(WASTES):  # each device has prompts of its own
+    assert recorded[name] == pytest.approx(record[name], rel=1e-4, abs=1e-6), name
+  # And what is divided before is so afterwards: parameters, and what the optimiser keeps of them.
+  shards = axes.get('fsdp', 1) * axes.get('model', 1)
+  for tree in (state.params, got):
+    for name in ('q_DNH', 'o_NHD', 'gate_DF', 'down_FD'):
+      x = tree['layers'][name]
+      assert {s.data.size for s in x.addressable_shards} == {x.size // shards}, name
+    x = tree['embed_VD']
+    assert {s.data.size for s in x.addressable_shards} == {x.size // shards}
+  assert state.params['layers']['attention_norm_D'].sharding.is_fully_replicated
+
+
+def test_an_optimiser_begins_where_its_parameters_are():
+  mesh = sharding.mesh(fsdp=4, model=2)
+  params = params_of(0, WIDE)
+  with jax.set_mesh(mesh):
+    state = update.init(jax.device_put(params, sharding.of(mesh, params)), jax.random.key(0), CONFIG)
+  for x, wanted in zip(jax.tree.leaves(state.opt_state),
+                       jax.tree.leaves(sharding.of(mesh, state.opt_state)), strict=True):
+    assert x.sharding.is_equivalent_to(wanted, x.ndim)
+
+
+# Mini-batches and epochs.
+
+
+# With momentum, so that an update without a gradient would show; unlike Adam's, its updates are of the
+# gradient's size, so that they forgive the rounding of entries near 0.
+MOMENTUM = optax.sgd(3e-3, momentum=0.9)
+
+
+@pytest.fixture
+def momentum(monkeypatch):
+  monkeypatch.setattr(update, 'optimizer', lambda _: MOMENTUM)
+
+
+def marked(**knobs):
+  """Programs compiled with another optimiser stay with those who asked for it."""
+  return varied(CONFIG, weight_decay=0.25, **knobs)
+
+
+@pytest.mark.parametrize('changed', [
+    {'minibatches': 3, 'epochs': 2},
+    pytest.param({'minibatches': 3, 'epochs': 2, 'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1},
+                 marks=slow),
+    pytest.param({'minibatches': 2, 'epochs': 3, 'tis_cap': 1.2, 'loss': 'gspo'}, marks=slow),
+    pytest.param({'minibatches': 1, 'epochs': 2, 'loss': 'cispo'}, marks=slow)], ids=str)
+def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
+  """Each is of whole tasks at `minibatches` times their weight in the batch, and the old policy is that
+  of before. Of three mini-batches of two mixed tasks one is empty: it moves nothing, no momentum either.
+  """
+  config = marked(**changed)
+  rollouts, base = make_rollouts(), base_of(config)
+  params = params_of()
+  of = lambda params: scored(POLICY, params, rollouts, rows(rollouts), config.temperature)[0]
+  old_RC = of(params) if config.grpo.tis_cap else rollouts.logp_RC
+  all_kept = bool(config.grpo.kl_coef)
+  kept_R = np.ones(len(REWARD_R), bool) if all_kept else MIXED_R
+  length_R = rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R] - 1
+  minibatch_R = pack.assign(rollouts.task_R, length_R, kept_R, minibatches=config.minibatches)
+  opt_state, move = MOMENTUM.init(params), jax.jit(MOMENTUM.update)
+  losses, clipped, tokens = [], 0, 0
+  for _ in range(config.epochs):
+    for u in range(config.minibatches):
+      which_R = minibatch_R == u
+      if not which_R.any():
+        losses.append(0.0)
+        continue
+      gradient, record = minibatch_reference(params, rollouts, config, base, old_RC, which_R)
+      losses.append(record['loss'])
+      clipped += record['clip_fraction_high'] * record['tokens_updated']
+      tokens += record['tokens_updated']
+      updates, opt_state = move(gradient, opt_state, params)
+      params = optax.apply_updates(params, updates)
+  start = params_of()
+  state, measured = update.step(state_of(config), rollouts, REWARD_R, base, POLICY, config)
+  movement = lambda params: jax.tree.map(lambda a, b: np.asarray(a) - b, params, start)
+  assert_close(movement(state.params), movement(params), 1e-4)
+  np.testing.assert_allclose([m['loss'] for m in measured], losses, rtol=1e-4, atol=1e-6)
+  assert int(state.step) == 1
+  assert len(measured) == config.epochs * config.minibatches
+  if not all_kept and config.minibatches == 3:
+    assert [int(m['tokens_updated']) > 0 for m in measured] == [True, True, False] * config.epochs
+    assert_close(state.opt_state[0].trace, opt_state[0].trace, 1e-4)
+  record = update.summarize(measured)
+  assert record['tokens_updated'] == tokens == config.epochs * rollouts.length_R[kept_R].sum()
+  assert record['clip_fraction_high'] == pytest.approx(clipped / tokens, abs=1e-6)
+  # The policy has moved; what is said of the sampler is from before.
+  first_RC = (minibatch_R == 0)[:, None] & (np.arange(C)[None] < rollouts.length_R[:, None])
+  assert record['logp_error'] == pytest.approx(
+      np.abs(np.asarray(of(start)) - rollouts.logp_RC)[first_RC].mean(), rel=1e-4)
+
+
+def minibatch_reference(params, rollouts, config, base, old_RC, which_R):
+  """`reference`, of some rollouts whether they have an advantage or not."""
+  c = config.grpo
+  of = lambda params: scored(POLICY, params, rollouts, rows(rollouts), config.temperature)
+  logp_RC, entropy_RC = of(params)
+  ref_RC = of(base)[0] if base else logp_RC
+  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, REWARD_R, c)
+  scaled = lambda y: np.float32(config.minibatches * which_R[:, None] * y)
+  gradient = pulled_back(POLICY, params, rollouts, rows(rollouts), config.temperature,
+                         scaled(x.by_logp_RC), scaled(x.by_entropy_RC))
+  tokens = rollouts.length_R[which_R].sum()
+  return gradient, {'loss': config.minibatches * x.loss_RC[which_R].sum(), 'tokens_updated': tokens,
+                    'clip_fraction_high': x.high_RC[which_R].sum() / tokens}
+
+
+@slow
+@pytest.mark.parametrize('config', [CONFIG, RICH._replace(minibatches=1)], ids=['grpo', 'rich'])
+def test_the_gradients_of_minibatches_add_up_to_that_of_the_batch(config):
+  rollouts, base = make_rollouts(), base_of(config)
+  whole, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
+  parts, recorded, _ = gradient_of(config._replace(minibatches=3), rollouts, REWARD_R, base=base)
+  assert_close(parts, jax.tree.map(lambda g: 3 * g, whole))
+  assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-5)
+  assert recorded['tokens_updated'] == record['tokens_updated']
+
+
+def test_without_a_mixed_group_nothing_moves(momentum):
+  config = marked(minibatches=3, epochs=2)
+  rollouts = make_rollouts()
+  state, _ = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)  # gives momentum
+  before = jax.tree.map(np.array, (state.params, state.opt_state))
+  state, measured = update.step(state, rollouts, np.ones(len(MIXED_R), np.float32), {}, POLICY, config)
+  jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
+  assert int(state.step) == 2
+  record = update.summarize(measured)
+  assert record['tokens_updated'] == record['loss'] == record['grad_norm'] == 0
+  assert record['ratio_p50'] == 1 and record['padding_waste'] == record['logp_error'] == 0
+
+
+def test_one_program_serves_every_batch(momentum):
+  before = update._step._cache_size()
+  config = marked(minibatches=3, epochs=2)
+  state = state_of(config)
+  budgets = (BUDGET_M, [2, 2, 3, 3, 3, 2], [15, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 12])
+  for seed, budget_M in enumerate(budgets):
+    rollouts = make_rollouts(seed, budget_M)
+    for reward_R in (REWARD_R, np.zeros(len(REWARD_R), np.float32)):
+      state, _ = update.step(state, rollouts, reward_R, {}, POLICY, config)
+  assert update._step._cache_size() <= before + 1
+  assert int(state.step) == 8
+
+
+def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):
+  rollouts = make_rollouts()
+  of = lambda params: np.asarray(
+      scored(POLICY, params, rollouts, rows(rollouts), CONFIG.temperature)[0])
+  # On-policy: the old log-probabilities are the policy's own.
+  rollouts = rollouts._replace(logp_RC=of(params_of()))
+  config = marked(minibatches=3, epochs=2)
+  state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)
+  assert update.summarize(measured[:1])['clip_fraction_high'] == 0
+  assert update.summarize(measured)['logp_error'] < 1e-5
+  change_R = np.sum((of(state.params) - of(params_of()))
+                    * (np.arange(C)[None] < rollouts.length_R[:, None]), axis=1)
+  advantage_R = grpo_test.advantage_by_loops(REWARD_R, rollouts.task_R, len(BUDGET_M), 'std')
+  for task in (0, 5):
+    assert (advantage_R * change_R)[rollouts.task_R == task].sum() > 0.1
+
+
+# What is said of them.
+
+
+def test_summarize_by_hand():
+  """Two updates of 4 and of 6 tokens; the ratios are 1 but for one of e^0.1 in the second."""
+  ratios = np.zeros((2, 241), int)
+  ratios[0, 120], ratios[1, 120] = 4, 5
+  ratios[1, np.searchsorted(update._BOUNDS, 0.1)] = 1
+  first = {'loss': 0.5, 'grad_norm': 2.0, 'tokens_updated': 4, 'clipped_low': 1, 'clipped_high': 0,
+           'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0]}
+  second = {'loss': 1.5, 'grad_norm': 4.0, 'tokens_updated': 6, 'clipped_low': 2, 'clipped_high': 5,
+            'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1]}
+  record = update.summarize([first | {'padding_waste': 0.25, 'attention_waste': 0.5}, second])
+  quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
+  assert record == pytest.approx({
+      'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'attention_waste': 0.5,
+      'logp_error': 0.1, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5, 'policy_entropy': 0.7, 'kl': 0.1,
+      'tis_weight': 0.9})
+  assert {type(x) for x in record.values()} == {float, int}
+  assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
+  assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize('sigma', [0.001, 0.1, 2.0])
+def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
+  log_ratio = np.random.default_rng(0).normal(0.3 * sigma, sigma, 5000).astype(np.float32)
+  count = np.bincount(np.searchsorted(update._BOUNDS, log_ratio), minlength=len(update._BOUNDS) + 1)
+  for name, ratio in update.ratio_quantiles(count).items():
+    exact = np.quantile(log_ratio, int(name[-2:]) / 100, method='inverted_cdf')
+    assert np.log(ratio) == pytest.approx(exact, rel=0.1, abs=1e-4), name
+
+
+@pytest.mark.parametrize('prompt_sharing, tokens', [(1.0, 48), (0.6, 32)])
+def test_waste_is_of_what_is_computed(prompt_sharing, tokens):
+  """Whole microbatches of two rows of 24 places are, and of as many tokens or of a shared few."""
+  rollouts, config = make_rollouts(), CONFIG._replace(prompt_sharing=prompt_sharing)
+  _, record, _ = gradient_of(config, rollouts, REWARD_R)
+  packed = update.pack_mixed(rollouts, REWARD_R, config)
+  used = int(packed.first[-1])
+  prompt_R = rollouts.prompts.length_M[rollouts.task_R] - 1
+  places = (rollouts.length_R + prompt_R)[MIXED_R].sum()
+  assert record['attention_waste'] == pytest.approx(1 - places / (48 * used))
+  computed = tokens * used * (1 - record['padding_waste'])
+  own = rollouts.length_R[MIXED_R].sum()
+  if prompt_sharing == 1:
+    assert computed == pytest.approx(places)
+  else:  # A prompt is computed again where its task is parted.
+    assert own + prompt_R[0] + prompt_R[-1] <= computed + 1e-6 < places
+
+
+def test_a_prompt_is_computed_once_for_its_group():
+  """Of one task all 15 rollouts stand in one shard."""
+  rollouts = make_rollouts(0, [15])
+  config = CONFIG._replace(microbatch_rows=8)
+  packed = update.pack_rollouts(rollouts, np.ones(15, bool), config)
+  assert packed.first[-1] == 1
+  prompt = rollouts.prompts.length_M[0] - 1
+  assert prompt > 0
+  assert np.count_nonzero(packed.microbatches.rollout_BT >= 0) == prompt + rollouts.length_R.sum()
+
+
+# The noise of the gradient.
+
+
+def halves_of(verdict_R, task_R):
+  """Every other rollout of an outcome of a task; which half begins is not specified."""
+  half_R, seen = np.zeros(len(verdict_R), int), {0: 0, 1: 0}
+  for r, v in enumerate(verdict_R):
+    seen[int(v)] += 1
+    half_R[r] = seen[int(v)] % 2
+  return half_R
+
+
+def noise_by_loops(score_RG, verdict_R, task_R, sign_M):
+  """The docstring of update.gradient_noise, rollout by rollout. score_RG: of each the gradient."""
+  half_R = halves_of(verdict_R, task_R)
+  gradient, scale, squares = np.zeros((2, score_RG.shape[1])), np.zeros((2, len(sign_M))), 0.0
+  for m, h in np.ndindex(len(sign_M), 2):
+    group = [r for r in range(len(task_R)) if task_R[r] == m and half_R[r] == h]
+    for r in group:
+      others = [verdict_R[o] for o in group if o != r]
+      advantage = verdict_R[r] - np.mean(others) if others else 0.0
+      gradient[h] += sign_M[m] * advantage * score_RG[r]
+      scale[h, m] += advantage * verdict_R[r]
+      squares += advantage ** 2
+  signal, signal_scale = gradient[0] @ gradient[1], scale[0] @ scale[1]
+  if signal_scale == 0:
+    return np.zeros(4)
+  spread = np.sum((gradient[0] - gradient[1]) ** 2)
+  noise = spread - signal / signal_scale * np.sum((scale[0] - scale[1]) ** 2)
+  return np.array([signal, signal_scale, noise, squares])
+
+
+@pytest.mark.parametrize('beyond', [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_gradient_noise_equals_a_loop_over_rollouts(beyond):
+  rollouts = make_rollouts()
+  params = params_of()
+
+  mask_RC = np.arange(C)[None] < rollouts.length_R[:, None]
+  score_RG = np.stack([np.concatenate([np.ravel(np.asarray(x, float)) for x in jax.tree.leaves(
+      pulled_back(POLICY, params, rollouts, rows(rollouts), CONFIG.temperature,
+                  np.float32(mask_RC * one_R[:, None]), np.zeros(mask_RC.shape, np.float32)))])
+                       for one_R in np.eye(len(REWARD_R))])
+  key = jax.random.key(0)
+  sign_M = np.asarray(jax.random.rademacher(key, (len(BUDGET_M),), np.float32))
+  assert sign_M[0] != sign_M[5]  # of the mixed groups
+  want = noise_by_loops(score_RG, REWARD_R, rollouts.task_R, sign_M)
+  reward_R = REWARD_R
+  if beyond:
+    rollouts, reward_R = padded(rollouts, REWARD_R, beyond)
+  got = update.gradient_noise(params, {}, rollouts, reward_R, key, POLICY, CONFIG)
+  assert want[1] > 0
+  np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+def test_gradient_noise_by_hand():
+  """Four rollouts, two right, scores 1, 2, 3, 4 on one parameter.
+
+  Halves: successes 1 and 2, failures 3 and 4, so (1, 3) and (2, 4); with two rollouts A = 1 and -1:
+  gradients 1 - 3 = 2 - 4 = -2, scales 1 and 1, no spread, four A^2.
+  """
+  np.testing.assert_allclose(
+      noise_by_loops(np.array([[1.0], [2], [3], [4]]), np.array([1, 1, 0, 0.0]), np.zeros(4, int),
+                     np.array([-1.0])), [4, 1, 0, 4])
+
+
+def test_without_two_of_either_outcome_there_is_no_measurement():
+  rollouts = make_rollouts()
+  verdict_R = np.zeros(len(REWARD_R), np.float32)
+  verdict_R[0] = 1
+  got = update.gradient_noise(params_of(), {}, rollouts, verdict_R, jax.random.key(0), POLICY, CONFIG)
+  np.testing.assert_array_equal(got, np.zeros(4))
+
+
+@pytest.mark.parametrize('nu', [0.5, 8.0])
+@pytest.mark.parametrize('alignment', [0.0, 0.4])
+def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
+  """Scores (v - p) x + noise of power nu |x|^2, of tasks whose x share a direction."""
+  M, N, G, steps = 48, 8, 128, 40
+  task_R = np.repeat(np.arange(M), N).astype(np.int32)
+  R, rng = M * N, np.random.default_rng(3)
+  unit = lambda *shape: (lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True))(
+      rng.normal(size=shape))
+  x_MG = alignment ** 0.5 * unit(1, G) + (1 - alignment) ** 0.5 * unit(M, G)
+  rollouts = make_rollouts()
+  rollouts = rollouts._replace(
+      prompts=types.Prompts(np.ones((M, 1), np.int32), np.ones(M, np.int32),
+                            np.arange(M, dtype=np.int32)),
+      task_R=task_R, length_R=np.ones(R, np.int32), token_RC=np.zeros((R, 1), np.int32))
+
+  def planted(policy_config, params, tokens, config):
+    # logp of a rollout is linear in the parameters, in which its score stands.
+    score_RG, theta_G = params
+    logp_BT = jax.lax.stop_gradient(score_RG)[tokens.rollout_BT] @ theta_G
+    return logp_BT, logp_BT
+
+  monkeypatch.setattr(update, 'score', planted)
+  config = CONFIG._replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
+  total = np.zeros(4)
+  p_M = rng.uniform(0.2, 0.8, M)
+  for step in range(steps):
+    verdict_R = (rng.uniform(size=R) < p_M[task_R]).astype(np.float32)
+    noise_RG = nu ** 0.5 * rng.normal(size=(R, G)) / G ** 0.5
+    score_RG = (verdict_R - p_M[task_R])[:, None] * x_MG[task_R] + noise_RG
+    total += np.asarray(update.gradient_noise(
+        (score_RG.astype(np.float32), np.zeros(G, np.float32)), {}, rollouts, verdict_R,
+        jax.random.key(step), POLICY, config))
+  signal, signal_scale, noise, noise_scale = total
+  assert signal / signal_scale == pytest.approx(1, rel=0.25)
+  assert noise / noise_scale == pytest.approx(nu, rel=0.1)
+
+
+# Imitation, the optimiser, knobs.
+
+
+def test_imitate_is_maximum_likelihood():
+  rollouts = make_rollouts()
+  mask_RC = np.arange(C)[None] < rollouts.length_R[:, None]
+  logp_RC, _ = scored(POLICY, params_of(), rollouts, rows(rollouts), CONFIG.temperature)
+  gradient = pulled_back(POLICY, params_of(), rollouts, rows(rollouts), CONFIG.temperature,
+                         np.float32(mask_RC / -mask_RC.sum()), np.zeros(mask_RC.shape, np.float32))
+  with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
+    # As a warm start's: of a batch's mini-batches it knows nothing.
+    config = CONFIG._replace(minibatches=4, weight_decay=0.125)
+    state, measured = update.sft(state_of(config), rollouts, POLICY, config)
+  np.testing.assert_allclose(measured['loss'], -np.asarray(logp_RC)[mask_RC].mean(), rtol=1e-5)
+  np.testing.assert_allclose(measured['grad_norm'], optax.tree.norm(gradient), rtol=1e-5)
+  assert_close(state.opt_state[0].trace, gradient)
+  assert int(state.step) == 1
+
+
+def rates(config, steps):
+  """The size of Adam's first updates under a constant gradient is the rate."""
+  tx = update.optimizer(config)
+  opt_state, sizes = tx.init(jnp.zeros(1)), []
+  for _ in range(steps):
+    updates, opt_state = tx.update(jnp.ones(1), opt_state, jnp.zeros(1))
+    sizes.append(-float(updates[0]))
+  return sizes
+
+
+@pytest.mark.parametrize('changed, want', [
+    ({}, [1, 1, 1]),
+    ({'warmup_steps': 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+    ({'warmup_steps': 3, 'schedule': 'linear', 'decay_steps': 7},
+     [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0, 0]),
+    ({'schedule': 'linear', 'decay_steps': 4, 'final_rate': 0.2}, [1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+    ({'warmup_steps': 1, 'schedule': 'cosine', 'decay_steps': 5},
+     [0.5, 1, (1 + 0.5 ** 0.5) / 2, 0.5, (1 - 0.5 ** 0.5) / 2, 0, 0]),
+    ({'schedule': 'cosine', 'decay_steps': 2, 'final_rate': 0.5}, [1, 0.75, 0.5, 0.5]),
+])
+def test_the_learning_rate_warms_up_then_stays_or_falls(changed, want):
+  config = CONFIG._replace(learning_rate=1.0, **changed)
+  np.testing.assert_allclose(rates(config, len(want)), want, rtol=1e-4, atol=1e-6)
+  schedule = update.learning_rate(config)
+  np.testing.assert_allclose([schedule(i) for i in range(len(want))], want, rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_is_of_matrices():
+  policy_config = dataclasses.replace(POLICY, qkv_bias=True, tie_embeddings=False)
+  names = jax.eval_shape(lambda key: policy.init(policy_config, key), jax.random.key(0))
+  params = jax.tree.map(lambda _: jnp.ones(1), names)
+  tx = update.optimizer(CONFIG._replace(learning_rate=0.5, weight_decay=0.1))
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  flat = {**updates.pop('layers'), **updates}
+  spared = {name for name, x in flat.items() if not np.any(x)}
+  assert spared == {'attention_norm_D', 'mlp_norm_D', 'norm_D', 'q_norm_H', 'k_norm_H', 'q_bias_NH',
+                    'k_bias_KH', 'v_bias_KH'}
+  for name in set(flat) - spared:
+    np.testing.assert_allclose(flat[name], -0.05, rtol=1e-6)
+
+
+def test_gradients_are_scaled_down_to_a_norm():
+  """Adam's first update of a gradient g is g / (|g| + eps): here of one of norm 1, with eps 1."""
+  tx = update.optimizer(CONFIG._replace(learning_rate=1.0, max_grad_norm=1.0, eps=1.0))
+  params = {'w_DD': jnp.zeros((1, 2))}
+  updates, _ = tx.update({'w_DD': jnp.array([[3.0, 4.0]])}, tx.init(params), params)
+  np.testing.assert_allclose(updates['w_DD'], [[-0.6 / 1.6, -0.8 / 1.8]], rtol=1e-5)
+
+
+@pytest.mark.parametrize('changed, named', [
+    ({'learning_rate': -1.0}, 'learning_rate=-1.0 is below 0'),
+    ({'weight_decay': -1.0}, 'weight_decay=-1.0 is below 0'),
+    ({'warmup_steps': -1}, 'warmup_steps=-1 is below 0'),
+    ({'final_rate': -0.5}, 'final_rate=-0.5 is below 0'),
+    ({'eps': -1e-8}, 'eps=-1e-08 is below 0'),
+    ({'microbatch_rows': 0}, 'microbatch_rows=0 is below 1'),
+    ({'prompt_sharing': 1.5}, r'prompt_sharing=1.5 is not in \[0, 1\]'),
+    ({'epochs': 0}, 'epochs=0 is below 1'),
+    ({'minibatches': 0}, 'minibatches=0 is below 1'),
+    ({'b1': 1.0}, r'b1=1.0 is not in \[0, 1\)'),
+    ({'b2': -0.1}, r'b2=-0.1 is not in \[0, 1\)'),
+    ({'max_grad_norm': 0.0}, 'max_grad_norm=0.0 must be above 0'),
+    ({'temperature': 0.0}, 'temperature=0.0 must be above 0'),
+    ({'schedule': 'step'}, r"schedule='step' is not one of \('constant', 'linear', 'cosine'\)"),
+    ({'schedule': 'linear', 'warmup_steps': 5, 'decay_steps': 5},
+     "decay_steps=5 must be above warmup_steps=5 with schedule='linear'"),
+    ({'clip_low': float('nan')}, 'clip_low=nan'),
+    ({'advantage': 'max'}, r"grpo.advantage='max' is not one of \('std', 'loo', 'mean'\)"),
+])
+def test_bad_config(changed, named):
+  update.check(CONFIG)
+  with pytest.raises(ValueError, match=named):
+    update.check(varied(CONFIG, **changed))

@@ -1,0 +1,384 @@
+"""What a config takes on a slice, against arithmetic and against a run; and what does not fit is refused."""
+
+import functools
+import importlib
+import json
+import math
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from configs import common
+from kr_jax import sample
+from kr_jax import sharding
+from kr_jax import train
+from kr_jax.learning import pack
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.preflight import hlo
+from kr_jax.preflight import preflight
+from kr_jax.preflight import resources
+from tests import main_test
+
+CONFIGS = sorted(p.stem for p in (pathlib.Path(common.__file__).parent).glob('*.py') if p.stem != 'common')
+GIGA = 1e9
+
+
+def small(**knobs):
+  """A config that the TPU compiler takes seconds for: two layers, rows of 128 tokens."""
+  c = common.base()
+  c.policy.update(num_layers=2, width=256, head_width=64, hidden_width=512, dtype='bfloat16', remat='full')
+  c.sample.update(slots=16, prefill=8, prompt_length=64, completion_length=65)
+  c.pack.microbatch_rows = 2
+  c.alloc.rollouts_per_step = 256
+  c.tasks.per_step = c.evaluate.tasks_per_batch = 32
+  return preflight.overridden(c.lock(), knobs)
+
+
+@functools.cache
+def report_of(**knobs):
+  return preflight.run(small(**knobs), 'v5e:2x2')
+
+
+def weights_of(config) -> int:
+  """Parameters, counted one by one."""
+  c = preflight.setup(config, 'v5e:2x2').trained
+  shapes = jax.eval_shape(lambda key: policy.init(c, key), jax.random.key(0))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.slow
+def test_a_report_is_of_the_programs_of_a_step():
+  """Of words and rows that fill a TPU's tiles, so that bytes are those of numbers."""
+  knobs = {'policy.checkpoint': 'nowhere', 'policy.vocab_size': 512, 'policy.width': 512, 'pack.prompt_sharing': 1.0,
+           'pack.microbatch_rows': 8}
+  report = report_of(**knobs)
+  assert list(report['phases']) == ['reshard', 'sample', 'update'] and report['fits']
+  assert report['chips'] == 4 and report['mesh']['learn'] == {'data': 1, 'fsdp': 4, 'model': 1}
+  params = weights_of(small(**knobs))
+  phases = {name: types.SimpleNamespace(**phase) for name, phase in report['phases'].items()}
+  for phase in phases.values():
+    assert phase.hbm_bytes == 15.75 * 2 ** 30 and phase.fits
+    assert phase.peak_bytes == (
+        phase.argument_bytes + phase.output_bytes + phase.temp_bytes + phase.beside_bytes)
+  # Parameters and two moments in float32, divided by four, but for norms.
+  state = 3 * 4 * params / 4
+  assert state < phases['sample'].beside_bytes < 1.02 * state
+  tokens = 64 * 128 * (7 * 4 + 1)  # seven numbers and a mask, of 64 rollouts a chip
+  assert state + tokens < phases['update'].argument_bytes < 1.02 * (state + tokens)
+  assert phases['update'].output_bytes < 1e5  # the state is updated in place
+  assert params < phases['reshard'].argument_bytes < 1.02 * params
+  assert 2 * params < phases['sample'].argument_bytes < 1.02 * 2 * params
+  json.dumps(report)
+
+
+@pytest.mark.slow
+def test_seconds_and_dollars_are_arithmetic():
+  report = report_of()
+  chip, seconds = resources.CHIPS['v5e'], 0
+  for phase in report['phases'].values():
+    sent = sum(moved['bytes'] for moved in phase['collectives'])
+    least = max(phase['executed_flops'] / chip.flops, sent / chip.ici_bytes_per_s)
+    assert phase['seconds'] * 0.4 >= (1 - 1e-9) * least
+    seconds += phase['times'] * phase['seconds']
+  assert report['seconds_per_step'] == pytest.approx(seconds)
+  assert report['dollars_per_step'] == pytest.approx(seconds * 4 * 1.2 / 3600)
+  assert report['tokens_per_step'] == 256 * 65
+  useful = sum(phase['times'] * phase['useful_flops'] for phase in report['phases'].values())
+  assert report['useful_share_of_peak'] == pytest.approx(useful / seconds / 197e12)
+
+
+def test_flops_of_the_update_are_those_of_its_microbatches():
+  """64 rollouts a chip of 64 + 65 tokens, two in each microbatch: what is read, forward, again, and back."""
+  config, phase = small(**{'pack.prompt_sharing': 1.0}), None
+  report = preflight.run(config, 'v5e:2x2', phases=['update'])
+  phase = report['phases']['update']
+  c = preflight.setup(config, 'v5e:2x2').trained
+  layers, words = c.num_layers * resources.layer_weights(c), c.width * c.vocab_size
+  down = c.num_layers * c.width * c.hidden_width  # which nothing asks for again
+  attention = c.num_layers * (2 * 2 + 3 + 4) * c.num_heads * c.head_width * 128 * (128 + 128)
+  rows = 256 // 4
+  assert phase['executed_flops'] == pytest.approx(
+      rows * (128 * 2 * (4 * layers - down + 3 * words) + attention), rel=1e-6)
+  assert phase['useful_flops'] < phase['executed_flops']
+
+
+def test_an_evaluation_of_more_tasks_than_a_step_has_is_looked_at_too():
+  setup = preflight.setup(small(**{'evaluate.tasks_per_batch': 40}), 'v5e:2x2')
+  found = {p.phase: p for p in preflight.programs(setup)}
+  assert list(found) == ['reshard', 'sample', 'evaluate', 'update'] and found['evaluate'].times == 0
+  assert found['evaluate'].args[2].token_MP.shape == (40, 64)
+
+
+def test_shorter_rollouts_take_less():
+  config = small()
+  setup = preflight.setup(config, 'v5e:2x2')
+  full, half = ({p.phase: p for p in preflight.programs(setup, assumed)}
+                for assumed in (preflight.Assumed(), preflight.Assumed(0.4, 20, 30)))
+  # 64 rollouts a shard in 16 slots, 8 prompts in chunks of 8; tokens of a rollout.
+  assert full['sample'].trips == {sample.PREFILL: 1, sample.REFILL: 4, sample.DECODE: 65}
+  assert half['sample'].trips == {sample.PREFILL: 1, sample.REFILL: 4, sample.DECODE: 30}
+  assert half['update'].trips[update.MICROBATCHES] < full['update'].trips[update.MICROBATCHES]
+  assert half['update'].useful_flops < half['sample'].useful_flops * 3 < full['update'].useful_flops * 3
+  for assumed in (preflight.Assumed(0.4, 65, 30), preflight.Assumed(0.4, 20, 66)):
+    with pytest.raises(ValueError, match='are above sample.prompt_length=64 or sample.completion_length=65'):
+      preflight.programs(setup, assumed)
+
+
+@pytest.mark.parametrize('prompt_sharing', [0.0, 1.0])
+@pytest.mark.parametrize('prompt, completion', [(64, 65), (20, 30), (3, 60)])
+def test_microbatches_are_as_many_as_packing_fills(prompt, completion, prompt_sharing):
+  config = small(**{'pack.prompt_sharing': prompt_sharing})
+  setup = preflight.setup(config, 'v5e:2x2')
+  lengths = {'tasks': 32, 'rollouts': 256, 'prompt': prompt, 'completion': completion}
+  shape = pack.shape(prompt_length=64, completion_length=65, rollouts_per_task=8, row_length=128,
+                     microbatch_rows=2, prompt_sharing=prompt_sharing, shards=4)
+  packed = pack.segments(
+      np.arange(256) // 8, np.full(256, prompt - 1), np.full(256, completion), np.zeros(256, int),
+      minibatches=1, shape=shape, microbatches=pack.max_microbatches(256, 128, minibatches=1, shape=shape))
+  assert preflight._microbatches(setup, lengths, 4) == pytest.approx(packed.first[-1], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('knobs, phases', [
+    ({'grpo.tis_cap': 2.0, 'optimizer.minibatches': 2}, ['reshard', 'sample', 'score', 'update']),
+    ({'grpo.kl_coef': 0.1}, ['reshard', 'sample', 'reference', 'update']),
+    ({'policy.lora_rank': 4, 'grpo.kl_coef': 0.1}, ['reshard', 'sample', 'reference', 'update'])], ids=str)
+def test_log_probabilities_are_taken_where_the_loss_asks_for_them(knobs, phases):
+  report = report_of(**knobs)
+  assert list(report['phases']) == phases and report['fits']
+  update_, score = report['phases']['update'], report['phases'][phases[2]]
+  assert score['executed_flops'] < update_['executed_flops'] * update_['times']
+  if 'policy.lora_rank' in knobs:  # the base stands beside a state of adapters, over heads and units whole
+    base, adapters = weights_of(small()), weights_of(small(**knobs)) - weights_of(small())
+    assert base < report['phases']['sample']['beside_bytes'] < base + 3 * 4 * adapters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('knobs', [{'grpo.kl_coef': 0.1, 'grpo.tis_cap': 2.0, 'optimizer.minibatches': 2},
+                                   {'policy.lora_rank': 2}], ids=str)
+def test_shapes_are_those_that_a_run_gives(knobs, data_dir, tmp_path, monkeypatch):
+  """On eight devices of this machine: what each program is lowered for is what training calls it with."""
+  config = importlib.import_module('configs.arithmetic').get_config('debug')
+  config = preflight.overridden(config, knobs | {
+      'num_steps': 1, 'warm_start.num_steps': 0, 'evaluate.every': 0, 'evaluate.tasks': 16,
+      'evaluate.rollouts': 1, 'policy.num_layers': 1, 'tasks.data_dir': data_dir, 'mesh.sample_model': 2})
+  want = {}
+  for program in preflight.programs(train.abstract(config, jax.devices())):
+    want.setdefault(program.function, []).append(program.args)
+  seen = {function: [] for function in want}
+  for module, name in ((policy, 'sampling_params'), (sample, '_decode'), (update, 'logps'), (update, '_step')):
+    def spied(*args, function=getattr(module, name)):
+      seen.get(function, []).append(jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+          if isinstance(x, jax.Array) else x, args))
+      return function(*args)
+    monkeypatch.setattr(module, name, spied)
+  train.train(train.prepare(config), str(tmp_path / 'run'))
+  for function, wanted in want.items():
+    # Evaluations sample and serve too: before and after the step, with a batch of their own.
+    found = [args for args in seen[function] if shapes(args) in map(shapes, wanted)]
+    assert len(found) >= len(wanted), function
+    for args in found:
+      for x, y in zip(*map(jax.tree.leaves, (args, wanted[[*map(shapes, wanted)].index(shapes(args))]))):
+        if isinstance(x, jax.ShapeDtypeStruct) and isinstance(y, jax.ShapeDtypeStruct) and x.ndim:
+          assert x.sharding.shard_shape(x.shape) == y.sharding.shard_shape(y.shape)
+
+
+def shapes(args):
+  return [(x.shape, str(x.dtype)) for x in jax.tree.leaves(args) if hasattr(x, 'shape')]
+
+
+# What does not fit.
+
+
+@pytest.mark.slow
+def test_what_is_too_large_is_refused_with_what_fits(monkeypatch, capsys):
+  """On chips with so little memory that samplers of their own do not fit: two that share weights do."""
+  few = {'alloc.rollouts_per_step': 64, 'tasks.per_step': 8, 'evaluate.tasks_per_batch': 8}
+  run = lambda **knobs: preflight.run(small(**few | knobs), 'v5e:2x2')
+  need = run()['phases']['sample']
+  for name, chip in resources.CHIPS.items():
+    monkeypatch.setitem(resources.CHIPS, name, chip._replace(
+        hbm_bytes=int(need['peak_bytes'] - 0.3 * need['temp_bytes'])))
+  report = run()
+  refused = [name for name, phase in report['phases'].items() if not phase['fits']]
+  assert 'sample' in refused and not report['fits'] and 'NO' in preflight.table(report)
+  overrides = preflight.suggest(small(**few), 'v5e:2x2', phases=refused)
+  assert overrides and set(overrides) <= {'mesh.sample_model', 'sample.slots'}
+  assert run(**overrides)['fits']
+  words = preflight.advice(report | {'suggestion': overrides})
+  assert words.startswith('fits v5e:2x2: --config.') and all(f'--config.{x}=' in words for x in overrides)
+
+
+def test_where_nothing_fits_it_says_so(monkeypatch):
+  monkeypatch.setitem(resources.CHIPS, 'v5e', resources.CHIPS['v5e']._replace(hbm_bytes=10 ** 6))
+  assert preflight.suggest(small(), 'v5e:2x2') is None
+  assert 'take a larger slice' in preflight.advice({'topology': 'v5e:2x2', 'suggestion': None})
+  assert 'as it is' in preflight.advice({'topology': 'v5e:2x2', 'suggestion': {}})
+
+
+def test_a_program_that_the_compiler_refuses():
+  """It says what it would need: two products of [2^17, 2^17] in float32, on a chip of 15.75 GiB."""
+  mesh = sharding.mesh(preflight.devices('v5e:2x2')[:1])
+  x = jax.ShapeDtypeStruct((2 ** 17, 2 ** 17), jnp.float32,
+                           sharding=jax.sharding.NamedSharding(mesh, PartitionSpec()))
+  program = preflight.Program('update', jax.jit(lambda x: x @ x @ x), (x,), mesh, 1, (x,), {}, 1.0)
+  phase = preflight.measure(program, resources.CHIPS['v5e'], 0.4)
+  assert not phase.fits and phase.temp_bytes is phase.seconds is phase.executed_flops is None
+  assert phase.beside_bytes == 2 ** 36 and phase.peak_bytes >= 2 * 2 ** 36
+
+
+@pytest.mark.parametrize('message', [
+    'INTERNAL: Used 3.00G of 15.75G hbm', 'RESOURCE_EXHAUSTED: no threads are left'])
+def test_another_error_of_the_compiler_is_no_lack_of_memory(message):
+  def lower():
+    raise jax.errors.JaxRuntimeError(message)
+
+  mesh = sharding.mesh(preflight.devices('v5e:2x2')[:1])
+  broken = preflight.Program('update', types.SimpleNamespace(lower=lower), (), mesh, 1, (), {}, 1.0)
+  with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+    preflight.measure(broken, resources.CHIPS['v5e'], 0.4)
+
+
+@pytest.mark.parametrize('topology, named', [
+    ('v3:2x2', "no figures of the chip 'v3' of 'v3:2x2'; there are of .'v4', 'v5e'"),
+    ('v5e:3x3', 'topology=v5e:3x3 is none of the TPU compiler')])
+def test_slices_that_are_none(topology, named):
+  with pytest.raises(ValueError, match=named):
+    preflight.setup(small(), topology)
+
+
+def test_a_checkpoint_that_is_not_here_needs_declared_sizes():
+  config = small(**{'policy.checkpoint': 'nowhere'})
+  with pytest.raises(ValueError, match="checkpoint 'nowhere' is not there"):
+    preflight.setup(config, 'v5e:2x2')
+  declared = preflight.setup(preflight.overridden(config, {'policy.vocab_size': 512}), 'v5e:2x2')
+  assert declared.trained.vocab_size == 512 and declared.trained.width == 256
+
+
+# The command.
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+  """A debug config: exit 0 and the same figures as JSON; on a slice that is none, a short error."""
+  flags = ('--mode=preflight', '--config.sample.prompt_length=64', '--config.pack.row_length=128',
+           '--config.policy.head_width=64')
+  got = main_test.main(*flags, '--topology=v5e:2x2', f'--json={tmp_path}/x.json', '--mean_completion=10')
+  assert got.returncode == 0, got.stderr
+  report = json.loads((tmp_path / 'x.json').read_text())
+  assert report['assumed'] == {'efficiency': 0.4, 'mean_prompt': 0, 'mean_completion': 10}
+  assert preflight.table(report) + '\n' == got.stdout
+  for phase in report['phases'].values():
+    assert {'argument_bytes', 'temp_bytes', 'peak_bytes', 'hbm_bytes', 'fits'} <= set(phase)
+  for more, named in ((('--topology=v3:2x2',), 'no figures of the chip'),
+                      ((), 'the config names no topologies; say one: --topology=v5e:4x4')):
+    got = main_test.main(*flags, *more)
+    assert got.returncode == 1 and named in got.stderr and 'Traceback' not in got.stderr
+
+
+# The shipped configs, as they are.
+
+
+def config_of(name):
+  return importlib.import_module(f'configs.{name}').get_config()
+
+
+SHIPPED = [(name, topology) for name in CONFIGS for topology in config_of(name).topologies]
+POD = {'mesh.data': 16, 'tasks.per_step': 2048, 'alloc.rollouts_per_step': 16384}
+TEXTS = {}  # of the update of qwen3_4b
+
+
+@functools.cache
+def shipped(name, topology, **knobs):
+  """A report; the text of its update is kept."""
+  compiled = preflight._compile
+
+  def kept(program):
+    found = compiled(program)
+    if program.phase == 'update' and found[0] and name == 'qwen3_4b':
+      TEXTS[topology] = found[0].as_text()
+    return found
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(preflight, '_compile', kept)
+    report = preflight.run(preflight.overridden(config_of(name), knobs), topology)
+  print(f'\n{name}\n{preflight.table(report)}')
+  return report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, topology', SHIPPED)
+def test_a_config_fits_the_slices_it_is_meant_for(name, topology):
+  report = shipped(name, topology)
+  assert report['fits']
+  assert max(phase['compile_seconds'] for phase in report['phases'].values()) < 360
+
+
+@pytest.mark.slow
+def test_long_completions_fit():
+  """16k tokens, by the config's own knobs."""
+  report = shipped('qwen25_math_7b', 'v5p:2x2x4', **{
+      'sample.completion_length': 16384, 'pack.row_length': 18432})
+  assert report['fits']
+
+
+@pytest.mark.slow
+def test_parameters_are_fully_sharded():
+  """Of qwen3_4b on 16 chips: each has a sixteenth of parameters and moments, sends what that asks for, and
+  makes no logits whole."""
+  report = shipped('qwen3_4b', 'v5e:4x4')
+  config = config_of('qwen3_4b')
+  setup = preflight.setup(config, 'v5e:4x4')
+  c, phase = setup.trained, report['phases']['update']
+  layers, words = c.num_layers * resources.layer_weights(c), c.width * c.vocab_size
+  state = 12 * (layers + words) / 16
+  tokens_bytes = 8 * 4 * 64 * 5120  # of all microbatches of a chip, at the most
+  assert state < phase['argument_bytes'] < 1.02 * state + tokens_bytes
+  # Each microbatch gathers layers to go forward and to go back, and scatters their gradients and the
+  # embedding's, all in bfloat16; the embedding is gathered.
+  n = preflight.programs(setup)[-1].trips[update.MICROBATCHES]
+  arithmetic = 15 / 16 * 2 * n * (3 * layers + 2 * words)
+  sent = sum(moved['bytes'] for moved in phase['collectives'])
+  print(f'\n{sent / GIGA:.1f} GB sent, {arithmetic / GIGA:.1f} GB by arithmetic: {sent / arithmetic:.3f}')
+  assert sent < 1.3 * arithmetic
+  # Of the vocabulary the embedding is gathered, in parts or whole, and nothing else.
+  gathered = [x for x in hlo.shapes(TEXTS['v5e:4x4']) if x.opcode == 'all-gather']
+  wide = [x.dims for x in gathered if c.vocab_size in x.dims]
+  assert wide and all(c.width in dims and math.prod(dims) == words for dims in wide)
+
+
+@pytest.mark.slow
+def test_weak_scaling_to_a_pod():
+  """qwen3_4b on 16 and on 256 chips, at equal work a chip: 16 copies, with 16 times the tasks."""
+  few, many = shipped('qwen3_4b', 'v5e:4x4'), shipped('qwen3_4b', 'v5e:16x16', **POD)
+  assert few['fits'] and many['fits'] and many['chips'] == 16 * few['chips']
+  ring = (255 / 256) / (15 / 16)
+  for name in few['phases']:
+    x, y = few['phases'][name], many['phases'][name]
+    sent = [sum(moved['bytes'] for moved in phase['collectives']) for phase in (x, y)]
+    ratio = {key: y[key] / max(x[key], 1) for key in ('peak_bytes', 'executed_flops')}
+    print(f'\n{name}: peak x {ratio["peak_bytes"]:.3f}, FLOPs x {ratio["executed_flops"]:.3f}, '
+          f'sent x {sent[1] / sent[0]:.3f} (ring x {ring:.3f})')
+    assert ratio['peak_bytes'] == pytest.approx(1, abs=0.05)
+    assert name == 'reshard' or ratio['executed_flops'] == pytest.approx(1, abs=0.05)
+    assert sent[1] <= ring * sent[0]
+
+
+@pytest.mark.slow
+def test_a_config_that_is_too_large_is_refused():
+  """qwen3_4b whose samplers have all parameters each: with what is suggested it fits."""
+  knobs = {'mesh.sample_model': 1, 'sample.slots': 64}
+  config = preflight.overridden(config_of('qwen3_4b'), knobs)
+  report = preflight.run(config, 'v5e:4x4', phases=['reshard'])
+  assert not report['fits'] and report['phases']['reshard']['peak_bytes'] > 16.9 * GIGA
+  overrides = preflight.suggest(config, 'v5e:4x4', phases=['reshard'])
+  print(f'\n{overrides}')
+  assert overrides
+  assert preflight.run(preflight.overridden(config, overrides), 'v5e:4x4', phases=['reshard', 'sample'])['fits']

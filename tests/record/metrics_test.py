@@ -1,0 +1,126 @@
+"""The record of a run."""
+
+import json
+import math
+import os
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from kr_jax import processes
+from kr_jax.record import metrics
+
+RECORDS = [{'step': 0, 'eval': 0.25}, {'step': 0, 'loss': 1.5, 'budgets': [2, None, 4.5]},
+           {'step': 1, 'loss': -0.5, 'budgets': []}, {'step': 2, 'loss': 0.125, 'budgets': [1]}]
+
+
+def write(directory, records, *, keep=lambda record: True, first_step=0) -> list:
+  """Writes records; returns what the writer held before."""
+  with metrics.Writer(str(directory), keep=keep, first_step=first_step) as writer:
+    before = list(writer.records)
+    for record in records:
+      writer.write(record)
+  return before
+
+
+def read(directory) -> list:
+  return metrics.read(str(directory / 'metrics.jsonl'))
+
+
+def events(directory) -> bytes:
+  return b''.join(path.read_bytes() for path in sorted(directory.glob('events.out.tfevents.*')))
+
+
+def test_round_trip(tmp_path):
+  directory = tmp_path / 'new' / 'run'
+  assert write(directory, RECORDS) == []
+  assert read(directory) == RECORDS
+  lines = (directory / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == RECORDS
+  assert sorted(path.name.partition('.')[0] for path in directory.iterdir()) == [
+      'events', 'metrics']
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(allow_nan=False), st.integers(-2**63, 2**63 - 1))
+def test_numbers_come_back_bit_for_bit(tmp_path_factory, x, n):
+  directory = tmp_path_factory.mktemp('run')
+  write(directory, [{'step': 3, 'n': n, 'xs': [x]}])
+  record, = read(directory)
+  assert (record['n'], record['xs'], math.copysign(1, record['xs'][0])) == (
+      n, [x], math.copysign(1, x))
+
+
+def test_a_record_can_be_read_as_soon_as_it_is_written(tmp_path):
+  with metrics.Writer(str(tmp_path), keep=lambda record: True, first_step=0) as writer:
+    for i, record in enumerate(RECORDS, start=1):
+      writer.write(record)
+      assert read(tmp_path) == writer.records == RECORDS[:i]
+
+
+def test_no_file_is_no_record(tmp_path):
+  assert metrics.read(str(tmp_path / 'metrics.jsonl')) == []
+
+
+@pytest.mark.parametrize('cut', [1, 5, 20])
+def test_a_last_line_cut_short_is_dropped(tmp_path, cut):
+  write(tmp_path, RECORDS)
+  path = tmp_path / 'metrics.jsonl'
+  os.truncate(path, path.stat().st_size - cut)
+  assert read(tmp_path) == RECORDS[:-1]
+  assert write(tmp_path, RECORDS[-1:]) == RECORDS[:-1]
+  assert read(tmp_path) == RECORDS
+
+
+def test_records_that_are_not_kept_are_dropped(tmp_path):
+  write(tmp_path, RECORDS)
+  assert write(tmp_path, [{'step': 1, 'loss': 9.0}], keep=lambda record: record['step'] < 1,
+               first_step=1) == RECORDS[:2]
+  assert read(tmp_path) == [*RECORDS[:2], {'step': 1, 'loss': 9.0}]
+  assert write(tmp_path, [], keep=lambda record: 'eval' in record, first_step=1) == RECORDS[:1]
+  assert read(tmp_path) == RECORDS[:1]
+  assert write(tmp_path, [], keep=lambda record: False) == read(tmp_path) == []
+
+
+def test_the_file_is_whole_while_it_is_rewritten(tmp_path):
+  write(tmp_path, RECORDS)
+
+  def killed(record):
+    if record['step'] == 1:
+      raise KeyboardInterrupt
+    return True
+
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, [], keep=killed)
+  assert read(tmp_path) == RECORDS
+
+
+def test_events_hold_numbers_and_not_lists(tmp_path):
+  write(tmp_path, [{'step': 7, 'some_loss': 1.5, 'some_list': [1, 2], 'some_text': 'x',
+                    'some_none': None, 'some_nan': math.nan, 'some_inf': math.inf}])
+  held = events(tmp_path)
+  assert b'some_loss' in held
+  assert np.float32(1.5).tobytes() in held
+  for name in (b'some_list', b'some_text', b'some_none', b'some_nan', b'some_inf'):
+    assert name not in held
+  assert math.isnan(read(tmp_path)[0]['some_nan'])
+
+
+def test_compile_count_counts_programs_not_calls():
+  triple = jax.jit(lambda x: x * 3 + 1)
+  counts = [metrics.compile_count()]
+  for x in (np.ones(3, np.float32), np.zeros(3, np.float32), np.ones(4, np.float32),
+            np.ones(3, np.float32)):
+    triple(x).block_until_ready()
+    counts.append(metrics.compile_count())
+  assert np.diff(counts).tolist() == [1, 0, 1, 0]
+
+
+def test_progress_starts_where_the_run_goes_on(capsys):
+  with processes.progress('knapsack', 3, 10) as bar:
+    assert (bar.n, bar.total) == (3, 10)
+  assert 'knapsack' in capsys.readouterr().err

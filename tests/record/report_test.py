@@ -1,0 +1,110 @@
+"""A made-up run's summary, worked out by hand."""
+
+import json
+import os
+
+from matplotlib import image
+import pytest
+
+from kr_jax.record import report
+
+CONFIG = {'seed': 5, 'alloc': {'preset': '', 'rule': 'knapsack', 'low': 2}, 'evaluate': {'rollouts': 4}}
+
+
+def evaluation(step, wall_s, rate, stderr):
+  return {'step': step, 'wall_s': wall_s, 'eval/avg@4': rate, 'eval/avg@4_stderr': stderr,
+          **{f'eval/difficulty_{d}/avg@4{end}': x for d in (3, 10)
+             for end, x in (('', rate), ('_stderr', stderr))}}
+
+
+def step(step, wall_s, **numbers):
+  return {'step': step, 'wall_s': wall_s, 'reward_mean': 0.5, 'expected_gradient_ratio': 0.5,
+          'loss': 0.0, 'grad_norm': 1.0, 'truncated': 0.0, 'slot_utilization': 0.75,
+          'entropy': 1.0, 'budget_by_success_rate': [None] * 4 + [2.0, 6.5] + [None] * 4, **numbers}
+
+
+RECORDS = [
+    evaluation(0, 1.5, 0.25, 0.0625),
+    step(0, 4.0, effective_gradient_ratio=0.25, uniform_gradient_ratio=0.5, mixed_tasks=1,
+         objective=2.0, uniform_objective=1.0, budget_min=2, budget_max=6, rollouts_total=8,
+         tokens_generated=100, tokens_updated=40, compile_count=9, verifier_timeouts=1,
+         verifier_errors=0),
+    evaluation(1, 5.0, 0.375, 0.0625),
+    step(1, 6.0, effective_gradient_ratio=0.75, uniform_gradient_ratio=0.25, mixed_tasks=2,
+         objective=3.0, uniform_objective=0.5, budget_min=1, budget_max=7, rollouts_total=8,
+         tokens_generated=60, tokens_updated=20, compile_count=11, verifier_timeouts=0,
+         verifier_errors=2),
+    step(2, 7.0, effective_gradient_ratio=0.5, uniform_gradient_ratio=0.75, mixed_tasks=3,
+         objective=1.0, uniform_objective=0.75, budget_min=3, budget_max=5, rollouts_total=8,
+         tokens_generated=50, tokens_updated=30, compile_count=11, verifier_timeouts=2,
+         verifier_errors=1),
+    evaluation(3, 8.5, 0.75, 0.125),
+]
+SUMMARY = {
+    'rule': 'knapsack', 'seed': 5, 'steps': 3, 'wall_s': 8.5,
+    'avg@4_first': 0.25, 'avg@4_last': 0.75, 'avg@4_last_stderr': 0.125, 'avg@4_rise': 0.5,
+    'effective_gradient_ratio': 0.5, 'expected_gradient_ratio': 0.5,
+    'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0,
+    'objective': 2.0, 'uniform_objective': 0.75, 'budget_min': 1, 'budget_max': 7, 'rollouts': 24,
+    'tokens_generated': 210, 'tokens_updated': 90, 'compile_count': 11,
+    'verifier_timeouts': 3, 'verifier_errors': 3,
+}
+PLOTS = ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
+
+
+def fill(workdir, records):
+  (workdir / 'config.json').write_text(json.dumps(CONFIG))
+  (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+
+
+def test_summary(tmp_path):
+  fill(tmp_path, RECORDS)
+  assert report.write(str(tmp_path)) == SUMMARY
+  assert json.loads((tmp_path / 'summary.json').read_text()) == SUMMARY
+
+
+def test_plots(tmp_path):
+  fill(tmp_path, RECORDS)
+  report.write(str(tmp_path))
+  assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
+  for name in PLOTS:
+    pixels = image.imread(tmp_path / 'plots' / name)
+    assert min(pixels.shape[:2]) > 100
+    assert pixels.std() > 0.01  # something is drawn
+
+
+def test_again_after_more_steps(tmp_path):
+  fill(tmp_path, RECORDS[:2])
+  first = report.write(str(tmp_path))
+  assert (first['steps'], first['avg@4_rise'], first['wall_s']) == (1, 0.0, 4.0)
+  fill(tmp_path, RECORDS)
+  assert report.write(str(tmp_path)) == SUMMARY
+  assert sorted(os.listdir(tmp_path)) == ['config.json', 'metrics.jsonl', 'plots', 'summary.json']
+
+
+def test_half_a_record_is_left_out(tmp_path):
+  fill(tmp_path, RECORDS)
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 4, "reward_mean"')
+  assert report.write(str(tmp_path)) == SUMMARY
+
+
+def test_a_file_is_strict_json_or_is_not_written(tmp_path):
+  path = tmp_path / 'made.json'
+  report.save(str(path), {'a': 1.5})
+  with pytest.raises(ValueError):
+    report.save(str(path), {'a': float('nan')})
+  assert json.loads(path.read_text()) == {'a': 1.5}
+
+
+@pytest.mark.parametrize('records', [
+    None, [], RECORDS[:1], RECORDS[1:2]],
+    ids=['no file', 'no record', 'an evaluation only', 'a step only'])
+def test_nothing_to_report(tmp_path, records):
+  if records is not None:
+    fill(tmp_path, records)
+  with pytest.raises(ValueError, match=r'metrics.jsonl holds no step and evaluation .* train first'
+                     ) as error:
+    report.write(str(tmp_path))
+  assert str(tmp_path) in str(error.value)
+  assert not (tmp_path / 'summary.json').exists()
