@@ -18,7 +18,7 @@ from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.model.tokenizer import STOP
 from tests import knobs
-from tests import update_test
+from tests.learning import update_test
 
 POLICY = policy.Config(
     vocab_size=7, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8, hidden_width=24,

@@ -22,7 +22,7 @@ from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.model.tokenizer import STOP
-from tests import grpo_test
+from tests.learning import grpo_test
 from tests import knobs
 
 POLICY = policy.Config(
