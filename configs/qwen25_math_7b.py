@@ -3,8 +3,8 @@
     hf download Qwen/Qwen2.5-Math-7B --local-dir checkpoints/Qwen2.5-Math-7B
     launch/local.sh configs/qwen25_math_7b.py
 
-and the files of README.md's table of datasets in data/. `--config.grpo.preset= --config.alloc.preset=` leaves
-the paper's loss and rule for ours.
+and the files of kr_jax/datasets/README.md's table in data/. Rule and loss are the paper's (configs/presets.py);
+`--config.alloc.estimate=posterior` is this project's rule.
 
 Hardware: v5p:2x2x4 (16 chips) or v5e:8x8 (64).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150
@@ -15,6 +15,7 @@ Expect: not measured. The paper reports 2 to 4 points more than uniform budgets 
 import ml_collections
 
 from configs import common
+from configs import presets
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -22,13 +23,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       common.base(), checkpoint='checkpoints/Qwen2.5-Math-7B', vocab_size=152064, num_layers=28, width=3584,
       num_heads=28, num_kv_heads=4, head_width=128, hidden_width=18944, qk_norm=False, qkv_bias=True,
       tie_embeddings=False)
+  presets.paper(c)
   c.topologies = ('v5p:2x2x4', 'v5e:8x8')
   c.mesh.sample_model = 4
   c.num_steps = 1000
   c.tasks.per_step = 256
-  c.alloc.preset = 'paper'
   c.alloc.rollouts_per_step = 2048
-  c.grpo.preset = 'paper'
   c.optimizer.b2 = 0.999
   c.optimizer.minibatches = 8
   c.sample.prompt_length = 2048

@@ -3,7 +3,7 @@
     hf download Qwen/Qwen3-4B --local-dir checkpoints/Qwen3-4B
     launch/local.sh configs/qwen3_4b.py
 
-and the files of README.md's table of datasets in data/.
+and the files of kr_jax/datasets/README.md's table in data/.
 
 Hardware: v5e:4x4 or v6e:4x4 (16 chips), or a pod: v5e:16x16 with --config.mesh.data=16, and 16 times the
   tasks and rollouts for as much work a chip.

@@ -3,7 +3,7 @@
     hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --local-dir checkpoints/DeepSeek-R1-Distill-Qwen-1.5B
     launch/local.sh configs/r1_distill_1p5b.py
 
-and the files of README.md's table of datasets in data/.
+and the files of kr_jax/datasets/README.md's table in data/.
 
 Hardware: v5e:2x4 (8 chips).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150

@@ -46,18 +46,6 @@ class Outcomes(NamedTuple):
   errors: int
 
 
-def check(*, rollouts: int, temperature: float, pass_at: Sequence[int], maj_at: Sequence[int]) -> None:
-  """Raises ValueError for knobs of the section evaluate that no evaluation could follow."""
-  if temperature == 0 and rollouts > 1:
-    raise ValueError(f'evaluate.rollouts={rollouts} completions of a task are all the same at '
-                     'evaluate.temperature=0; set evaluate.rollouts=1')
-  for name, ks in (('pass_at', pass_at), ('maj_at', maj_at)):
-    for k in ks:
-      if not isinstance(k, int) or not 1 <= k <= rollouts:
-        raise ValueError(f'evaluate.{name}={tuple(ks)} holds {k!r}, which is not a whole number in '
-                         f'1..evaluate.rollouts={rollouts}')
-
-
 def check_verifiers(verifiers: Sequence[str], maj_at: Sequence[int]) -> None:
   """Raises ValueError for a vote on answers that a verifier of the tasks has no extraction for."""
   for verifier in verifiers:

@@ -115,7 +115,9 @@ def main(argv: list[str]) -> None:
       sys.exit(f'error: {error}')
   from kr_jax import evaluate  # heavy: see above
   from kr_jax import generate
+  from kr_jax import prepare
   from kr_jax import processes
+  from kr_jax import state
   from kr_jax.record import report
   from kr_jax import train
   workdir = _WORKDIR.value
@@ -130,9 +132,9 @@ def main(argv: list[str]) -> None:
       return
     if _COORDINATOR.value:
       processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    setup = train.prepare(_CONFIG.value)
+    setup = prepare.prepare(_CONFIG.value)
     if _MODE.value == 'evaluate':
-      evaluation = train.evaluate_checkpoint(setup, workdir)
+      evaluation = state.evaluate_checkpoint(setup, workdir)
       path = os.path.join(workdir, 'evaluation.json')
       if not processes.is_first():
         return
@@ -143,7 +145,7 @@ def main(argv: list[str]) -> None:
       return
     if _MODE.value == 'export':
       output = _OUTPUT.value or os.path.join(workdir, 'export')
-      print(f'step {train.export_checkpoint(setup, workdir, output)}; see {output}')
+      print(f'step {state.export_checkpoint(setup, workdir, output)}; see {output}')
       return
     train.claim(setup, workdir)
   except ValueError as error:  # the user's; later ones are ours, and keep their traceback

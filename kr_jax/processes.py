@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -115,7 +116,28 @@ def merge_rows(row: np.ndarray, x: np.ndarray, total: int) -> np.ndarray:
   return gather(mine).sum(axis=0, dtype=x.dtype)
 
 
-# What happens when a process dies.
+# What happens when a process is told to stop, or dies.
+
+
+class StopSignal:
+  """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts."""
+
+  def __enter__(self):
+    self._asked = False
+    if threading.current_thread() is threading.main_thread():
+      self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+    else:
+      self._old = {}
+    return lambda: self._asked
+
+  def _note(self, number, frame):
+    if self._asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._asked = True
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
 
 
 def _store():

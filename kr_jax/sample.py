@@ -29,57 +29,27 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax import processes
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.model import policy
 from kr_jax.types import PAD, Array
 
-CACHES = ('', 'int8')
 # Names of the loops that end when their work is done, for whoever counts what they do (preflight.py).
 PREFILL, REFILL, DECODE = 'prefill', 'refill', 'decode'
 
 
-class Config(NamedTuple):
-  """How to sample."""
+@knobs.section
+class Config(knobs.Filters, knobs.Sample):
+  """How to sample: the section of a config, with the filters of its user."""
 
-  slots: int  # S, of each shard
-  refill: int  # free slots to wait for before the queue is asked, 1..S
-  prefill: int  # prompts read at once
-  prompt_length: int  # P, the longest prompt
-  completion_length: int  # C, where a completion is cut off
-  temperature: float  # 0 is greedy
-  top_k: int  # the likeliest tokens that may be sampled; 0: all
-  top_p: float  # of the likeliest, the fewest that hold this probability; 1: all
-  min_p: float  # those of at least this share of the likeliest's probability; 0: all
-  cache: str  # in CACHES: '' is the dtype of the computation
-  stop_strings: tuple[str, ...]  # texts after which a completion is cut (`apply_stop_strings`)
-  stop_ids: tuple[int, ...]  # tokens that end a completion: the tokenizer's
+  stop_ids: tuple[int, ...] = ()  # tokens that end a completion: the tokenizer's
 
-
-def check(config: Config, section: str = 'sample') -> None:
-  """Raises ValueError for a knob out of its range, which it calls that of a section."""
-  if config.slots < 1:
-    raise ValueError(f'sample.slots={config.slots} is below 1; rollouts need a cache slot')
-  if not 1 <= config.refill <= config.slots:
-    raise ValueError(f'sample.refill={config.refill} is not in 1..sample.slots={config.slots}')
-  for name in ('prompt_length', 'completion_length', 'prefill'):
-    if getattr(config, name) < 1:
-      raise ValueError(f'{section}.{name}={getattr(config, name)} is below 1')
-  for name in ('temperature', 'top_k'):
-    if not getattr(config, name) >= 0:
-      raise ValueError(f'{section}.{name}={getattr(config, name)} is below 0')
-  if not 0 < config.top_p <= 1:
-    raise ValueError(f'{section}.top_p={config.top_p} is not in (0, 1]')
-  if not 0 <= config.min_p < 1:
-    raise ValueError(f'{section}.min_p={config.min_p} is not in [0, 1)')
-  if config.cache not in CACHES:
-    raise ValueError(f'sample.cache={config.cache!r} is not one of {CACHES}')
-  if '' in config.stop_strings:
-    raise ValueError(f'sample.stop_strings={config.stop_strings} holds an empty text, which would cut '
-                     'all; leave it out')
-  if not config.stop_ids:
-    raise ValueError('sample.stop_ids is empty; a completion needs a token that ends it')
+  def conflicts(self):
+    yield from super().conflicts()
+    if not self.stop_ids:
+      yield 'sample.stop_ids is empty; a completion needs a token that ends it'
 
 
 def slots(config: Config, total: int) -> int:

@@ -16,27 +16,20 @@ a sampler reads all parameters for each token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from kr_jax import knobs
+
 AXES = ('data', 'fsdp', 'model')
 ROWS = ('data', 'fsdp')  # what the rows of a microbatch are spread over
 _AXIS = {'D': 'fsdp', 'N': 'model', 'K': 'model', 'F': 'model', 'V': 'model'}
-
-
-class Config(NamedTuple):
-  """How to divide the devices."""
-
-  devices: int  # how many of those there are; 0: all
-  data: int  # copies of the parameters that learn
-  fsdp: int  # devices among which a copy is divided by width; 0: what the others leave
-  model: int  # and by heads, hidden units and words
-  sample_model: int  # devices that share a copy when sampling; 0: model
 
 
 def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1
@@ -49,9 +42,9 @@ def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, 
   return Mesh(np.array(devices).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def meshes(config: Config, sizes: Any, *, rollouts: int, devices: Sequence[Any] | None = None
-           ) -> tuple[Mesh, Mesh] | None:
-  """The meshes to learn and to sample on; None where there is one device.
+def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[Any] | None = None
+           ) -> tuple[Mesh, Mesh] | tuple[None, None]:
+  """The meshes to learn and to sample on; None, None where there is one device.
 
   Args:
     sizes: width, num_heads, num_kv_heads, hidden_width and vocab_size, as policy.Config has them.
@@ -62,9 +55,6 @@ def meshes(config: Config, sizes: Any, *, rollouts: int, devices: Sequence[Any] 
   """
   devices = list(jax.devices() if devices is None else devices)
   n = config.devices or len(devices)
-  for name, x in config._asdict().items():
-    if x < (name in ('data', 'model')):
-      raise ValueError(f'mesh.{name}={x} is below {int(name in ("data", "model"))}')
   if n > len(devices):
     raise ValueError(f'mesh.devices={n} is more than the {len(devices)} there are')
   fsdp = config.fsdp or max(n // (config.data * config.model), 1)
@@ -96,10 +86,15 @@ def meshes(config: Config, sizes: Any, *, rollouts: int, devices: Sequence[Any] 
     raise ValueError(f'{asked}, mesh.sample_model={sample_model} spread alloc.rollouts_per_step={rollouts} '
                      f'over {n // sample_model} samplers; raise it to as many, or mesh.sample_model')
   if n == 1:
-    return None
+    return None, None
   learn = mesh(devices[:n], data=config.data, fsdp=fsdp, model=config.model)
   return learn, mesh(devices[:n], data=config.data, fsdp=fsdp * config.model // sample_model,
                      model=sample_model)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """Sets a mesh for the programs that are traced in it; None: all stands on one device."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def misfit(sizes: Any, fsdp: int, model: int) -> str:
@@ -142,6 +137,13 @@ def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[s
 def of(mesh: Mesh, tree: Any, axes: Sequence[str] = AXES) -> Any:
   """The sharding of each leaf of parameters, or of a state that holds such trees."""
   return jax.tree_util.tree_map_with_path(lambda path, x: at(mesh, path, x.shape, axes), tree)
+
+
+def shapes_on(mesh: Mesh | None, shapes: Any) -> Any:
+  """Shapes of parameters, or of a state that holds them, with their shardings."""
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  at = jax.tree.map(lambda _: one, shapes) if mesh is None else of(mesh, shapes)
+  return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, at)
 
 
 def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:

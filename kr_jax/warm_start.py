@@ -7,11 +7,12 @@ and record, and goes on where it was stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax import processes
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
@@ -22,15 +23,6 @@ from kr_jax.model import policy
 from kr_jax.types import PAD
 from kr_jax.record import checkpoint
 from kr_jax.record import metrics
-
-
-class Config(NamedTuple):
-  """How to warm-start."""
-
-  num_steps: int  # 0: none
-  per_step: int  # solutions a step
-  checkpoint_every: int
-  update: update.Config
 
 
 def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> types.Rollouts:
@@ -54,18 +46,19 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
 
 
 def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: policy.Config,
-        sample_config: sample.Config, config: Config, directory: str, checkpoints: str, *, seed: int,
+        sample_config: sample.Config, config: knobs.WarmStart, sft: update.Config, directory: str, checkpoints: str, *, seed: int,
         stopping: Callable[[], bool]) -> Any:
   """Parameters after the stage; from its last checkpoint where it has one.
 
   Args:
     params: donated.
+    sft: how an update goes.
     directory, checkpoints: of its record, and of its checkpoints.
     seed: of the order of the tasks.
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
   no_stats = estimate.init(1)
-  state = update.init(params, jax.random.key(seed), config.update)
+  state = update.init(params, jax.random.key(seed), sft)
   with checkpoint.Checkpoints(checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)
@@ -75,7 +68,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
       for step in range(first_step, config.num_steps):
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
         rollouts = solutions(tasks_R, tokenizer, sample_config)
-        state, measured = update.sft(state, rollouts, policy_config, config.update)
+        state, measured = update.sft(state, rollouts, policy_config, sft)
         loss = float(measured['loss'])
         writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
         bar.set_postfix(loss=f'{loss:.3f}', refresh=False)

@@ -21,7 +21,7 @@ LAYERS = (
     ('main',),
 )
 INSIDE = {
-    'allocation': (('value',), ('estimate', 'allocate'), ('worlds',), ('simulate',)),
+    'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
     'rewards': (('answers',), ('verifiers',), ('workers',)),

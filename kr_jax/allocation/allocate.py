@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kr_jax import knobs
+from kr_jax import types
+from kr_jax.allocation import estimate
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation.value import Beta, Value, Window
 from kr_jax.kernels.knapsack import knapsack
 from kr_jax.types import Array
 
-RULES = ('uniform', 'knapsack')
-SOLVERS = ('dp', 'greedy')
 # Table entries that a capacity is cut into, where costs are no integers or it is larger.
 _COST_UNITS = 2 ** 14
 # A gain this small beside the largest value is the rounding of a difference, as is one that is no
@@ -48,12 +49,9 @@ def check(num_tasks: int, total_budget: int, low: int, high: int, rule: str) -> 
 
 
 def _check_bounds(num_tasks: int, low: int, high: int, rule: str) -> None:
-  if rule not in RULES:
-    raise ValueError(f'alloc.rule={rule!r} is not one of {RULES}')
   if num_tasks < 1:
     raise ValueError('there are no tasks to give budgets to')
-  if low < 1:
-    raise ValueError(f'alloc.low={low} is below 1; each task needs a rollout to be observed')
+  knobs.Alloc.check(rule=rule, low=low)
   if high < low:
     raise ValueError(f'alloc.high={high} is below alloc.low={low}')
 
@@ -95,8 +93,7 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
     rates = np.where(success_rate.known_M, success_rate.rate_M, 0.5)
   M = value_lib.check_success_rate(rates)
   value_lib.check(value, nu)
-  if solver not in SOLVERS:
-    raise ValueError(f'alloc.solver={solver!r} is not one of {SOLVERS}')
+  knobs.Alloc.check(solver=solver)
   if cost_M is not None:
     if isinstance(success_rate, Window):
       raise ValueError("the paper's rule knows no costs; estimate posteriors, or set "
@@ -326,7 +323,28 @@ def _fill(least_M: Array, most_M: Array, units: Array) -> Array:
   return unit_M + (can_M & (turn_M <= units - jnp.sum(unit_M)))
 
 
-# What a step's budgets are expected to give.
+# The budgets of a training step, and what they are expected to give.
+
+
+def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, completion_length: int
+            ) -> np.ndarray:
+  """budget_M: how many rollouts each task of a step gets, by what is known of them.
+
+  Args:
+    index_M: the tasks' rows in the statistics.
+    completion_length: C, the tokens that a rollout is thought to have before any was seen.
+  """
+  success_rate_of = {'posterior': estimate.posterior, 'window': estimate.window}[alloc.estimate]
+  total, cost_M = alloc.rollouts_per_step, None
+  if alloc.cost == 'tokens':
+    # No rollout counts less than a share of one in R, so that there are never more than R.
+    cost_M = np.maximum(estimate.tokens(stats, index_M, default=completion_length),
+                        alloc.tokens_per_step / alloc.rollouts_per_step)
+    # Where the policy has become so wordy that the least budgets cost more, they are what is spent.
+    total = max(alloc.tokens_per_step, alloc.low * cost_M.sum())
+  return budgets(
+      success_rate_of(stats, index_M), total, low=alloc.low, high=alloc.high, rule=alloc.rule,
+      value=alloc.value, nu=estimate.nu(stats, default=alloc.nu), solver=alloc.solver, cost_M=cost_M)
 
 
 def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain',

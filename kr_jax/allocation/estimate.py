@@ -18,7 +18,6 @@ from kr_jax import types
 from kr_jax.allocation.value import Beta, Window
 from kr_jax.types import Array
 
-ESTIMATES = ('posterior', 'window')
 # Of the prior that stands in until enough tasks were seen to fit one: Jeffreys'.
 _DEFAULT_CONCENTRATION = 1.0
 _WINDOW = 16  # rollouts of the window estimate

@@ -24,7 +24,6 @@ import matplotlib.figure
 import numpy as np
 
 from kr_jax.allocation import allocate
-from kr_jax.allocation import estimate
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation import worlds
 from kr_jax.types import Array
@@ -213,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
   made['learning'].add_argument(
       '--method', nargs='+', default=list(METHODS), metavar='ESTIMATE:VALUE[:NU]:ADVANTAGE',
       help=f'what to compare with {worlds.BASELINE}: uniform:ADVANTAGE, or an estimate of '
-      f'{estimate.ESTIMATES}, a value of {tuple(value_lib.VALUES)}, and an advantage, std, loo or mean')
+      f'{worlds.ESTIMATES}, a value of {tuple(value_lib.VALUES)}, and an advantage of {worlds.ADVANTAGES}')
   made['learning'].add_argument('--start', nargs=2, type=float, action='append',
                                 metavar=('MEAN', 'SD'), default=argparse.SUPPRESS,
                                 help=f'of the start logits; may be repeated (default: {STARTS})')

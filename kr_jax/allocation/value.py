@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax.types import Array
 
 Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -88,10 +89,7 @@ _POWERS = {mixed: (0, 0), infogain: (1, 2), variance: (1, 1)}
 
 def check(value: str | Value, nu: float) -> None:
   """Raises ValueError for an unknown value, or a nu that is not a positive number."""
-  if not callable(value) and value not in VALUES:
-    raise ValueError(f'alloc.value={value!r} is not one of {tuple(VALUES)}, nor a function of (N, p)')
-  if not 0 < nu < np.inf:
-    raise ValueError(f'alloc.nu={nu} must be a positive number')
+  knobs.Alloc.check(nu=nu, **{} if callable(value) else {'value': value})
 
 
 def check_success_rate(success_rate: Array | Beta) -> int:

@@ -40,6 +40,7 @@ from scipy import special
 from scipy import stats as statistics
 import tqdm
 
+from kr_jax import knobs
 from kr_jax import tasks
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
@@ -187,10 +188,10 @@ def interval(x: Array) -> list[float]:
 class Method(NamedTuple):
   """How a run chooses budgets and weighs rollouts."""
 
-  estimate: str  # 'uniform', which needs none, or a name in estimate.ESTIMATES
+  estimate: str  # 'uniform', which needs none, or in ESTIMATES
   value: str
   nu: float
-  advantage: str  # in grpo.ADVANTAGES
+  advantage: str  # in ADVANTAGES
 
 
 class LearningSetup(NamedTuple):
@@ -218,14 +219,17 @@ class World(NamedTuple):
   start_I: np.ndarray  # logits
 
 
+ESTIMATES, ADVANTAGES = knobs.Alloc.choices('estimate'), knobs.Grpo.choices('advantage')
+
+
 def parse_method(text: str) -> Method:
   """'uniform:std', 'window:infogain:std', 'posterior:snr:2:loo': estimate, value, nu, advantage."""
   known, *middle, advantage = text.split(':') if ':' in text else (text, '')
   bad = ValueError(
       f'--method {text!r} is not uniform:ADVANTAGE or ESTIMATE:VALUE[:NU]:ADVANTAGE, such as '
-      f'uniform:std, window:infogain:std, posterior:snr:2:loo; estimates are {estimate.ESTIMATES}, '
-      f"values {tuple(value_lib.VALUES)}, advantages {grpo.ADVANTAGES}; nu follows 'snr' only")
-  if advantage not in grpo.ADVANTAGES or known not in ('uniform', *estimate.ESTIMATES):
+      f'uniform:std, window:infogain:std, posterior:snr:2:loo; estimates are {ESTIMATES}, '
+      f"values {tuple(value_lib.VALUES)}, advantages {ADVANTAGES}; nu follows 'snr' only")
+  if advantage not in ADVANTAGES or known not in ('uniform', *ESTIMATES):
     raise bad
   if known == 'uniform' and not middle:
     return Method('uniform', 'infogain', 1.0, advantage)

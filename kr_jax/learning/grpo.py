@@ -29,69 +29,12 @@ task with few successes down on the whole.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax.types import Array
-
-ADVANTAGES = ('std', 'loo', 'mean')
-WEIGHTS = ('rollout', 'task', 'sqrt')
-AGGREGATES = ('token', 'rollout', 'constant')
-LOSSES = ('grpo', 'gspo', 'cispo')
-KLS = ('k1', 'k3')
-# Knobs that a preset sets, whatever they say: what its paper publishes.
-PRESETS = {
-    '': {},
-    'grpo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'rollout', 'loss': 'grpo',
-             'kl': 'k3', 'kl_coef': 0.04},
-    'dr_grpo': {'advantage': 'mean', 'weight': 'rollout', 'aggregate': 'constant', 'loss': 'grpo',
-                'kl_coef': 0.0},
-    'dapo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'grpo',
-             'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.0},
-    'gspo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'rollout', 'loss': 'gspo',
-             'clip_low': 3e-4, 'clip_high': 4e-4, 'kl_coef': 0.0},
-    # A ratio is not bounded from below.
-    'cispo': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'cispo',
-              'clip_low': 1.0, 'kl_coef': 0.0},
-    'rloo': {'advantage': 'loo', 'weight': 'rollout', 'aggregate': 'constant', 'loss': 'grpo'},
-    # Of Knapsack RL, arXiv 2509.25849.
-    'paper': {'advantage': 'std', 'weight': 'rollout', 'aggregate': 'token', 'loss': 'grpo',
-              'clip_low': 0.2, 'clip_high': 0.28, 'dual_clip': 10.0, 'kl_coef': 0.0},
-}
-
-
-class Config(NamedTuple):
-  """Which loss."""
-
-  advantage: str  # in ADVANTAGES
-  weight: str  # in WEIGHTS
-  aggregate: str  # in AGGREGATES
-  loss: str  # in LOSSES
-  clip_low: float
-  clip_high: float
-  dual_clip: float  # most that a ratio multiplies a negative advantage by; 0: no bound
-  kl: str  # in KLS
-  kl_coef: float  # of the KL divergence from the initial policy
-  entropy_coef: float
-  tis_cap: float  # most that a token is weighed by for trainer against sampler; 0: not weighed
-
-
-def check(config: Config) -> None:
-  """Raises ValueError for a knob out of its range."""
-  for name, known in (('advantage', ADVANTAGES), ('weight', WEIGHTS), ('aggregate', AGGREGATES),
-                      ('loss', LOSSES), ('kl', KLS)):
-    if getattr(config, name) not in known:
-      raise ValueError(f'grpo.{name}={getattr(config, name)!r} is not one of {known}')
-  for name in ('clip_low', 'clip_high', 'kl_coef', 'entropy_coef', 'tis_cap'):
-    if not getattr(config, name) >= 0:
-      raise ValueError(f'grpo.{name}={getattr(config, name)} is below 0')
-  if not (config.dual_clip == 0 or config.dual_clip > 1 + config.clip_high):
-    raise ValueError(f'grpo.dual_clip={config.dual_clip} must be above 1 + grpo.clip_high='
-                     f'{1 + config.clip_high}, or 0 for none')
-
 
 def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'std',
               eps: float = 1e-6) -> Array:
@@ -102,7 +45,7 @@ def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'st
     task_R: int32 in 0..M-1, the group of each rollout; groups may have any size, 0 and 1 included.
       Rollouts of task M are of no group, and have 0.
     num_tasks: M.
-    kind: in ADVANTAGES.
+    kind: 'std', 'loo' or 'mean'.
     eps: added to the std.
   """
   sum_of = lambda x_R: jax.ops.segment_sum(x_R, task_R, num_tasks)
@@ -139,8 +82,7 @@ def token_weights(task_R: Array, length_R: Array, num_tasks: int, *, weight: str
     task_R: int32 in 0..M; M where there is no rollout.
     length_R: int32, completion tokens; 0 where there is no rollout.
     num_tasks: M.
-    weight: in WEIGHTS.
-    aggregate: in AGGREGATES.
+    weight, aggregate: as of knobs.Grpo.
     completion_length: C.
 
   Returns:
@@ -157,7 +99,7 @@ def token_weights(task_R: Array, length_R: Array, num_tasks: int, *, weight: str
   return a_token_R / jnp.where(total > 0, total, 1.0)
 
 
-def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: Config
+def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.Grpo
                 ) -> tuple[Array, Array, Array]:
   """The loss of each token, and whether a bound took its gradient: at the lower end of the ratio, or
   at its upper end. Any one shape.

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
+from kr_jax import knobs
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.kernels.token_logprob import token_logprob
@@ -30,32 +31,18 @@ from kr_jax.model import policy
 from kr_jax.types import Array
 
 MICROBATCHES = 'microbatches'  # name of the loops over as many as are in use
-SCHEDULES = ('constant', 'linear', 'cosine')
 # Bounds of the bins in which ratios are counted: |log ratio| in steps of a tenth.
 _BOUNDS = 1e-4 * 1.1 ** np.arange(120)
 _BOUNDS = np.concatenate([-_BOUNDS[::-1], _BOUNDS]).astype(np.float32)
 
 
-class Config(NamedTuple):
+@knobs.section
+class Config(knobs.Optimizer, knobs.Pack):
   """How to update."""
 
-  grpo: grpo.Config
-  epochs: int  # passes over the rollouts of a batch
-  minibatches: int  # updates of a pass
-  learning_rate: float
-  schedule: str  # in SCHEDULES: the rate after the warm-up
-  warmup_steps: int  # updates of linear warm-up
-  decay_steps: int  # updates after which the rate has fallen to its final share
-  final_rate: float  # share of learning_rate left then
-  b1: float  # of Adam
-  b2: float
-  eps: float
-  weight_decay: float  # of matrices; norms and biases have none
-  max_grad_norm: float
-  row_length: int  # T of a packed row
-  microbatch_rows: int  # rows of each device whose gradient is taken at once
-  prompt_sharing: float  # share of their tokens that are computed (pack.shape)
-  temperature: float  # at which the rollouts were sampled
+  SECTION = 'sample'
+  grpo: knobs.Grpo = knobs.Grpo()
+  temperature: float = knobs.knob(1.0, 'at which the rollouts were sampled', above=0)
 
 
 class Tokens(NamedTuple):
@@ -79,28 +66,6 @@ class Experience(NamedTuple):
   length_R: Array
   advantage_R: Array
   weight_R: Array  # of each of its tokens
-
-
-def check(config: Config) -> None:
-  """Raises ValueError for a knob out of its range."""
-  grpo.check(config.grpo)
-  for name, low in (('learning_rate', 0), ('warmup_steps', 0), ('weight_decay', 0), ('eps', 0),
-                    ('final_rate', 0), ('microbatch_rows', 1), ('epochs', 1), ('minibatches', 1)):
-    if not getattr(config, name) >= low:
-      raise ValueError(f'{name}={getattr(config, name)} is below {low}')
-  for name in ('b1', 'b2'):
-    if not 0 <= getattr(config, name) < 1:
-      raise ValueError(f'{name}={getattr(config, name)} is not in [0, 1)')
-  if not 0 <= config.prompt_sharing <= 1:
-    raise ValueError(f'prompt_sharing={config.prompt_sharing} is not in [0, 1]')
-  for name in ('max_grad_norm', 'temperature'):
-    if not getattr(config, name) > 0:
-      raise ValueError(f'{name}={getattr(config, name)} must be above 0')
-  if config.schedule not in SCHEDULES:
-    raise ValueError(f'schedule={config.schedule!r} is not one of {SCHEDULES}')
-  if config.schedule != 'constant' and config.decay_steps <= config.warmup_steps:
-    raise ValueError(f'decay_steps={config.decay_steps} must be above warmup_steps='
-                     f'{config.warmup_steps} with schedule={config.schedule!r}')
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -136,7 +101,8 @@ def microbatch_shape(prompt_length: int, completion_length: int, rollouts_per_ta
   return pack.shape(
       prompt_length=prompt_length, completion_length=completion_length,
       rollouts_per_task=rollouts_per_task, row_length=config.row_length,
-      microbatch_rows=config.microbatch_rows, prompt_sharing=config.prompt_sharing, shards=sharding.row_shards())
+      microbatch_rows=config.microbatch_rows, prompt_sharing=config.prompt_sharing,
+      shards=sharding.row_shards())
 
 
 def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) -> pack.Packed:
@@ -331,7 +297,7 @@ def _step(state: types.TrainState, base: Any, experience: Experience, tokens: To
 
 
 def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experience,
-          config: grpo.Config) -> tuple[Array, dict[str, Array]]:
+          config: knobs.Grpo) -> tuple[Array, dict[str, Array]]:
   """The loss of a microbatch, and sums over its completion tokens."""
   mask_BT, rollout_BT, sampler_logp_BT = tokens.mask_BT, tokens.rollout_BT, tokens.sampler_logp_BT
   # Prompts and padding have no old log-probability: there a ratio may overflow, and a gradient of
@@ -411,7 +377,7 @@ def sft(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy
   Donates the state. Returns the state and scalars: loss, a mean over tokens, and grad_norm.
   """
   packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0,
-                         config._replace(minibatches=1))
+                         config.replace(minibatches=1))
   return _sft(state, gather(rollouts, packed), packed.first[-1], np.sum(rollouts.length_R),
                   policy_config, config)
 

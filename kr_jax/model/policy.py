@@ -37,6 +37,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.kernels.decode_attention import decode_attention
@@ -56,27 +57,10 @@ _MATRICES = {'q': ('D', 'NH'), 'k': ('D', 'KH'), 'v': ('D', 'KH'), 'o': ('NH', '
              'gate': ('D', 'F'), 'up': ('D', 'F'), 'down': ('F', 'D')}
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Sizes of a policy."""
+@knobs.section
+class Config(knobs.Sizes):
+  """Sizes of a policy, and what published checkpoints have beside them; a policy from scratch has none of it."""
 
-  vocab_size: int
-  num_layers: int
-  width: int  # D
-  num_heads: int  # N
-  num_kv_heads: int  # K
-  head_width: int  # H, even
-  hidden_width: int  # F
-  rope_theta: float
-  norm_eps: float
-  qk_norm: bool
-  qkv_bias: bool
-  tie_embeddings: bool
-  dtype: str  # of the computation; parameters and logits are float32
-  remat: str  # a name in REMAT, for training
-  lora_rank: int  # A, rank of the adapters; 0: none
-  lora_alpha: float  # adapters are scaled by lora_alpha / lora_rank
-  # What follows is of checkpoints (kr_jax/model/weights.py); a policy from scratch has none of it.
   activation: str = 'silu'  # a name in ACTIVATIONS
   rope_scaling: tuple[float, ...] = ()  # () none; (factor,); or Llama 3's (factor, low, high, context)
   norm_offset: float = 0.0  # norms multiply by this and their parameter
@@ -87,29 +71,15 @@ class Config:
   global_every: int = 1  # of so many layers the last reads all
   local_rope_theta: float = 0.0  # of local layers, whose frequencies are not scaled
 
-  def __post_init__(self):
-    for name in ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width',
-                 'hidden_width'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'policy.{name}={getattr(self, name)} is below 1')
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(f'policy.num_heads={self.num_heads} is not a multiple of '
-                       f'policy.num_kv_heads={self.num_kv_heads}')
-    if self.head_width % 2:
-      raise ValueError(f'policy.head_width={self.head_width} is odd; rotary positions need pairs')
-    if self.dtype not in ('float32', 'bfloat16'):
-      raise ValueError(f"policy.dtype={self.dtype!r} is not 'float32' or 'bfloat16'")
-    if self.remat not in REMAT:
-      raise ValueError(f'policy.remat={self.remat!r} is not one of {tuple(REMAT)}')
+  def conflicts(self):
+    yield from super().conflicts()
+    if self.vocab_size < 1:
+      yield f'policy.vocab_size={self.vocab_size} is below 1'
     if self.activation not in ACTIVATIONS:
-      raise ValueError(f'policy.activation={self.activation!r} is not one of {tuple(ACTIVATIONS)}')
+      yield f'policy.activation={self.activation!r} is not one of {tuple(ACTIVATIONS)}'
     if len(self.rope_scaling) not in (0, 1, 4):
-      raise ValueError(f'policy.rope_scaling={self.rope_scaling} is not (), (factor,) or '
-                       '(factor, low, high, context)')
-    if self.lora_rank < 0:
-      raise ValueError(f'policy.lora_rank={self.lora_rank} is below 0')
-    if self.lora_rank and not self.lora_alpha > 0:
-      raise ValueError(f'policy.lora_alpha={self.lora_alpha} must be above 0')
+      yield (f'policy.rope_scaling={self.rope_scaling} is not (), (factor,) or '
+             '(factor, low, high, context)')
 
   def is_local(self, layer: int) -> bool:
     """Whether a layer reads a window."""

@@ -31,16 +31,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
+from kr_jax import prepare
 from kr_jax import processes
 from kr_jax import sample
 from kr_jax import sharding
-from kr_jax import train
 from kr_jax import types
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.preflight import hlo
 from kr_jax.preflight import resources
+from kr_jax.prepare import Setup
 
 
 class Assumed(NamedTuple):
@@ -95,12 +96,12 @@ def devices(topology: str) -> Sequence[Any]:
                      "'v5e:4x4' or 'v5p:2x2x4', with libtpu installed (pip install libtpu)") from error
 
 
-def setup(config: ml_collections.ConfigDict, topology: str) -> train.Setup:
-  """train.abstract on a slice. Raises ValueError as it does."""
-  found = train.abstract(config, devices(topology))
-  if found.meshes is None:
+def setup(config: ml_collections.ConfigDict, topology: str) -> Setup:
+  """prepare.abstract on a slice. Raises ValueError as it does."""
+  found = prepare.abstract(config, devices(topology))
+  if found.learn_mesh is None:
     one = sharding.mesh(devices(topology)[:1])
-    found = found._replace(meshes=(one, one))
+    found = found._replace(learn_mesh=one, sample_mesh=one)
   return found
 
 
@@ -135,7 +136,7 @@ class _Held(NamedTuple):
   sampling_params: Any
 
 
-def programs(setup: train.Setup, assumed: Assumed = Assumed()) -> list[Program]:
+def programs(setup: Setup, assumed: Assumed = Assumed()) -> list[Program]:
   """Of a step, in the order in which it runs them; and of an evaluation, where it needs more than that."""
   c, P, C = setup.config, setup.sample.prompt_length, setup.sample.completion_length
   lengths = {'tasks': c.tasks.per_step, 'rollouts': c.alloc.rollouts_per_step,
@@ -146,7 +147,7 @@ def programs(setup: train.Setup, assumed: Assumed = Assumed()) -> list[Program]:
   held = _held(setup)
   adapters = () if held.params is held.state.params else held.state.params
   reshard = Program(
-      'reshard', policy.sampling_params, (setup.policy, held.params), setup.meshes[1], 1,
+      'reshard', policy.sampling_params, (setup.policy, held.params), setup.sample_mesh, 1,
       (adapters, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.sampling_params))
   sampler, evaluation = _sampler('sample', setup, held, lengths), _sampler('evaluate', setup, held, lengths | {
       'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
@@ -155,8 +156,8 @@ def programs(setup: train.Setup, assumed: Assumed = Assumed()) -> list[Program]:
   return [reshard, sampler, *more, *_learners(setup, held, lengths)]
 
 
-def _held(setup: train.Setup) -> _Held:
-  learn, samples = setup.meshes
+def _held(setup: Setup) -> _Held:
+  learn, samples = setup.learn_mesh, setup.sample_mesh
   key = jax.eval_shape(lambda: jax.random.key(0))
   init = lambda c: _abstract(learn, lambda key: policy.init(c, key), key)
   params = init(setup.policy)
@@ -166,15 +167,14 @@ def _held(setup: train.Setup) -> _Held:
     trained = _at(trained, sharding.of(learn, trained))
   state = _abstract(learn, lambda params, key: update.init(params, key, setup.update), trained, key)
   state = _at(state, sharding.of(learn, state))
-  needs_base = setup.trained.lora_rank or setup.update.grpo.kl_coef
   sampling_params = _abstract(samples, lambda params: policy.sampling_params(setup.policy, params), params)
-  return _Held(state, params if needs_base else {}, params if setup.trained.lora_rank else state.params,
+  return _Held(state, params if setup.needs_base else {}, params if setup.trained.lora_rank else state.params,
                _at(sampling_params, sharding.of(samples, sampling_params, ('model',))))
 
 
-def _sampler(phase: str, setup: train.Setup, held: _Held, lengths: dict[str, float]) -> Program:
+def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -> Program:
   """The decoding of rollouts, as many of each task."""
-  samples, config, (M, R, prompt, completion) = setup.meshes[1], setup.sample, lengths.values()
+  samples, config, (M, R, prompt, completion) = setup.sample_mesh, setup.sample, lengths.values()
   at = lambda tree, *spec: _at(tree, NamedSharding(samples, PartitionSpec(*spec)))
   shards = math.prod(samples.shape[axis] for axis in sharding.ROWS)
   queues = sample.assign_to_queues(np.full(M, R // M) + (np.arange(M) < R % M), total=R, shards=shards)
@@ -198,9 +198,9 @@ def _sampler(phase: str, setup: train.Setup, held: _Held, lengths: dict[str, flo
           setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
 
 
-def _learners(setup: train.Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
+def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
   """What learns from rollouts, all of them kept."""
-  learn, u, (state, base, *_) = setup.meshes[0], setup.update, held
+  learn, u, (state, base, *_) = setup.learn_mesh, setup.update, held
   microbatches = _microbatches(
       setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
   tokens, experience = _batch(setup, lengths)
@@ -224,9 +224,9 @@ def _learners(setup: train.Setup, held: _Held, lengths: dict[str, float]) -> lis
       u.epochs * u.minibatches, (), {update.MICROBATCHES: microbatches}, 3 * forward_flops / u.minibatches)]
 
 
-def _batch(setup: train.Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
+def _batch(setup: Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
   """Shapes of what a step learns from."""
-  learn, u, M, R = setup.meshes[0], setup.update, lengths['tasks'], lengths['rollouts']
+  learn, u, M, R = setup.learn_mesh, setup.update, lengths['tasks'], lengths['rollouts']
   P, C = setup.sample.prompt_length, setup.sample.completion_length
   with jax.set_mesh(learn):
     shape = update.microbatch_shape(P, C, R / M, u)
@@ -247,7 +247,7 @@ def _batch(setup: train.Setup, lengths: dict[str, float]) -> tuple[update.Tokens
           _at(experience, NamedSharding(learn, PartitionSpec())))
 
 
-def _microbatches(setup: train.Setup, lengths: dict[str, float], devices: int) -> int:
+def _microbatches(setup: Setup, lengths: dict[str, float], devices: int) -> int:
   """How many of an update rollouts of mean length fill, all of them kept: of one device's share."""
   R = -(-lengths['rollouts'] // (setup.update.minibatches * devices))
   group = max(round(lengths['rollouts'] / lengths['tasks']), 1)
@@ -325,7 +325,7 @@ def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Ass
     for _ in concurrent.futures.as_completed(tasks):
       bar.update()
   measured = [task.result() for task in tasks]
-  learn, samples = found.meshes
+  learn, samples = found.learn_mesh, found.sample_mesh
   fits = all(phase.fits for phase in measured)
   report = {
       'topology': topology, 'chips': learn.size, 'chip': chip._asdict(), 'assumed': assumed._asdict(),
@@ -451,7 +451,7 @@ def advice(report: dict[str, Any]) -> str:
 def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
   """Samplers whose weights and caches alone would leave room, with the time that memory takes to read them."""
   chip, base = resources.chip(topology), setup(config, topology)
-  c, (learn, _) = base.policy, base.meshes
+  c, learn = base.policy, base.learn_mesh
   copy = learn.size // learn.shape['data']
   state = _bytes(next(p for p in programs(base, assumed) if p.phase == 'sample').beside)
   P, C = base.sample.prompt_length, base.sample.completion_length
@@ -489,7 +489,7 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
       continue
     if rows * data * fsdp * base.update.minibatches > most and rows > 1:  # microbatches of padding
       continue
-    (learn, _), c = base.meshes, base.trained
+    learn, c = base.learn_mesh, base.trained
     program = programs(base, assumed)[-1]
     microbatches = program.trips[update.MICROBATCHES]
     with jax.set_mesh(learn):

@@ -16,21 +16,19 @@ from tensorboardX import SummaryWriter
 
 from kr_jax import processes
 
-_compiles = [0]
+class CompileCount:
+  """XLA programs that this process compiles from now on, until it is closed."""
 
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-def _on_event(event: str, duration: float, **_) -> None:
-  del duration
-  if event == '/jax/core/compile/backend_compile_duration':
-    _compiles[0] += 1
+  def _on_event(self, event: str, duration: float, **_) -> None:
+    del duration
+    self.count += event == '/jax/core/compile/backend_compile_duration'
 
-
-jax.monitoring.register_event_duration_secs_listener(_on_event)
-
-
-def compile_count() -> int:
-  """XLA programs compiled by this process since this module was loaded."""
-  return _compiles[0]
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
 def read(path: str) -> list[dict[str, Any]]:

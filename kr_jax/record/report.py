@@ -44,7 +44,7 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
   column = lambda name: np.array([r[name] for r in steps], float)
   first, last = evaluations[0], evaluations[-1]
   return {
-      'rule': config['alloc']['preset'] or config['alloc']['rule'],
+      'rule': config['alloc']['rule'],
       'seed': config['seed'],
       'steps': len(steps),
       'wall_s': max(steps[-1]['wall_s'], last['wall_s']),

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pebble
 
+from kr_jax import knobs
 from kr_jax.rewards import answers
 from kr_jax.types import Task
 
@@ -133,18 +134,11 @@ PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': reasoning_gym_score}
 _IMPORTS = {'math': 'math_verify', 'reasoning_gym': 'reasoning_gym'}
 
 
-class Config(NamedTuple):
+@knobs.section
+class Config(knobs.Rewards):
   """How to verify, and what is added to rewards."""
 
-  verifier: str | Verifier  # of tasks that name none; a function must be one that can be pickled
-  workers: int  # processes
-  timeout_s: float  # seconds one verdict may take
-  memory_mb: int  # MiB that a process may take beyond what it starts with
-  pattern: str  # regex of which verifiers see the last match, its first group if it has one; '': all
-  partial_credit: bool  # rewards of reasoning_gym are its scores
-  format: str  # regex that is looked for in a completion
-  format_weight: float  # reward for a match
-  length_buffer: int  # last tokens of the completion length, over which the reward falls by 1
+  verifier: str | Verifier = 'ends_with'  # of tasks that name none; a function must be one that can be pickled
 
 
 class Scores(NamedTuple):
@@ -247,23 +241,7 @@ def _apply(function: Callable[[str, Task], Any], pairs: Sequence[tuple[str, Task
 def check(config: Config, completion_length: int) -> None:
   """Raises ValueError for a knob out of its range."""
   _check_name(config.verifier, 'rewards.verifier')
-  if config.workers < 1:
-    raise ValueError(f'rewards.workers={config.workers} is below 1')
-  if not config.timeout_s > 0:
-    raise ValueError(f'rewards.timeout_s={config.timeout_s} must be above 0')
-  if config.memory_mb < 1:
-    raise ValueError(f'rewards.memory_mb={config.memory_mb} is below 1')
-  for name in ('pattern', 'format'):
-    try:
-      re.compile(getattr(config, name))
-    except re.error as error:
-      raise ValueError(f'rewards.{name}={getattr(config, name)!r} is not a regex: {error}') from error
-  if not math.isfinite(config.format_weight):
-    raise ValueError(f'rewards.format_weight={config.format_weight} must be finite')
-  if bool(config.format) != bool(config.format_weight):
-    raise ValueError(f'rewards.format={config.format!r} and rewards.format_weight='
-                     f'{config.format_weight} go together: set both or none')
-  if not 0 <= config.length_buffer <= completion_length:
+  if config.length_buffer > completion_length:
     raise ValueError(f'rewards.length_buffer={config.length_buffer} is not in 0..'
                      f'sample.completion_length={completion_length}')
 

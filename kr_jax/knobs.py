@@ -1,0 +1,456 @@
+"""Every knob of a run, declared once: its default, its meaning with the unit, and its bounds.
+
+A section of a config is a frozen dataclass here. configs/common.py makes a config of the defaults; `read` turns
+a config with its overrides into `Config`; a section that is constructed with a wrong value raises a ValueError
+that names the knob, the value, the bounds and, of a misspelt choice, the nearest name.
+
+Imports nothing heavy: configs load this module before anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import difflib
+import math
+import numbers
+import re
+from typing import Any, ClassVar, Self
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+  """What a knob may be. None: no bound on that side."""
+
+  low: float | None = None  # the least value
+  above: float | None = None  # larger than this
+  high: float | None = None  # the largest value
+  below: float | None = None  # smaller than this
+  choices: tuple[Any, ...] = ()  # one of these
+
+  def hold(self, value: Any) -> bool:
+    if self.choices:
+      return value in self.choices
+    return ((self.low is None or value >= self.low) and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high) and (self.below is None or value < self.below))
+
+  def __str__(self) -> str:
+    if self.choices:
+      return 'one of ' + ', '.join(map(repr, self.choices))
+    sides = (('at least', self.low), ('above', self.above), ('at most', self.high), ('below', self.below))
+    return ' and '.join(f'{side} {bound:g}' for side, bound in sides if bound is not None)
+
+
+def knob(default: Any, doc: str, **bounds: Any) -> Any:
+  """A field of a section. bounds: as of Bounds."""
+  return dataclasses.field(default=default, metadata={'doc': doc, 'bounds': Bounds(**bounds)})
+
+
+def nearest(name: str, known: Iterator[str] | Mapping[str, Any]) -> str:
+  """'; did you mean NAME?', or '' where no known name is near."""
+  found = difflib.get_close_matches(str(name), list(known), n=1)
+  return f'; did you mean {found[0]!r}?' if found else ''
+
+
+def _is_of_type(value: Any, default: Any) -> bool:
+  if isinstance(default, bool) or isinstance(value, bool):
+    return isinstance(default, bool) and isinstance(value, bool)
+  if isinstance(default, float):
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+  return isinstance(value, numbers.Integral if isinstance(default, int) else type(default))
+
+
+def _wrong(name: str, value: Any, field: dataclasses.Field) -> str | None:
+  """What is wrong with the value of a knob; None where nothing is."""
+  bounds, meaning = field.metadata['bounds'], f'{name}={value!r} ({field.metadata["doc"]})'
+  if not _is_of_type(value, field.default):
+    kind = {'int': 'a whole number', 'float': 'a finite number', 'str': 'a text', 'bool': 'True or False',
+            'tuple': 'a tuple'}[type(field.default).__name__]
+    return f'{meaning} must be {kind}'
+  if bounds.hold(value):
+    return None
+  hint = nearest(value, bounds.choices) if bounds.choices and isinstance(value, str) else ''
+  return f'{meaning} must be {bounds}{hint}'
+
+
+class Section:
+  """A section of a config: its knobs are checked when it is constructed."""
+
+  SECTION: ClassVar[str] = ''  # what its knobs are called by
+
+  def __post_init__(self):
+    wrong = []
+    for field in dataclasses.fields(self):
+      if 'bounds' in field.metadata:
+        owner = next(c for c in type(self).__mro__ if field.name in c.__dict__.get('__annotations__', ()))
+        name = '.'.join(filter(None, (owner.SECTION, field.name)))
+        wrong.append(_wrong(name, getattr(self, field.name), field))
+    wrong = [message for message in wrong if message] or list(self.conflicts())
+    if wrong:
+      raise ValueError('; '.join(wrong))
+
+  def conflicts(self) -> Iterator[str]:
+    """What is wrong with knobs together, each of which is within its own bounds."""
+    yield from ()
+
+  def replace(self, **changed: Any) -> Self:
+    return dataclasses.replace(self, **changed)
+
+  @classmethod
+  def check(cls, **values: Any) -> None:
+    """Raises ValueError for values out of the bounds of these knobs, as the construction of a section does."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    wrong = [_wrong(f'{cls.SECTION}.{name}', value, fields[name]) for name, value in values.items()]
+    if any(wrong):
+      raise ValueError('; '.join(filter(None, wrong)))
+
+  @classmethod
+  def choices(cls, name: str) -> tuple[Any, ...]:
+    """What a knob may be, of one that has choices."""
+    return next(field for field in dataclasses.fields(cls) if field.name == name).metadata['bounds'].choices
+
+
+def section(cls: type) -> type:
+  return dataclasses.dataclass(frozen=True)(cls)
+
+
+@section
+class Files(Section):
+  """Published files that datasets are read from (kr_jax/datasets/README.md); 'DIRECTORY/*.jsonl' is several."""
+
+  SECTION = 'tasks.files'
+  aime_2024: str = knob('', 'path')
+  aime_2025: str = knob('', 'path')
+  amc_2023: str = knob('', 'path')
+  dapo_math_17k: str = knob('', 'path')
+  gpqa_diamond: str = knob('', 'path')
+  gsm8k: str = knob('', 'path')
+  math_500: str = knob('', 'path')
+  minerva_math: str = knob('', 'path')
+  olympiad_bench: str = knob('', 'path')
+
+
+@section
+class ReasoningGym(Section):
+  """What reasoning_gym/TASK generates."""
+
+  SECTION = 'tasks.reasoning_gym'
+  train: int = knob(4096, 'tasks to generate, at most', low=1)
+  test: int = knob(512, 'tasks to generate, at most', low=1)
+  seed: int = knob(0, 'of the tasks')
+
+
+@section
+class Tasks(Section):
+  SECTION = 'tasks'
+  dataset: str = knob('arithmetic', "what to train on: a name of kr_jax/datasets, or 'reasoning_gym/TASK'")
+  mixture: tuple = knob(
+      (), "datasets to train on instead, each with its weight: (('gsm8k', 2.0), ('champ:test[:200]', 1.0))")
+  test: tuple = knob((), "datasets to evaluate on instead: ('math_500', 'champ:test[200:]')")
+  template: str = knob('{problem}', 'the prompt of a problem; other braces are doubled')
+  chat: bool = knob(True, "whether a prompt is a user's message in the checkpoint's chat template")
+  system: str = knob('', "system message of that chat; '': what the template has without one")
+  thinking: bool = knob(True, 'enable_thinking of templates that know it (Qwen3)')
+  data_dir: str = knob('', "where TFDS keeps the data; '': its own place")
+  train_split: str = knob('train', "TFDS split; sub-splits are allowed: 'train[:100]'")
+  test_split: str = knob('test', 'TFDS split')
+  warm_start_split: str = knob('warm_start', 'TFDS split')
+  per_step: int = knob(32, 'M, tasks of a step', low=1)
+  files: Files = Files()
+  reasoning_gym: ReasoningGym = ReasoningGym()
+
+
+@section
+class Alloc(Section):
+  SECTION = 'alloc'
+  rule: str = knob('knapsack', 'who gets how many rollouts', choices=('knapsack', 'uniform'))
+  rollouts_per_step: int = knob(256, 'R; where the cost is tokens, R at the most', low=1)
+  low: int = knob(2, 'least rollouts of a task, each of which must be observed', low=1)
+  high: int = knob(128, 'most rollouts of a task', low=1)
+  estimate: str = knob('posterior', "of success rates; 'window' is the paper's", choices=('posterior', 'window'))
+  discount: float = knob(0.98, 'share of the evidence on success rates that a step leaves', above=0, high=1)
+  value: str = knob('infogain', "of a task's rollouts (kr_jax/allocation/value.py)",
+                    choices=('infogain', 'variance', 'snr'))
+  nu: float = knob(2.0, "noise-to-signal ratio of a rollout's gradient, of 'snr', until it is measured", above=0)
+  nu_every: int = knob(0, 'steps from one measurement of nu, of 1.6 updates, to the next; 0: none', low=0)
+  solver: str = knob('dp', "of the knapsack; 'greedy' is for tens of thousands of tasks", choices=('dp', 'greedy'))
+  cost: str = knob('rollouts', 'what a step has a fixed number of', choices=('rollouts', 'tokens'))
+  tokens_per_step: int = knob(0, 'expected completion tokens of a step, where the cost is tokens', low=0)
+
+  def conflicts(self):
+    if self.high < self.low:
+      yield f'alloc.high={self.high} is below alloc.low={self.low}'
+    if self.nu_every and self.value != 'snr':
+      yield (f"alloc.nu_every={self.nu_every} measures what alloc.value={self.value!r} does not read; set "
+             "alloc.value='snr', or alloc.nu_every=0")
+
+
+@section
+class Sizes(Section):
+  """Sizes of a policy, and how it computes."""
+
+  SECTION = 'policy'
+  vocab_size: int = knob(
+      0, "V; 0: the tokenizer's or the checkpoint's; else all sizes below, to tie_embeddings, are declared: a "
+      'preflight needs no checkpoint, and a checkpoint of other sizes is refused', low=0)
+  num_layers: int = knob(4, 'L', low=1)
+  width: int = knob(128, 'D', low=1)
+  num_heads: int = knob(4, 'N, a multiple of num_kv_heads', low=1)
+  num_kv_heads: int = knob(2, 'K', low=1)
+  head_width: int = knob(32, 'H, even', low=1)
+  hidden_width: int = knob(512, 'F', low=1)
+  rope_theta: float = knob(10_000.0, 'base of the rotary frequencies', above=0)
+  norm_eps: float = knob(1e-6, 'added to mean squares by the norms', above=0)
+  qk_norm: bool = knob(True, 'norms of queries and keys')
+  qkv_bias: bool = knob(False, 'biases of queries, keys and values')
+  tie_embeddings: bool = knob(True, 'whether the output matrix is the embedding')
+  dtype: str = knob('float32', 'of the computation', choices=('float32', 'bfloat16'))
+  remat: str = knob('none', 'what training computes again to save memory',
+                    choices=('none', 'dots', 'attention', 'full'))
+  lora_rank: int = knob(0, 'of adapters, which alone are trained then; 0: all is trained', low=0)
+  lora_alpha: float = knob(16.0, 'adapters are scaled by lora_alpha / lora_rank', above=0)
+
+  def conflicts(self):
+    if self.num_heads % self.num_kv_heads:
+      yield (f'policy.num_heads={self.num_heads} is not a multiple of '
+             f'policy.num_kv_heads={self.num_kv_heads}')
+    if self.head_width % 2:
+      yield f'policy.head_width={self.head_width} is odd; rotary positions need pairs'
+
+
+@section
+class Policy(Sizes):
+  checkpoint: str = knob(
+      '', 'what training starts from: a directory with config.json and safetensors, a .gguf file, '
+      "gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
+
+
+@section
+class Mesh(Section):
+  SECTION = 'mesh'
+  devices: int = knob(0, 'devices to use; 0: all, of all hosts', low=0)
+  data: int = knob(1, 'copies of the parameters that learn', low=1)
+  fsdp: int = knob(0, 'devices among which a copy is divided by width; 0: what the other axes leave', low=0)
+  model: int = knob(1, 'devices among which it is divided by heads, hidden units and vocabulary', low=1)
+  sample_model: int = knob(0, 'devices that share a copy when sampling; 0: mesh.model', low=0)
+
+
+@section
+class WarmStart(Section):
+  SECTION = 'warm_start'
+  num_steps: int = knob(0, 'updates of supervised fine-tuning before reinforcement learning', low=0)
+  per_step: int = knob(64, 'solutions of an update', low=1)
+  learning_rate: float = knob(1e-3, 'of Adam', low=0)
+  warmup_steps: int = knob(20, 'updates over which the rate rises', low=0)
+  checkpoint_every: int = knob(100, 'updates', low=1)
+
+  def conflicts(self):
+    if 0 < self.num_steps <= self.warmup_steps:
+      yield (f'warm_start.num_steps={self.num_steps} must be 0 or above '
+             f'warm_start.warmup_steps={self.warmup_steps}')
+
+
+@section
+class Filters(Section):
+  """How a token is drawn from the policy's distribution."""
+
+  SECTION = 'evaluate'
+  temperature: float = knob(1.0, '0 is greedy', low=0)
+  top_k: int = knob(0, 'likeliest tokens that may be sampled; 0: all', low=0)
+  top_p: float = knob(1.0, 'of the likeliest tokens the fewest that hold this probability; 1: all', above=0, high=1)
+  min_p: float = knob(0.0, "tokens of at least this share of the likeliest's probability; 0: all", low=0, below=1)
+
+
+_UNFILTERED = 'rollouts that learn come from the policy itself: filters are for evaluate'
+
+
+@section
+class Sample(Section):
+  SECTION = 'sample'
+  slots: int = knob(64, 'S, rollouts that a device decodes at once', low=1)
+  refill: int = knob(1, 'free slots to wait for before new rollouts start', low=1)
+  prefill: int = knob(64, 'prompts read at once', low=1)
+  prompt_length: int = knob(64, 'P, tokens of the longest prompt', low=1)
+  completion_length: int = knob(64, 'C, tokens at which a completion is truncated', low=1)
+  temperature: float = knob(1.0, 'rollouts of a greedy policy would all be the same', above=0)
+  top_k: int = knob(0, _UNFILTERED, choices=(0,))
+  top_p: float = knob(1.0, _UNFILTERED, choices=(1.0,))
+  min_p: float = knob(0.0, _UNFILTERED, choices=(0.0,))
+  stop_strings: tuple = knob((), 'texts that end a completion, beside the stop token')
+  cache: str = knob('', "dtype of cached keys and values; '': that of the computation", choices=('', 'int8'))
+
+  def conflicts(self):
+    if self.refill > self.slots:
+      yield f'sample.refill={self.refill} is not in 1..sample.slots={self.slots}'
+    if not all(isinstance(x, str) and x for x in self.stop_strings):
+      yield f'sample.stop_strings={self.stop_strings} must be texts, none of them empty'
+
+
+@section
+class Rewards(Section):
+  SECTION = 'rewards'
+  verifier: str = knob('ends_with', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', or "
+                       "your own 'module:function'")
+  workers: int = knob(2, 'processes', low=1)
+  timeout_s: float = knob(5.0, 'seconds of a verdict, at most', above=0)
+  memory_mb: int = knob(1024, 'MiB that a process may take beyond what it starts with', low=1)
+  pattern: str = knob('', "regex of which verifiers see the last match (its group 1); '': the whole completion")
+  partial_credit: bool = knob(False, "whether reasoning_gym's scores are the rewards; else its verdicts are")
+  format: str = knob('', 'regex; a completion it is found in earns format_weight more')
+  format_weight: float = knob(0.0, 'reward')
+  length_buffer: int = knob(0, 'last tokens of completion_length, over which the reward falls by 1', low=0)
+
+  def conflicts(self):
+    for name in ('pattern', 'format'):
+      try:
+        re.compile(getattr(self, name))
+      except re.error as error:
+        yield f'rewards.{name}={getattr(self, name)!r} is not a regex: {error}'
+    if bool(self.format) != bool(self.format_weight):
+      yield (f'rewards.format={self.format!r} and rewards.format_weight={self.format_weight} go together: '
+             'set both or none')
+
+
+@section
+class Grpo(Section):
+  SECTION = 'grpo'
+  advantage: str = knob('std', "reward - mean of the group, over its std; or 'loo', leave-one-out; or 'mean'",
+                        choices=('std', 'loo', 'mean'))
+  weight: str = knob('rollout', "of a task of N rollouts: N; or 'task', 1; or 'sqrt', sqrt(N)",
+                     choices=('rollout', 'task', 'sqrt'))
+  aggregate: str = knob('token', "mean over tokens; or 'rollout', over rollouts' means; or 'constant'",
+                        choices=('token', 'rollout', 'constant'))
+  loss: str = knob('grpo', "a ratio a token; or 'gspo', a ratio a rollout; or 'cispo'",
+                   choices=('grpo', 'gspo', 'cispo'))
+  clip_low: float = knob(0.2, 'the ratio to the old policy is clipped at 1 - clip_low', low=0)
+  clip_high: float = knob(0.28, 'the ratio to the old policy is clipped at 1 + clip_high', low=0)
+  dual_clip: float = knob(0.0, 'most that a ratio multiplies a negative advantage by; 0: no limit', low=0)
+  kl: str = knob('k3', 'estimate of the divergence from the initial policy', choices=('k1', 'k3'))
+  kl_coef: float = knob(0.0, 'its weight in the loss', low=0)
+  entropy_coef: float = knob(0.0, "weight of the policy's entropy, which is raised", low=0)
+  tis_cap: float = knob(0.0, "cap of a token's importance weight, trainer over sampler; 0: no weight", low=0)
+
+  def conflicts(self):
+    if 0 < self.dual_clip <= 1 + self.clip_high:
+      yield (f'grpo.dual_clip={self.dual_clip} must be above 1 + grpo.clip_high={1 + self.clip_high}, or 0 '
+             'for none')
+
+
+@section
+class Optimizer(Section):
+  SECTION = 'optimizer'
+  epochs: int = knob(1, "passes over a step's rollouts", low=1)
+  minibatches: int = knob(1, 'updates of a pass, each from whole tasks', low=1)
+  learning_rate: float = knob(1e-4, 'of Adam', low=0)
+  schedule: str = knob('constant', 'of the rate after the warm-up', choices=('constant', 'linear', 'cosine'))
+  warmup_steps: int = knob(0, 'updates of linear warm-up', low=0)
+  decay_steps: int = knob(0, 'updates after which the rate stands at its final share', low=0)
+  final_rate: float = knob(0.0, 'that share of learning_rate', low=0)
+  b1: float = knob(0.9, 'of Adam', low=0, below=1)
+  b2: float = knob(0.99, 'of Adam', low=0, below=1)
+  eps: float = knob(1e-8, 'of Adam', low=0)
+  weight_decay: float = knob(0.0, 'of matrices; norms and biases have none', low=0)
+  max_grad_norm: float = knob(1.0, 'global norm above which gradients are scaled down', above=0)
+
+  def conflicts(self):
+    if self.schedule != 'constant' and self.decay_steps <= self.warmup_steps:
+      yield (f'optimizer.decay_steps={self.decay_steps} must be above optimizer.warmup_steps='
+             f'{self.warmup_steps} with optimizer.schedule={self.schedule!r}')
+
+
+@section
+class Pack(Section):
+  SECTION = 'pack'
+  row_length: int = knob(128, 'tokens of a row, at least prompt_length + completion_length - 1', low=1)
+  microbatch_rows: int = knob(16, 'rows of each device whose gradient is taken at once', low=1)
+  prompt_sharing: float = knob(
+      0.0, "share of the rows' tokens that are computed, as a group's prompt is computed once; 1: no prompt is "
+      'shared; 0: what full lengths give, and 1 where that is above 0.75', low=0, high=1)
+
+
+@section
+class Evaluate(Filters):
+  every: int = knob(25, 'steps; 0: only before the first and after the last', low=0)
+  tasks: int = knob(1_000_000, 'held-out tasks of a dataset, at most', low=1)
+  rollouts: int = knob(8, 'n of avg@n: completions of a task', low=1)
+  pass_at: tuple = knob((), "the k of pass@k, each in 1..rollouts: '(1, 4)'")
+  maj_at: tuple = knob((), 'the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS')
+  tasks_per_batch: int = knob(128, 'tasks sampled by one program', low=1)
+
+  def conflicts(self):
+    if self.temperature == 0 and self.rollouts > 1:
+      yield (f'evaluate.rollouts={self.rollouts} completions of a task are all the same at '
+             'evaluate.temperature=0; set evaluate.rollouts=1')
+    for name in ('pass_at', 'maj_at'):
+      for k in getattr(self, name):
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.rollouts:
+          yield (f'evaluate.{name}={getattr(self, name)} holds {k!r}, which is not a whole number in '
+                 f'1..evaluate.rollouts={self.rollouts}')
+
+
+@section
+class Checkpoint(Section):
+  SECTION = 'checkpoint'
+  directory: str = knob(
+      '', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir")
+  every: int = knob(20, 'steps', low=1)
+  keep: int = knob(2, 'checkpoints', low=1)
+
+
+@section
+class Config(Section):
+  """All knobs of a run."""
+
+  seed: int = knob(0, 'of all that is random', low=0)
+  num_steps: int = knob(100, 'updates by reinforcement learning', low=0)
+  topologies: tuple = knob(
+      (), "TPU slices that the config is meant for, which --mode=preflight compiles it for: ('v5e:4x4',)")
+  tasks: Tasks = Tasks()
+  alloc: Alloc = Alloc()
+  policy: Policy = Policy()
+  mesh: Mesh = Mesh()
+  warm_start: WarmStart = WarmStart()
+  sample: Sample = Sample()
+  rewards: Rewards = Rewards()
+  grpo: Grpo = Grpo()
+  optimizer: Optimizer = Optimizer()
+  pack: Pack = Pack()
+  evaluate: Evaluate = Evaluate()
+  checkpoint: Checkpoint = Checkpoint()
+
+
+def as_dict(config: Section) -> dict[str, Any]:
+  """Nested dicts of plain values."""
+  return dataclasses.asdict(config)
+
+
+def read(tree: Mapping[str, Any], cls: Callable[..., Any] = Config) -> Any:
+  """A section, and those in it, of nested mappings such as an ml_collections.ConfigDict.
+
+  Raises ValueError that names every knob that is unknown, missing or out of its bounds.
+  """
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  called = lambda name: '.'.join(filter(None, (cls.SECTION, str(name))))
+  wrong = [f'there is no knob {called(name)}{nearest(name, fields)}' for name in tree if name not in fields]
+  wrong += [f'{called(name)} is missing' for name in fields if name not in tree]
+  values = {}
+  for name, field in fields.items():
+    value = tree[name] if name in tree else field.default
+    if isinstance(field.default, Section):
+      try:
+        value = read(value, type(field.default))
+      except ValueError as error:
+        wrong.append(str(error))
+        value = field.default
+    elif isinstance(field.default, tuple) and isinstance(value, list):
+      value = tuple(value)
+    elif isinstance(field.default, float) and isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+    values[name] = value
+  try:
+    section_ = cls(**values)
+  except ValueError as error:
+    wrong.append(str(error))
+  if wrong:
+    raise ValueError('; '.join(wrong))
+  return section_

@@ -1,0 +1,201 @@
+"""Config -> checked Setup: all that can be checked before anything is computed.
+
+The only module that sees the whole config. Every other one takes its own section, or plain arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+import numpy as np
+
+from kr_jax import evaluate
+from kr_jax import knobs
+from kr_jax import rewards
+from kr_jax import sample
+from kr_jax import sharding
+from kr_jax import tasks as tasks_lib
+from kr_jax import types
+from kr_jax import warm_start
+from kr_jax.allocation import allocate
+from kr_jax.allocation import estimate
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model import tokenizer as tokenizer_lib
+from kr_jax.model import weights
+
+# Knobs of the policy that are of a run, and not of a checkpoint; and sizes that a config may declare of one.
+_OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
+_SIZES = ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width', 'hidden_width',
+          'qk_norm', 'qkv_bias', 'tie_embeddings')
+
+
+class Setup(NamedTuple):
+  """A checked config, as the loop's parts take it."""
+
+  config: knobs.Config
+  tokenizer: tokenizer_lib.Characters | tokenizer_lib.Subwords | None  # None: as `abstract` leaves it
+  policy: policy.Config  # without adapters: what is sampled from
+  trained: policy.Config  # with them
+  sample: sample.Config
+  evaluate: sample.Config
+  rewards: rewards.Config
+  update: update.Config
+  sft: update.Config  # of the warm start
+  learn_mesh: Mesh | None  # None: there is one device
+  sample_mesh: Mesh | None
+  train_tasks: Sequence[types.Task] = ()
+  shares: dict[str, float] = {}  # of the datasets that they are from
+  test_tasks: Sequence[types.Task] = ()
+  warm_start_tasks: Sequence[types.Task] = ()
+
+  @property
+  def needs_base(self) -> bool:
+    """Whether updates read the initial policy: to add adapters to it, or for a KL divergence."""
+    return bool(self.trained.lora_rank or self.update.grpo.kl_coef)
+
+
+def prepare(config: Mapping[str, Any]) -> Setup:
+  """Reads the config and the data.
+
+  Raises:
+    ValueError: a knob, a split or a prompt outside its limits, named with the limit.
+  """
+  config = knobs.read(config)
+  c, checkpoint = config.tasks, config.policy.checkpoint
+  train, test = _datasets(c)
+  if checkpoint:
+    tokenizer = tokenizer_lib.Subwords(checkpoint, chat=c.chat, system=c.system, thinking=c.thinking)
+    trained = weights.config(checkpoint, **{name: getattr(config.policy, name) for name in _OF_RUN})
+    _check_declared(config.policy, trained)
+  else:
+    tokenizer, trained = _from_scratch(config)
+  setup = _checked(config, tokenizer, trained)
+  setup = setup._replace(
+      train_tasks=_read_tasks(train, config, tokenizer),
+      shares={dataset: weight for (dataset, _), weight in train.items()},
+      test_tasks=_read_tasks(test, config, tokenizer, most=config.evaluate.tasks),
+      warm_start_tasks=_read_tasks([(dataset, c.warm_start_split) for dataset, _ in train], config, tokenizer)
+      if config.warm_start.num_steps else [])
+  _check_tasks(setup)
+  return setup
+
+
+def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
+  """What `prepare` makes of a config, on these devices, without a tokenizer or tasks: of what a run compiles
+  shapes alone are known, and of a checkpoint that is not here the sizes that the config declares.
+
+  Raises ValueError as `prepare` does, and where sizes are neither declared nor to be found.
+  """
+  config = knobs.read(config)
+  c = config.policy
+  if not c.checkpoint:
+    _, trained = _from_scratch(config)
+  elif c.vocab_size:
+    trained = _declared(c)
+  else:
+    trained = weights.config(c.checkpoint, **{name: getattr(c, name) for name in _OF_RUN})
+  return _checked(config, None, trained, devices)
+
+
+def _datasets(c: knobs.Tasks) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:
+  """Dataset and split of what is trained on, each with its weight, and of what is tested on."""
+  tasks_lib.check_mixture(c.mixture)
+  train = {tasks_lib.part(name, c.train_split): weight
+           for name, weight in c.mixture or ((c.dataset, 1.0),)}
+  return train, [tasks_lib.part(name, c.test_split) for name in c.test or [name for name, _ in train]]
+
+
+def _declared(c: knobs.Policy, **changed: Any) -> policy.Config:
+  """A policy of the sizes in the config."""
+  sizes = knobs.as_dict(c)
+  del sizes['checkpoint']
+  return policy.Config(**sizes | changed)
+
+
+def _from_scratch(config: knobs.Config) -> tuple[tokenizer_lib.Characters, policy.Config]:
+  """Tokenizer and sizes of a policy that is no checkpoint: for the characters of its datasets."""
+  train, test = _datasets(config.tasks)
+  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet([dataset for dataset, _ in (*train, *test)]))
+  found = _declared(config.policy, vocab_size=tokenizer.vocab_size)
+  _check_declared(config.policy, found)
+  return tokenizer, found
+
+
+def _check_declared(c: knobs.Policy, found: policy.Config) -> None:
+  """Raises ValueError where a config declares other sizes than are found."""
+  wrong = [f'policy.{name}={getattr(c, name)} where there is {getattr(found, name)}' for name in _SIZES
+           if getattr(c, name) != getattr(found, name)] if c.vocab_size else []
+  if wrong:
+    raise ValueError(f'{c.checkpoint or "the tokenizer"} has not the declared sizes: {", ".join(wrong)}; '
+                     'correct them, or set policy.vocab_size=0, which declares none')
+
+
+def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: Sequence[Any] | None = None
+             ) -> Setup:
+  """A setup but for its tasks. Raises ValueError for knobs that no run could follow together."""
+  c = config
+  filters = lambda section: {name: getattr(section, name) for name in ('temperature', 'top_k', 'top_p', 'min_p')}
+  sample_config = sample.Config(**knobs.as_dict(c.sample), stop_ids=tokenizer.stop_ids if tokenizer else (0,))
+  update_config = update.Config(
+      **knobs.as_dict(c.optimizer), **knobs.as_dict(c.pack), grpo=c.grpo, temperature=c.sample.temperature)
+  learn_mesh, sample_mesh = sharding.meshes(
+      c.mesh, trained, rollouts=c.alloc.rollouts_per_step, devices=devices)
+  rewards_config = rewards.Config(**knobs.as_dict(c.rewards))
+  rewards.check(rewards_config, c.sample.completion_length)
+  _check_alloc(c)
+  update.microbatch_shape(c.sample.prompt_length, c.sample.completion_length,
+                          c.alloc.rollouts_per_step / c.tasks.per_step, update_config)
+  return Setup(
+      config=config, tokenizer=tokenizer, policy=policy.without_lora(trained), trained=trained,
+      sample=sample_config, evaluate=sample_config.replace(**filters(c.evaluate)), rewards=rewards_config,
+      update=update_config, sft=_sft(c.warm_start, update_config), learn_mesh=learn_mesh,
+      sample_mesh=sample_mesh)
+
+
+def _sft(c: knobs.WarmStart, like: update.Config) -> update.Config:
+  """How the warm start updates: its rate falls linearly to 0."""
+  rate = {'schedule': 'linear', 'decay_steps': c.num_steps} if c.num_steps else {'schedule': 'constant'}
+  return like.replace(learning_rate=c.learning_rate, warmup_steps=c.warmup_steps, final_rate=0.0,
+                      temperature=1.0, **rate)
+
+
+def _check_alloc(c: knobs.Config) -> None:
+  """Raises ValueError for budgets that no step could follow."""
+  M, R, C = c.tasks.per_step, c.alloc.rollouts_per_step, c.sample.completion_length
+  allocate.check(M, R, c.alloc.low, c.alloc.high, c.alloc.rule)
+  if c.alloc.cost == 'tokens' and not c.alloc.low * M <= c.alloc.tokens_per_step <= R * C:
+    raise ValueError(
+        f'alloc.tokens_per_step={c.alloc.tokens_per_step} is not in {c.alloc.low * M}..{R * C}: from a '
+        'token for each of alloc.low * tasks.per_step rollouts to sample.completion_length for each of '
+        'alloc.rollouts_per_step')
+  # And what the allocator itself refuses.
+  allocate.of_step(c.alloc, estimate.init(M), np.arange(M), completion_length=C)
+
+
+def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, tokenizer, most: int | None = None
+                ) -> list[types.Task]:
+  """The tasks of several datasets and splits as one; `most` of each."""
+  c, found = config.tasks, []
+  for dataset, split in datasets:
+    tasks = tasks_lib.read(
+        dataset, split, tokenizer, data_dir=c.data_dir, template=c.template, files=knobs.as_dict(c.files),
+        reasoning_gym=knobs.as_dict(c.reasoning_gym))[:most]
+    tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
+    found.append(tasks)
+  return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in datasets))
+
+
+def _check_tasks(setup: Setup) -> None:
+  """Raises ValueError for tasks that no step, evaluation or warm start could take."""
+  c = setup.config
+  for name, per_step, tasks in (('tasks', c.tasks.per_step, setup.train_tasks),
+                                ('warm_start', c.warm_start.per_step, setup.warm_start_tasks)):
+    if tasks and per_step > len(tasks):
+      raise ValueError(f'{name}.per_step={per_step} is more than the {len(tasks)} tasks of its split')
+  rewards.names(setup.train_tasks, setup.rewards)
+  evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), c.evaluate.maj_at)
+  tasks_lib.batch(setup.train_tasks, 0, per_step=c.tasks.per_step, seed=c.seed, weights=setup.shares)
+  warm_start.solutions(setup.warm_start_tasks, setup.tokenizer, setup.sample)

@@ -1,0 +1,142 @@
+"""The state of a run: before any training or from its latest checkpoint; and what is made of it.
+
+Randomness: every key is folded from (config.seed, stream, step), none is carried along; a resumed run
+draws what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kr_jax import evaluate
+from kr_jax import knobs
+from kr_jax import rewards
+from kr_jax import sharding
+from kr_jax import types
+from kr_jax import warm_start
+from kr_jax.allocation import estimate
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model import weights
+from kr_jax.prepare import Setup
+from kr_jax.record import checkpoint
+
+# Streams of random keys.
+INIT, ROLLOUTS, EVALUATE, NOISE = range(4)
+
+
+def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
+  """Where the checkpoints are, of a stage if one is named."""
+  return os.path.join(setup.config.checkpoint.directory or workdir, *stage, 'checkpoints')
+
+
+def workers(setup: Setup) -> rewards.Workers:
+  """The verifier processes of a config."""
+  return rewards.Workers(
+      setup.rewards, completion_length=setup.sample.completion_length,
+      verifiers=rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards))
+
+
+def _initial_params(setup: Setup, workdir: str, stopping: Callable[[], bool]) -> Any:
+  """Parameters before reinforcement learning: a checkpoint's or random ones, after the warm start."""
+  key = jax.random.fold_in(jax.random.key(setup.config.seed), INIT)
+  source = setup.config.policy.checkpoint
+  params = weights.params(source, setup.policy) if source else policy.init(setup.policy, key)
+  if setup.warm_start_tasks:
+    params = warm_start.run(
+        params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
+        setup.config.warm_start, setup.sft, os.path.join(workdir, 'warm_start'),
+        checkpoint_directory(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping)
+  return params
+
+
+def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
+          stopping: Callable[[], bool] = lambda: False
+          ) -> tuple[types.TrainState, types.TaskStats, Any]:
+  """State and statistics of the latest checkpoint, or before any training; and the base.
+
+  A checkpoint holds what is trained and no more. The base, which adapters are added to and a KL
+  divergence is taken from, is the initial policy: it is made again from what training started from (a
+  published checkpoint, or the seed) and the warm start's own checkpoint; {} where nothing needs it.
+  """
+  c, key = setup.trained, jax.random.key(setup.config.seed)
+  init_key = jax.random.fold_in(key, INIT)
+  stats = estimate.init(len(setup.train_tasks))
+  is_new = checkpoints.latest() is None
+  params = base = {}
+  with sharding.on(setup.learn_mesh):
+    if setup.needs_base or is_new:
+      params = _initial_params(setup, workdir, stopping)
+    if setup.needs_base:
+      base = jax.tree.map(jnp.copy, params)  # as updates donate what is trained
+
+    def begin(params):
+      trained = policy.split(c, policy.init(c, init_key))[0] if c.lora_rank else params
+      return update.init(trained, key, setup.update)
+
+    if is_new:
+      return begin(params), stats, base
+    shapes = jax.eval_shape(lambda: begin(policy.init(setup.policy, init_key)))
+    state, stats = checkpoints.restore(sharding.shapes_on(setup.learn_mesh, shapes), stats)
+    return state, stats, base
+
+
+def merged(setup: Setup, state: types.TrainState, base: Any) -> Any:
+  """The policy's parameters, its adapters in them."""
+  with sharding.on(setup.learn_mesh):
+    return policy.merge(setup.trained, state.params, base)
+
+
+def sampling_params(setup: Setup, state: types.TrainState, base: Any) -> Any:
+  """What the sampler reads of the policy as it stands."""
+  params = merged(setup, state, base)
+  with sharding.on(setup.sample_mesh):
+    return policy.sampling_params(setup.policy, params)
+
+
+def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers) -> dict[str, Any]:
+  """evaluate.summarize of the test tasks. params: as of `sampling_params`. key: of the run."""
+  c, tasks = setup.config.evaluate, setup.test_tasks
+  with sharding.on(setup.learn_mesh):
+    key = jax.random.fold_in(key, EVALUATE)
+  with sharding.on(setup.sample_mesh):
+    found = evaluate.outcomes(
+        setup.policy, params, tasks, sharding.move(key), setup.evaluate, pool, setup.tokenizer,
+        rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)), answers=bool(c.maj_at))
+  return evaluate.summarize(found, tasks, [task.source for task in tasks],
+                            passes=c.pass_at, majorities=c.maj_at)
+
+
+def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
+  """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and
+  evaluate.summarize. Raises ValueError where there is no checkpoint."""
+  directory = checkpoint_directory(setup, workdir)
+  with checkpoint.Checkpoints(directory) as checkpoints:
+    latest = checkpoints.require()
+    state, _, base = start(setup, workdir, checkpoints)
+  params = sampling_params(setup, state, base)
+  config = json.loads(json.dumps(knobs.as_dict(setup.config)))  # tuples are lists, as they will be read
+  with workers(setup) as pool:
+    return {
+        'step': int(state.step),
+        'checkpoint': os.path.join(checkpoint.absolute(directory), str(latest)),
+        'config': {name: config[name]
+                   for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
+        **evaluation(setup, params, state.key, pool)}
+
+
+def export_checkpoint(setup: Setup, workdir: str, directory: str) -> int:
+  """Writes a workdir's latest checkpoint as weights.save does, and returns its step. Raises ValueError
+  where there is no checkpoint, or the policy is of no published family."""
+  with checkpoint.Checkpoints(checkpoint_directory(setup, workdir)) as checkpoints:
+    checkpoints.require()
+    state, _, base = start(setup, workdir, checkpoints)
+  weights.save(directory, setup.policy, merged(setup, state, base),
+               source=setup.config.policy.checkpoint or None)
+  return int(state.step)
