@@ -38,7 +38,6 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
       slots=64, refill=1, prefill=8, prompt_length=-(-max(map(len, tokens)) // 64) * 64,
       completion_length=max_tokens, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, cache='',
       stop_strings=(), stop_ids=tokenizer.stop_ids)
-  sample.check(config)
   policy_config, params = weights.load(path, dtype=dtype)
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]

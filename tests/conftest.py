@@ -1,34 +1,55 @@
 """Eight CPU devices, no silent broadcasting over ranks, one set of arithmetic data for all tests.
 
-Programs of the tests are small and many: XLA builds them in half the time if it does not optimise.
+Programs of the tests are small and many: XLA builds them in half the time if it does not optimise, and a program
+that another test or process has built already is read from a directory that all share.
 """
 
 import os
+import pathlib
 import sys
 
+ROOT = pathlib.Path(__file__).parents[1]
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # libtpu compiles here, it does not look for a TPU host
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # nor does it need one to itself
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
                            ' --xla_backend_optimization_level=0')
-sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))  # configs/ is not installed
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'xla')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+sys.path.insert(0, str(ROOT))  # configs/ is not installed
 
-import jax  # after the environment is set
+import hypothesis  # after the environment is set
+import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# A test that draws fewer or more says so.
+hypothesis.settings.register_profile('tests', max_examples=25, deadline=None)
+hypothesis.settings.load_profile('tests')
+
+# Each compiled program holds memory maps, of which Linux gives a process 65530; beyond them it crashes.
+MOST_MAPS = 40_000
 
 
-def pytest_collection_modifyitems(items):
-  """Begins with the file that takes longest, beside which the other cores do the rest."""
-  items.sort(key=lambda item: item.path.name != 'preflight_test.py')
+def pytest_addoption(parser):
+  parser.addoption('--all', action='store_true', help='also the tests marked exhaustive')
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves exhaustive tests out unless --all is given."""
+  if not config.getoption('--all'):
+    left_out = [item for item in items if item.get_closest_marker('exhaustive')]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker('exhaustive')]
 
 
 @pytest.fixture(scope='module', autouse=True)
-def programs_of_their_file():
-  """Each compiled program holds memory maps, of which Linux gives a process 65530; beyond it crashes."""
+def room_for_programs():
   yield
-  jax.clear_caches()
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and sum(1 for _ in maps.open()) > MOST_MAPS:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

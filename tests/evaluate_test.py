@@ -240,7 +240,7 @@ def test_a_greedy_rollout_is_the_most_likely_one():
   params = policy.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
   with rewards.Workers(knobs.verifiers('ends_with', timeout_s=60.0)) as workers:
     one, two = (evaluate.outcomes(
-        POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE._replace(temperature=0.0), workers,
+        POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE.replace(temperature=0.0), workers,
         TOKENIZER, rollouts=1, batch=3, answers=True) for seed in (0, 1))
   np.testing.assert_array_equal(one.verdict_IR, two.verdict_IR)
   np.testing.assert_array_equal(one.answer_IR, two.answer_IR)

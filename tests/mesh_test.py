@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kr_jax import sample
+from kr_jax import knobs
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.learning import update
@@ -83,7 +84,7 @@ def test_no_collective_of_the_sampler_joins_queues(axes):
 def test_steps_are_those_of_one_device(data, fsdp, model, sample_model):
   want_tokens, want_losses, want = on_one_device()
   assert len({tuple(x) for step in want_tokens for x in step}) > 20 and np.ptp(want_losses) > 0
-  meshes = sharding.meshes(sharding.Config(0, data, fsdp, model, sample_model), POLICY, rollouts=16)
+  meshes = sharding.meshes(knobs.Mesh(data=data, fsdp=fsdp, model=model, sample_model=sample_model), POLICY, rollouts=16)
   tokens, losses, params = three_steps(meshes)
   assert tokens == want_tokens
   np.testing.assert_allclose(losses, want_losses, atol=1e-5)

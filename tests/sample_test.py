@@ -83,7 +83,7 @@ def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY, policy_config
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7, 0.0])
 def test_rollouts_equal_the_naive_sampler(params, temperature):
-  config = CONFIG._replace(temperature=temperature)
+  config = CONFIG.replace(temperature=temperature)
   budget_M = [4, 1, 6]
   rollouts = run(params, budget_M, config)
   for r, (m, tokens, logps) in enumerate(naive(params, PROMPTS, budget_M, KEY, config)):
@@ -131,7 +131,7 @@ def test_inversion_by_hand():
     pytest.param(3, 1, marks=pytest.mark.slow), (3, 3), (16, 5), (64, 1)])
 def test_rollouts_do_not_depend_on_slots(params, slots, refill):
   want = run(params, [4, 1, 11])
-  got = run(params, [4, 1, 11], CONFIG._replace(slots=slots, refill=refill))
+  got = run(params, [4, 1, 11], CONFIG.replace(slots=slots, refill=refill))
   np.testing.assert_array_equal(got.token_RC, want.token_RC)
   np.testing.assert_allclose(got.logp_RC, want.logp_RC, rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(got.ended_R, want.ended_R)
@@ -169,7 +169,7 @@ def test_budgets_do_not_compile_again(params):
 
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_log_probabilities_are_those_of_the_update(params, temperature):
-  rollouts = run(params, [4, 1, 6], CONFIG._replace(temperature=temperature))
+  rollouts = run(params, [4, 1, 6], CONFIG.replace(temperature=temperature))
   config = knobs.updates(row_length=24, microbatch_rows=2, temperature=temperature)
   packed = update.pack_rollouts(rollouts, np.ones(11, bool), config)
   logp_RC = update_test.by_rollout(rollouts, packed, update.logps(
@@ -212,14 +212,14 @@ def test_the_first_token_may_end_a_completion():
 def test_a_completion_nothing_ends_is_cut_at_its_length(params):
   never = params | {'embed_VD': params['embed_VD'].at[STOP].set(0)}
   never['norm_D'] = never['norm_D'] * 50  # STOP's logit is 0 among large ones
-  rollouts = run(never, [2, 3, 2], CONFIG._replace(temperature=0.0))
+  rollouts = run(never, [2, 3, 2], CONFIG.replace(temperature=0.0))
   assert rollouts.length_R.tolist() == [6] * 7
   assert rollouts.ended_R.tolist() == [types.ENDED_LENGTH] * 7
 
 
 def test_any_of_the_stop_tokens_ends_a_completion(params):
   want = run(params, [0, 16, 0])
-  got = run(params, [0, 16, 0], CONFIG._replace(stop_ids=(STOP, 3)))
+  got = run(params, [0, 16, 0], CONFIG.replace(stop_ids=(STOP, 3)))
   assert 3 in np.asarray(want.token_RC)
   for token_C, n, other_C, ended in zip(want.token_RC, got.length_R, got.token_RC, got.ended_R):
     stops = np.flatnonzero(np.isin(token_C, (STOP, 3)))
@@ -239,7 +239,7 @@ def test_a_completion_is_cut_after_a_stop_string():
   text = lambda token_C: ''.join('##abc'[t] for t in token_C)
   for stops, n, ended in ((('ca', 'x'), 4, types.ENDED_STOP), (('ca', 'b'), 2, types.ENDED_STOP),
                           (('abcab',), 5, types.ENDED_STOP), (('x',), 5, types.ENDED_LENGTH)):
-    got = sample.apply_stop_strings(rollouts, text, CONFIG._replace(stop_strings=stops))
+    got = sample.apply_stop_strings(rollouts, text, CONFIG.replace(stop_strings=stops))
     assert got.length_R.tolist() == [n, 3, 0] and got.ended_R.tolist() == [ended, *rollouts.ended_R[1:]]
     np.testing.assert_array_equal(got.token_RC[0], [*token_RC[0, :n], *[0] * (6 - n)])
     np.testing.assert_array_equal(got.logp_RC[0], [-1] * n + [0] * (6 - n))
@@ -251,7 +251,7 @@ def test_a_completion_is_cut_after_a_stop_string():
 @pytest.mark.parametrize('prefill', [1, 3, 8])
 def test_prompts_read_together_are_read_alike(params, prefill):
   want = run(params, [1, 9, 2])
-  got = run(params, [1, 9, 2], CONFIG._replace(prefill=prefill))
+  got = run(params, [1, 9, 2], CONFIG.replace(prefill=prefill))
   np.testing.assert_array_equal(got.token_RC, want.token_RC)
 
 
@@ -267,7 +267,7 @@ def test_every_prompt_is_read_once_whatever_its_budget(params):
   with mock.patch.object(policy, 'prefill', counted):
     for budget_M, chunks in (([1, 9, 2], [[2, 5], [3, 1]]), ([0, 9, 0], [[5, 2]])):
       read.clear()
-      jax.block_until_ready(run(params, budget_M, CONFIG._replace(min_p=1e-30), total=12))
+      jax.block_until_ready(run(params, budget_M, CONFIG.replace(min_p=1e-30), total=12))
       jax.effects_barrier()
       assert sorted(read) == sorted(chunks)
 
@@ -361,7 +361,7 @@ def truncated_by_loops(logits_V, config):
     {'top_k': 1}, {'top_k': 3}, {'top_k': 99}, {'top_p': 0.5}, {'top_p': 0.9}, {'top_p': 1e-6},
     {'min_p': 0.2}, {'min_p': 0.99}, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.05}], ids=str)
 def test_what_is_left_out_equals_a_loop_over_tokens(changed):
-  config = CONFIG._replace(**changed)
+  config = CONFIG.replace(**changed)
   logits_SV = np.random.default_rng(0).normal(0, 2, (50, 9)).astype(np.float32)
   got_SV = np.asarray(sample.truncate(jnp.array(logits_SV), config))
   for logits_V, got_V in zip(logits_SV, got_SV):
@@ -373,14 +373,14 @@ def test_what_is_left_out_equals_a_loop_over_tokens(changed):
 def test_truncation_by_hand():
   """Probabilities .4, .3, .2, .1: the likeliest two reach .7, those of half of .4 or more are three."""
   logits_SV = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
-  kept = lambda **knobs: np.flatnonzero(np.isfinite(sample.truncate(logits_SV, CONFIG._replace(**knobs))))
+  kept = lambda **knobs: np.flatnonzero(np.isfinite(sample.truncate(logits_SV, CONFIG.replace(**knobs))))
   assert kept(top_p=0.6).tolist() == kept(top_k=2).tolist() == [1, 3]
   assert kept(min_p=0.49).tolist() == [1, 2, 3]
   assert kept().tolist() == [0, 1, 2, 3]
 
 
 def test_only_what_is_left_is_sampled_and_logp_is_the_policys(params):
-  config = CONFIG._replace(top_k=2, temperature=1.3)
+  config = CONFIG.replace(top_k=2, temperature=1.3)
   rollouts = run(params, [8, 8, 8], config)
   scores = jax.jit(policy.logits, static_argnums=0)
   for r in range(24):
@@ -480,4 +480,4 @@ def test_bad_budgets(params, budget_M):
 ])
 def test_bad_config(changed, named):
   with pytest.raises(ValueError, match=named):
-    sample.check(CONFIG._replace(**changed))
+    sample.check(CONFIG.replace(**changed))

@@ -48,7 +48,7 @@ def sampler_for(topology, policy_config, config, tasks, rollouts, **axes):
     ('tpu7x:2x2x1', '')])
 def test_the_sampler_compiles(topology, cache):
   program, _ = sampler_for(topology, dataclasses.replace(POLICY, num_layers=1),
-                           SAMPLE._replace(cache=cache), M, R)
+                           SAMPLE.replace(cache=cache), M, R)
   assert 'decode_attention' in program.as_text()
 
 

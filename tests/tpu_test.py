@@ -152,7 +152,7 @@ def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, prompt_shar
   temporaries, largest = [], []
   for length in (2048, 4096):
     program, _ = update_for('v5e:2x2', config,
-                            UPDATE._replace(row_length=length, microbatch_rows=1, prompt_sharing=prompt_sharing),
+                            UPDATE.replace(row_length=length, microbatch_rows=1, prompt_sharing=prompt_sharing),
                             length // 2)
     temporaries.append(program.memory_analysis().temp_size_in_bytes)
     shapes = re.findall(r'= \w+\[([\d,]+)\]', program.as_text())

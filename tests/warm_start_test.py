@@ -53,5 +53,5 @@ def test_the_stage_learns_its_solutions(tmp_path):
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
   rollouts = sample.rollouts(config, policy.sampling_params(config, params), prompts, np.ones(4), jax.random.key(2),
-                             SAMPLE._replace(temperature=0.0), total=4)
+                             SAMPLE.replace(temperature=0.0), total=4)
   assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']

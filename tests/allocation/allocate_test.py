@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kr_jax import knobs
 from kr_jax.allocation import allocate
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation.allocate import budgets
@@ -20,7 +21,7 @@ from kr_jax.allocation.value import Beta, Window
 from kr_jax.kernels.knapsack import knapsack
 
 few = functools.partial(settings, deadline=None)
-solvers = pytest.mark.parametrize('solver', allocate.SOLVERS)
+solvers = pytest.mark.parametrize('solver', knobs.Alloc.choices('solver'))
 values = pytest.mark.parametrize('value', tuple(value_lib.VALUES))
 slow = pytest.mark.slow
 # A handful of shapes, since each compiles: tasks, rollouts, low, high.
@@ -316,8 +317,8 @@ def test_uniform_budgets():
   assert uniform([0.5, 0.5], 9, solver='greedy').dtype == np.int32
 
 
-@given(problem=problems(), rule=st.sampled_from(allocate.RULES),
-       solver=st.sampled_from(allocate.SOLVERS))
+@given(problem=problems(), rule=st.sampled_from(knobs.Alloc.choices('rule')),
+       solver=st.sampled_from(knobs.Alloc.choices('solver')))
 @few(max_examples=60)
 def test_budgets_are_feasible_under_either_rule(problem, rule, solver):
   success_rate, (num_tasks, total, low, high) = problem
@@ -397,7 +398,7 @@ def test_a_users_concave_value_is_solved_by_both(problem, power):
   value = lambda budget, p: (budget - 1) ** power * p * (1 - p)
   value_MJ = table(success_rate, low, high, value)
   best = brute_force(value_MJ, vectors(num_tasks, low, high, total), low)
-  for solver in allocate.SOLVERS:
+  for solver in knobs.Alloc.choices('solver'):
     budget_M = budgets(success_rate, total, low=low, high=high, value=value, solver=solver)
     feasible(budget_M, num_tasks, total, low, high)
     assert worth(value_MJ, budget_M, low) >= best * (1 - 1e-6) - rounding(value_MJ, total)
@@ -580,7 +581,7 @@ def test_uniform_budgets_with_costs_differ_by_one_at_most(cost, times):
     ([1, 2], float('nan'), 'capacity of nan '),
     ([1, 2], float('inf'), 'capacity of inf '),
 ])
-@pytest.mark.parametrize('rule', allocate.RULES)
+@pytest.mark.parametrize('rule', knobs.Alloc.choices('rule'))
 def test_bad_costs_are_named(cost, capacity, match, rule):
   with pytest.raises(ValueError, match=match):
     budgets([0.5, 0.2], capacity, low=2, high=9, rule=rule, cost_M=cost)
@@ -864,7 +865,7 @@ def test_all_sorts_of_calls(calls):
     (window([0.5, float('nan')]), r'\(1, nan\)'),
     (window([0.5, 2.0]), r'\(1, 2\.0\)'),
 ])
-@pytest.mark.parametrize('rule', allocate.RULES)
+@pytest.mark.parametrize('rule', knobs.Alloc.choices('rule'))
 def test_bad_success_rates_are_named(success_rate, match, rule):
   with pytest.raises(ValueError, match=match):
     budgets(success_rate, 8, low=1, rule=rule)
@@ -893,7 +894,7 @@ def test_bad_totals_are_named(num_tasks, total, low, high, rule, match):
     allocate.check(num_tasks, total, low, high, rule)
   rate_M = np.full(num_tasks, 0.5)
   for success_rate in (rate_M, Beta(rate_M, rate_M), window(rate_M)):
-    for solver in allocate.SOLVERS:
+    for solver in knobs.Alloc.choices('solver'):
       with pytest.raises(ValueError, match=match):
         budgets(success_rate, total, low=low, high=high, rule=rule, solver=solver)
 
@@ -904,7 +905,7 @@ def test_totals_within_reach_pass():
 
 
 @pytest.mark.parametrize('total', [8.0, 8.5, '8', None, float('nan')])
-@pytest.mark.parametrize('rule', allocate.RULES)
+@pytest.mark.parametrize('rule', knobs.Alloc.choices('rule'))
 def test_a_total_that_is_no_integer(total, rule):
   with pytest.raises(TypeError):
     budgets([0.5, 0.2], total, rule=rule)
@@ -916,7 +917,7 @@ def test_a_total_that_is_no_integer(total, rule):
     ({'nu': float('nan')}, r'alloc\.nu=nan .*positive'),
     ({'solver': 'ilp'}, r"alloc\.solver='ilp' .*'dp', 'greedy'"),
 ])
-@pytest.mark.parametrize('rule', allocate.RULES)
+@pytest.mark.parametrize('rule', knobs.Alloc.choices('rule'))
 def test_bad_names_are_named(named, match, rule):
   for cost_M in (None, [1, 2]):
     with pytest.raises(ValueError, match=match):

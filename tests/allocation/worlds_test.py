@@ -9,6 +9,7 @@ from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.allocation import worlds
 from kr_jax.allocation.worlds import LearningSetup, Method, StaticSetup
+from kr_jax import knobs as knobs_lib
 from kr_jax.learning import grpo
 
 STATIC = StaticSetup(tasks=24, repeats=3, high=40)
@@ -114,7 +115,7 @@ def test_bad_static_options_are_named(change, match):
 # The learning world.
 
 
-@pytest.mark.parametrize('kind', grpo.ADVANTAGES)
+@pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('advantage'))
 def test_the_expected_gradient_over_all_outcomes(kind):
   """A task pushes along x_i by N p (1-p) with 'loo', N > 1, by (N - 1) p (1-p) with 'mean', and by
   N E[sqrt(K/N (1 - K/N))] with 'std'."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from kr_jax import knobs as knobs_lib
 from kr_jax.learning import grpo
 from tests import knobs
 
@@ -19,9 +20,9 @@ few = functools.partial(settings, deadline=None)
 NUM_TASKS, NUM_ROLLOUTS = 6, 14
 
 
-kinds = pytest.mark.parametrize('kind', grpo.ADVANTAGES)
+kinds = pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('advantage'))
 weighings = pytest.mark.parametrize(
-    'weight, aggregate', [(w, a) for w in grpo.WEIGHTS for a in grpo.AGGREGATES])
+    'weight, aggregate', [(w, a) for w in knobs_lib.Grpo.choices('weight') for a in knobs_lib.Grpo.choices('aggregate')])
 
 
 def advantage_by_loops(reward_R, task_R, num_tasks: int, kind: str, eps: float = 1e-6
@@ -55,7 +56,7 @@ def weights_by_loops(task_R, length_R, num_tasks: int, weight: str, aggregate: s
   return weight_R / total if total else weight_R
 
 
-def loss_by_hand(ratio: float, logp: float, advantage: float, c: grpo.Config
+def loss_by_hand(ratio: float, logp: float, advantage: float, c: knobs_lib.Grpo
                  ) -> tuple[float, float, float, bool, bool]:
   """A token's loss, its derivatives by the log ratio and by logp, and the bounds that took either."""
   up, down = 1 + c.clip_high, 1 - c.clip_low
@@ -233,7 +234,7 @@ def test_token_weights_by_hand(weight, aggregate, want_R):
   assert got_R.dtype == np.float32
 
 
-@pytest.mark.parametrize('aggregate', grpo.AGGREGATES)
+@pytest.mark.parametrize('aggregate', knobs_lib.Grpo.choices('aggregate'))
 @pytest.mark.parametrize('weight, want', [('rollout', 4), ('task', 1), ('sqrt', 2)])
 def test_what_the_tokens_of_a_task_of_four_weigh_against_those_of_one(weight, aggregate, want):
   of_tokens_M = np.bincount(TASK_R, weights=weights(weight, aggregate) * LENGTH_R, minlength=4)
@@ -429,14 +430,14 @@ def test_policy_loss_is_the_loop_over_tokens(changed, drawn):
 def test_on_policy_gradient_is_that_of_the_policy():
   """At a ratio of 1 the gradient is -A whatever the clip: plain policy gradient."""
   logp_R, advantage_R = np.float32([-0.1, -3, -9]), np.float32([1.5, -0.5, 0])
-  for kind in grpo.LOSSES:
+  for kind in knobs_lib.Grpo.choices('loss'):
     _, by_ratio_R, by_logp_R, low_R, high_R = loss_and_gradients(
         np.zeros(3, np.float32), logp_R, advantage_R, knobs.loss(loss=kind))
     np.testing.assert_array_equal(by_ratio_R + by_logp_R, -advantage_R)
     assert not np.any(low_R | high_R)
 
 
-@pytest.mark.parametrize('kind', grpo.LOSSES)
+@pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('loss'))
 @pytest.mark.parametrize('dual_clip', [0.0, 3.0])
 def test_no_ratio_is_too_large(kind, dual_clip):
   """e^99 overflows in float32; its product with a gradient of 0 would be NaN."""
@@ -448,7 +449,7 @@ def test_no_ratio_is_too_large(kind, dual_clip):
   assert high[0] and low[3]
 
 
-@pytest.mark.parametrize('kind', grpo.LOSSES)
+@pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('loss'))
 def test_policy_loss_with_and_without_jit(kind):
   rng = np.random.default_rng(1)
   log_ratio_BT, logp_BT, advantage_BT = rng.normal(size=(3, 4, 5)).astype(np.float32)
@@ -503,7 +504,7 @@ def test_what_the_estimates_of_kl_are_on_average():
   assert np.max(np.abs(jax.grad(of_policy)(z_V) - jax.grad(of_reference)(z_V))) > 0.01
 
 
-@pytest.mark.parametrize('kind', grpo.KLS)
+@pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('kl'))
 def test_kl_of_a_reference_far_away_is_finite(kind):
   f = lambda logp: grpo.kl(logp, jnp.float32(0), kind)
   for logp in (jnp.float32(-200), jnp.float32(-1e5)):
@@ -516,12 +517,12 @@ def test_kl_of_a_reference_far_away_is_finite(kind):
 @pytest.mark.parametrize('name', grpo.PRESETS)
 def test_presets_are_configs(name):
   preset = grpo.PRESETS[name]
-  assert set(preset) <= set(grpo.Config._fields)
+  assert set(preset) <= set(knobs_lib.Grpo._fields)
   grpo.check(knobs.loss(**preset))
 
 
 def test_a_config_has_every_knob_of_its_section():
-  assert {*grpo.Config._fields, 'preset'} == set(common.base().grpo)
+  assert {*knobs_lib.Grpo._fields, 'preset'} == set(common.base().grpo)
 
 
 @pytest.mark.parametrize('changed, named', [

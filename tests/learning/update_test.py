@@ -17,6 +17,7 @@ import pytest
 
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax import knobs as knobs_lib
 from kr_jax.learning import grpo
 from kr_jax.learning import pack
 from kr_jax.learning import update
@@ -122,7 +123,7 @@ class Loops(NamedTuple):
   tis_RC: np.ndarray
 
 
-def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: grpo.Config) -> Loops:
+def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_lib.Grpo) -> Loops:
   logp_RC, entropy_RC, old_RC, ref_RC, sampler_RC = (
       np.asarray(x, float) for x in (logp_RC, entropy_RC, old_RC, ref_RC, rollouts.logp_RC))
   M = len(rollouts.prompts.length_M)
@@ -188,7 +189,7 @@ def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=Non
 def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_config=POLICY, mesh=None):
   """The sum of the gradients of a batch's updates where they move nothing, their record, the state."""
   with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
-    config = config._replace(weight_decay=0.125)  # a mark: programs compiled here stay here
+    config = config.replace(weight_decay=0.125)  # a mark: programs compiled here stay here
     state = update.init(params_of() if trained is None else trained, jax.random.key(1), config)
     if mesh is not None:
       state, base = (jax.device_put(x, sharding.of(mesh, x)) for x in (state, base))
@@ -220,8 +221,8 @@ def assert_record(record, want, log_ratio):
 
 def varied(config, **knobs):
   """A config with knobs of its loss, or its own, changed."""
-  of_loss = {k: knobs.pop(k) for k in grpo.Config._fields if k in knobs}
-  return config._replace(grpo=config.grpo._replace(**of_loss), **knobs)
+  of_loss = {f.name: knobs.pop(f.name) for f in dataclasses.fields(knobs_lib.Grpo) if f.name in knobs}
+  return config.replace(grpo=config.grpo.replace(**of_loss), **knobs)
 
 
 def base_of(config, policy_config=POLICY):
@@ -242,7 +243,7 @@ VARIANTS = {
                       'kl': 'k3', 'kl_coef': 0.3, 'tis_cap': 1.2},
 }
 ONE_BY_ONE = {
-    **{f'{w} {a}': {'weight': w, 'aggregate': a} for w in grpo.WEIGHTS for a in grpo.AGGREGATES
+    **{f'{w} {a}': {'weight': w, 'aggregate': a} for w in knobs_lib.Grpo.choices('weight') for a in knobs_lib.Grpo.choices('aggregate')
        if (w, a) != ('rollout', 'token')},
     'loo': {'advantage': 'loo'}, 'mean': {'advantage': 'mean'}, 'dual clip': {'dual_clip': 1.4},
     'gspo': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08}, 'cispo': {'loss': 'cispo'},
@@ -305,7 +306,7 @@ def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_
   rollouts = make_rollouts()
   base = base_of(config)
   want, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
-  config = config._replace(row_length=row_length, microbatch_rows=microbatch_rows, prompt_sharing=prompt_sharing)
+  config = config.replace(row_length=row_length, microbatch_rows=microbatch_rows, prompt_sharing=prompt_sharing)
   got, recorded, _ = gradient_of(config, rollouts, REWARD_R, base=base)
   assert_close(got, want)
   for name in ('loss', 'tokens_updated', 'policy_entropy', 'clip_fraction_high', 'clip_fraction_low'):
@@ -412,7 +413,7 @@ MESHES = [{'fsdp': 8}, {'data': 2, 'fsdp': 2, 'model': 2}]  # of others three st
 @pytest.mark.parametrize(
     'axes, config', [*((axes, RICH) for axes in MESHES), (MESHES[-1], CONFIG)], ids=name)
 def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
-  config = config._replace(microbatch_rows=1)
+  config = config.replace(microbatch_rows=1)
   rollouts = make_rollouts()
   params, base = params_of(0, WIDE), base_of(config, WIDE)
   want, record, _ = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
@@ -531,11 +532,11 @@ def minibatch_reference(params, rollouts, config, base, old_RC, which_R):
 
 
 @slow
-@pytest.mark.parametrize('config', [CONFIG, RICH._replace(minibatches=1)], ids=['grpo', 'rich'])
+@pytest.mark.parametrize('config', [CONFIG, RICH.replace(minibatches=1)], ids=['grpo', 'rich'])
 def test_the_gradients_of_minibatches_add_up_to_that_of_the_batch(config):
   rollouts, base = make_rollouts(), base_of(config)
   whole, record, _ = gradient_of(config, rollouts, REWARD_R, base=base)
-  parts, recorded, _ = gradient_of(config._replace(minibatches=3), rollouts, REWARD_R, base=base)
+  parts, recorded, _ = gradient_of(config.replace(minibatches=3), rollouts, REWARD_R, base=base)
   assert_close(parts, jax.tree.map(lambda g: 3 * g, whole))
   assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-5)
   assert recorded['tokens_updated'] == record['tokens_updated']
@@ -619,7 +620,7 @@ def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
 @pytest.mark.parametrize('prompt_sharing, tokens', [(1.0, 48), (0.6, 32)])
 def test_waste_is_of_what_is_computed(prompt_sharing, tokens):
   """Whole microbatches of two rows of 24 places are, and of as many tokens or of a shared few."""
-  rollouts, config = make_rollouts(), CONFIG._replace(prompt_sharing=prompt_sharing)
+  rollouts, config = make_rollouts(), CONFIG.replace(prompt_sharing=prompt_sharing)
   _, record, _ = gradient_of(config, rollouts, REWARD_R)
   packed = update.pack_mixed(rollouts, REWARD_R, config)
   used = int(packed.first[-1])
@@ -637,7 +638,7 @@ def test_waste_is_of_what_is_computed(prompt_sharing, tokens):
 def test_a_prompt_is_computed_once_for_its_group():
   """Of one task all 15 rollouts stand in one shard."""
   rollouts = make_rollouts(0, [15])
-  config = CONFIG._replace(microbatch_rows=8)
+  config = CONFIG.replace(microbatch_rows=8)
   packed = update.pack_rollouts(rollouts, np.ones(15, bool), config)
   assert packed.first[-1] == 1
   prompt = rollouts.prompts.length_M[0] - 1
@@ -741,7 +742,7 @@ def test_a_planted_nu_is_found(monkeypatch, nu, alignment):
     return logp_BT, logp_BT
 
   monkeypatch.setattr(update, 'score', planted)
-  config = CONFIG._replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
+  config = CONFIG.replace(weight_decay=0.375 + nu + alignment)  # a mark, as above
   total = np.zeros(4)
   p_M = rng.uniform(0.2, 0.8, M)
   for step in range(steps):
@@ -767,7 +768,7 @@ def test_imitate_is_maximum_likelihood():
                          np.float32(mask_RC / -mask_RC.sum()), np.zeros(mask_RC.shape, np.float32))
   with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
     # As a warm start's: of a batch's mini-batches it knows nothing.
-    config = CONFIG._replace(minibatches=4, weight_decay=0.125)
+    config = CONFIG.replace(minibatches=4, weight_decay=0.125)
     state, measured = update.sft(state_of(config), rollouts, POLICY, config)
   np.testing.assert_allclose(measured['loss'], -np.asarray(logp_RC)[mask_RC].mean(), rtol=1e-5)
   np.testing.assert_allclose(measured['grad_norm'], optax.tree.norm(gradient), rtol=1e-5)
@@ -796,7 +797,7 @@ def rates(config, steps):
     ({'schedule': 'cosine', 'decay_steps': 2, 'final_rate': 0.5}, [1, 0.75, 0.5, 0.5]),
 ])
 def test_the_learning_rate_warms_up_then_stays_or_falls(changed, want):
-  config = CONFIG._replace(learning_rate=1.0, **changed)
+  config = CONFIG.replace(learning_rate=1.0, **changed)
   np.testing.assert_allclose(rates(config, len(want)), want, rtol=1e-4, atol=1e-6)
   schedule = update.learning_rate(config)
   np.testing.assert_allclose([schedule(i) for i in range(len(want))], want, rtol=1e-5, atol=1e-6)
@@ -806,7 +807,7 @@ def test_weight_decay_is_of_matrices():
   policy_config = dataclasses.replace(POLICY, qkv_bias=True, tie_embeddings=False)
   names = jax.eval_shape(lambda key: policy.init(policy_config, key), jax.random.key(0))
   params = jax.tree.map(lambda _: jnp.ones(1), names)
-  tx = update.optimizer(CONFIG._replace(learning_rate=0.5, weight_decay=0.1))
+  tx = update.optimizer(CONFIG.replace(learning_rate=0.5, weight_decay=0.1))
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   flat = {**updates.pop('layers'), **updates}
   spared = {name for name, x in flat.items() if not np.any(x)}
@@ -818,7 +819,7 @@ def test_weight_decay_is_of_matrices():
 
 def test_gradients_are_scaled_down_to_a_norm():
   """Adam's first update of a gradient g is g / (|g| + eps): here of one of norm 1, with eps 1."""
-  tx = update.optimizer(CONFIG._replace(learning_rate=1.0, max_grad_norm=1.0, eps=1.0))
+  tx = update.optimizer(CONFIG.replace(learning_rate=1.0, max_grad_norm=1.0, eps=1.0))
   params = {'w_DD': jnp.zeros((1, 2))}
   updates, _ = tx.update({'w_DD': jnp.array([[3.0, 4.0]])}, tx.init(params), params)
   np.testing.assert_allclose(updates['w_DD'], [[-0.6 / 1.6, -0.8 / 1.8]], rtol=1e-5)

@@ -163,7 +163,7 @@ def test_an_update_executes_what_it_uses_and_a_third_of_outputs_and_half_of_atte
   c = dataclasses.replace(
       POLICY, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1, hidden_width=256)
   program, _ = update_for(
-      'v5e:2x2', c, UPDATE._replace(row_length=T, microbatch_rows=rows, prompt_sharing=1.0), T // 2, fsdp=4)
+      'v5e:2x2', c, UPDATE.replace(row_length=T, microbatch_rows=rows, prompt_sharing=1.0), T // 2, fsdp=4)
   found = hlo.count(program.as_text(), {'data': 1, 'fsdp': 4, 'model': 1}, {update.MICROBATCHES: 1})
   matrices = rows * T * 2 * c.num_layers * resources.layer_weights(c)
   outputs = rows * resources.forward_flops(c, T) - rows * resources.forward_flops(c, T, outputs=0)

@@ -259,8 +259,8 @@ def no_verifier(completion: str) -> bool:
 
 def test_tasks_name_their_verifiers():
   one, two, three, four = tasks('7', 'B', '1/2', '7')
-  two, three = two._replace(verifier='choice'), three._replace(verifier='math')
-  four = four._replace(verifier=f'{__name__}:mine', info='8')
+  two, three = two.replace(verifier='choice'), three.replace(verifier='math')
+  four = four.replace(verifier=f'{__name__}:mine', info='8')
   given = [one, two, three, four]
   assert rewards.names(given, config_of()) == ['ends_with', 'choice', 'math', f'{__name__}:mine']
   with start('ends_with', rewards.names(given, config_of())) as pool:
@@ -270,16 +270,16 @@ def test_tasks_name_their_verifiers():
     with pytest.raises(ValueError, match='mine.* no extraction of answers'):
       pool.answers(['7', '8'], [one, four])
     with pytest.raises(ValueError, match="'reasoning_gym' of a task is not among the verifiers"):
-      pool.score(['7'], [one._replace(verifier='reasoning_gym')])
+      pool.score(['7'], [one.replace(verifier='reasoning_gym')])
   with pytest.raises(ValueError, match=r"verifier of made/0='maths' is not one of \[.*'math'"):
-    rewards.names([one._replace(verifier='maths')], config_of())
+    rewards.names([one.replace(verifier='maths')], config_of())
 
 
 def test_a_verifier_that_raises_on_all_it_gets_fails_the_step_whatever_the_others_do():
   one, two = tasks('7', 'none')
   with start('ends_with', ['choice']) as pool:
     with pytest.raises(RuntimeError, match="verifier of 'choice' failed on all 1 completions .* made/1"):
-      pool.score(['7', 'B'], [one, two._replace(verifier='choice')])
+      pool.score(['7', 'B'], [one, two.replace(verifier='choice')])
 
 
 @pytest.mark.parametrize('name, message', [
@@ -353,7 +353,7 @@ def test_reasoning_gym(gym, monkeypatch):
   assert rewards.reasoning_gym('42', gym) is True and rewards.reasoning_gym('42 apples', gym) is False
   for bad in ('', 'none', '{}', '[]', '{"dataset": "chain_sum"}'):
     with pytest.raises(ValueError, match='made/0 is not JSON with "dataset" and "entry"'):
-      score('42', gym._replace(info=bad))
+      score('42', gym.replace(info=bad))
   # A scorer that raises, or returns what is no score, says that it is wrong.
   for scorer in (lambda answer, entry: 1 / 0, lambda answer, entry: None,
                  lambda answer, entry: float('nan')):
