@@ -4,8 +4,8 @@ Each computes the same budgets from the same statistics and samples the same ste
 process verifies those on its own devices, and what came of them is gathered. With one process nothing of
 this does anything.
 
-A process that is killed leaves the others waiting in a collective. `watch` ends them with a message, so
-that all can be started again, which goes on from the last checkpoint.
+A process that is killed leaves the others waiting in a collective. They are ended with a message (`watch`), so
+that all can be started again: the run goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ import traceback
 from typing import Any
 
 import jax
-from jax._src import distributed  # has the store that all processes write to and read
 from jax.experimental import multihost_utils
 import numpy as np
 import tqdm
 
-SILENCE_S = 40  # without a sign of life, after which a process is taken for dead
-_BEAT_S = 2
+SILENCE_S = 40  # seconds without a heartbeat after which a process is taken for dead
 AUTO = 'auto'
 
 
@@ -50,8 +48,7 @@ def start(coordinator: str, count: int = 0, index: int = -1) -> None:
   explicit = {} if coordinator == AUTO else {
       'coordinator_address': coordinator, 'num_processes': count, 'process_id': index}
   try:
-    # The watch is quicker; this is what is left where its thread cannot run.
-    jax.distributed.initialize(heartbeat_timeout_seconds=4 * SILENCE_S, **explicit)
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE_S, **explicit)
   except (ValueError, RuntimeError) as error:
     raise ValueError(f'--coordinator={coordinator} starts no processes: {error}') from error
 
@@ -140,74 +137,27 @@ class StopSignal:
       signal.signal(number, handler)
 
 
-def _store():
-  return distributed.global_state.client
-
-
-def _stop(message: str) -> None:
-  """Ends this process at once: what it waits for never comes, and leaving in order would wait too."""
-  print(f'process {jax.process_index()} stops: {message}. Start all processes again: the run goes on from '
-        'its last checkpoint', file=sys.stderr, flush=True)
-  for child in multiprocessing.active_children():
-    child.kill()
-  os._exit(1)
-
-
-class _Watch(threading.Thread):
-  """Says that this process lives, and looks for those that no longer say so."""
-
-  def __init__(self):
-    super().__init__(daemon=True)
-    self._ended = threading.Event()
-
-  def run(self) -> None:
-    me, others = jax.process_index(), set(range(jax.process_count())) - {jax.process_index()}
-    seen = {i: ('', time.monotonic()) for i in others}
-    beat, heard = 0, time.monotonic()
-    while not self._ended.wait(_BEAT_S):
-      now = time.monotonic()
-      try:
-        beat += 1
-        _store().key_value_set(f'alive/{me}', str(beat), allow_overwrite=True)
-        said = dict(_store().key_value_dir_get('alive/'))
-        heard = now
-      except Exception:  # of the coordinator, which is process 0
-        if now - heard > SILENCE_S:
-          _stop(f'process 0 has not answered for {SILENCE_S} s')
-        continue
-      for i in others:
-        value = said.get(f'alive/{i}', '')
-        if value != seen[i][0] or value == 'done':
-          seen[i] = value, now
-        elif now - seen[i][1] > SILENCE_S:
-          _stop(f'process {i} has given no sign of life for {SILENCE_S} s')
-
-  def end(self) -> None:
-    self._ended.set()
-    self.join()
-    _store().key_value_set(f'alive/{jax.process_index()}', 'done', allow_overwrite=True)
-
-
 @contextlib.contextmanager
 def watch() -> Iterator[None]:
-  """While in it, the death of another process, and an error in this one, ends this process within a minute.
+  """While in it, an error in this process ends it at once, and the death of another one within a minute.
 
-  An error of one's own is printed first: the others see the silence, or a collective that fails. A collective
-  fails at once where a connection broke and says nothing of which process that was; the watch does, later.
+  JAX's coordination service sees that a process has died, names it and ends the others (`start`). An error here
+  is printed and ends this process without waiting for the others, who wait in a collective. A collective fails
+  at once where a connection broke, and does not say whose: then the service, which knows, is waited for.
   """
   if jax.process_count() == 1:
     yield
     return
-  thread = _Watch()
-  thread.start()
   try:
     yield
-  except SystemExit:
-    thread.end()
+  except SystemExit:  # all processes stop after the same step
     raise
   except BaseException as error:
     traceback.print_exc()
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      thread.join(SILENCE_S + 2 * _BEAT_S)
-    _stop(f'{type(error).__name__}, printed above')
-  thread.end()
+    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
+      time.sleep(SILENCE_S + 10)
+    print(f'process {jax.process_index()} stops: {type(error).__name__}, printed above. Start all processes again: '
+          'the run goes on from its last checkpoint', file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+      child.kill()
+    os._exit(1)  # leaving in order would wait for the others
