@@ -7,14 +7,20 @@ import pathlib
 import jax
 import pytest
 
+from configs import arithmetic
 from configs import common
+from configs import presets
+from configs import qwen25_math_7b
+from kr_jax import knobs
+from kr_jax import prepare
+from kr_jax import state
 from kr_jax import tasks
 from kr_jax import train
 from kr_jax.model import weights
 from kr_jax.record import metrics
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
-               if p.stem != 'common')
+               if p.stem not in ('common', 'presets'))
 
 
 # What stands in a checkpoint's place: a tiny one of its family.
@@ -55,7 +61,7 @@ def test_a_config_is_locked_and_passes_its_checks(name, variant, data_dir, monke
   config.sample.prompt_length = max(config.sample.prompt_length, 4096 if config.policy.checkpoint else 0)
   config.pack.row_length = max(
       config.pack.row_length, config.sample.prompt_length + config.sample.completion_length)
-  setup = train.prepare(config)
+  setup = prepare.prepare(config)
   assert len(setup.train_tasks) >= config.tasks.per_step and setup.test_tasks
   assert {task.source for task in setup.test_tasks} == set(config.tasks.test or [config.tasks.dataset])
 
@@ -69,7 +75,7 @@ def test_a_config_declares_its_checkpoint(name, data_dir):
     config.policy.checkpoint = config_of(name, '', data_dir).policy.checkpoint
     with pytest.raises(ValueError, match='has not the declared sizes: policy.vocab_size=15.* where there is '
                        r'\d+, policy.num_layers=.*set policy.vocab_size=0'):
-      train.prepare(config)
+      prepare.prepare(config)
 
 
 @pytest.mark.slow
@@ -87,7 +93,7 @@ def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
     config.tasks.per_step, config.alloc.rollouts_per_step, config.optimizer.minibatches = 2, 8, 1
     config.sample.prompt_length, config.sample.completion_length, config.pack.row_length = 40, 8, 64
     config.rewards.verifier, config.rewards.pattern = 'tests.configs_test:even', ''
-    setup = train.prepare(config)
+    setup = prepare.prepare(config)
     train.train(setup, str(workdir))
     return setup, [r for r in metrics.read(str(workdir / 'metrics.jsonl')) if 'loss' in r]
 
@@ -96,9 +102,9 @@ def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
   setup, parts = run(tmp_path / 'parts', 2)
   for row, other in zip(whole, parts, strict=True):
     assert all(row[key] == other[key] for key in ('loss', 'grad_norm', 'reward_mean', 'policy_entropy'))
-  assert train.export_checkpoint(setup, str(tmp_path / 'parts'), str(tmp_path / 'export')) == 2
+  assert state.export_checkpoint(setup, str(tmp_path / 'parts'), str(tmp_path / 'export')) == 2
   config, params = weights.load(tmp_path / 'export')
-  _, first = weights.load(setup.checkpoint)
+  _, first = weights.load(setup.config.policy.checkpoint)
   assert dataclasses.replace(config, dtype=setup.policy.dtype, remat=setup.policy.remat) == setup.policy
   moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), params, first)
   assert 0 < max(jax.tree.leaves(moved)) < 1e-3
@@ -120,5 +126,39 @@ def test_a_config_says_how_to_run_it(name):
 
 
 def test_an_unknown_variant():
-  with pytest.raises(ValueError, match="config variant 'fast' is not 'debug'"):
-    common.finish(common.base(), 'fast')
+  with pytest.raises(ValueError, match=r"config variant 'papr' is not one of \['debug', 'paper', .*mean 'paper'\?"):
+    common.finish(common.base(), 'debug,papr')
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_a_preset_sets_knobs_that_hold(name):
+  config = common.base()
+  config.grpo.update(dual_clip=9.0, tis_cap=9.0, entropy_coef=9.0, kl_coef=9.0)
+  presets.PRESETS[name](config)
+  found = knobs.read(config)
+  if name != 'paper_rule':  # a preset of the loss leaves nothing to what stood there before
+    assert 9 not in (found.grpo.dual_clip, found.grpo.tis_cap, found.grpo.entropy_coef, found.grpo.kl_coef)
+
+
+def test_presets_are_what_their_papers_say():
+  of = lambda name: knobs.read(arithmetic.get_config(name)).grpo
+  for name in ('grpo', 'dr_grpo', 'rloo'):
+    assert (of(name).clip_low, of(name).clip_high) == (0.2, 0.2)
+  assert (of('grpo').kl, of('grpo').kl_coef, of('grpo').aggregate) == ('k3', 0.04, 'rollout')
+  assert (of('dr_grpo').advantage, of('dr_grpo').aggregate) == ('mean', 'constant')
+  assert (of('dapo').clip_high, of('dapo').aggregate) == (0.28, 'token')
+  assert (of('gspo').loss, of('gspo').clip_low, of('gspo').clip_high) == ('gspo', 3e-4, 4e-4)
+  assert (of('cispo').loss, of('cispo').clip_low) == ('cispo', 1.0)
+  assert (of('rloo').advantage, of('rloo').aggregate) == ('loo', 'constant')
+  paper = knobs.read(arithmetic.get_config('paper'))
+  assert (paper.grpo.dual_clip, paper.grpo.tis_cap, paper.grpo.clip_high) == (10.0, 2.0, 0.28)
+  assert (paper.alloc.estimate, paper.alloc.low, paper.alloc.high) == ('window', 2, 128)
+
+
+def test_flags_have_the_last_word_over_a_preset():
+  config = qwen25_math_7b.get_config()
+  assert (config.alloc.estimate, config.grpo.tis_cap) == ('window', 2.0)
+  config.update_from_flattened_dict({'alloc.rule': 'uniform', 'grpo.clip_high': 0.9})  # as flags do
+  found = prepare.abstract(config, devices=[None] * 16)
+  assert found.config.alloc.rule == 'uniform' and found.update.grpo.clip_high == 0.9
+  assert knobs.as_dict(found.config)['grpo']['clip_high'] == 0.9  # what config.json holds

@@ -57,6 +57,13 @@ def data_dir(tmp_path_factory) -> str:
   return str(tmp_path_factory.mktemp('data'))
 
 
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, data_dir) -> str:
+  """The workdir of a finished run (tests/knobs.py), for tests that read it alone."""
+  from tests import knobs  # slow to load, and only some need it
+  return knobs.run(tmp_path_factory.mktemp('finished'), data_dir)
+
+
 @pytest.fixture
 def stored(tmp_path):
   """A function (dataset, pattern of its files) -> {split: its rows by id}, as TFDS stores them."""

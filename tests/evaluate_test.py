@@ -92,7 +92,7 @@ def majority_by_counting(answer_R, verdict_R):
   return np.mean([bool(a in 'xw') for a in most]) if most else 0.0
 
 
-@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('seed', range(5))
 def test_majority_over_all_subsets(seed):
   rng = np.random.default_rng(seed)
   n = int(rng.integers(1, 9))
@@ -184,21 +184,6 @@ def test_one_task_has_no_spread():
       'mean': 0.5, 'stderr': 0, 'low': 0.5, 'high': 0.5}
 
 
-@pytest.mark.parametrize('changed, message', [
-    ({'pass_at': (1, 9)}, r'evaluate.pass_at=\(1, 9\) holds 9, which .* in 1..evaluate.rollouts=8'),
-    ({'pass_at': (0,)}, r'evaluate.pass_at=\(0,\) holds 0'),
-    ({'pass_at': (2.0,)}, r'holds 2.0, which is not a whole number'),
-    ({'maj_at': (16,)}, r'evaluate.maj_at=\(16,\) holds 16'),
-    ({'temperature': 0}, r'rollouts=8 completions .* are all the same .*set evaluate.rollouts=1'),
-])
-def test_bad_knobs(changed, message):
-  good = {'rollouts': 8, 'temperature': 1.0, 'pass_at': (1, 8), 'maj_at': (8,)}
-  evaluate.check(**good)
-  evaluate.check(**good | {'temperature': 0.0, 'rollouts': 1, 'pass_at': (), 'maj_at': (1,)})
-  with pytest.raises(ValueError, match=message):
-    evaluate.check(**good | changed)
-
-
 def test_a_vote_needs_answers_of_every_verifier():
   evaluate.check_verifiers(['ends_with', 'math', 'choice', 'reasoning_gym'], (8,))
   evaluate.check_verifiers(['ends_with', 'mute'], ())
@@ -206,7 +191,7 @@ def test_a_vote_needs_answers_of_every_verifier():
     evaluate.check_verifiers(['ends_with', 'mute'], (8,))
 
 
-@pytest.mark.parametrize('batch', [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5)), 7])
+@pytest.mark.parametrize('batch', [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.exhaustive), 7])
 def test_outcomes_do_not_depend_on_the_batch(batch):
   """And equal what a plain loop over tasks verifies."""
   tasks = make_tasks(5)

@@ -1,10 +1,13 @@
-"""Configs of modules for tests: the project's own knobs, but for those that a test names."""
+"""Configs for tests: the project's own knobs, but for those that a test names."""
 
 import dataclasses
 
+from configs import arithmetic
 from kr_jax import knobs as knobs_lib
+from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import sample
+from kr_jax import train
 from kr_jax.learning import update
 from kr_jax.model.tokenizer import STOP
 
@@ -26,3 +29,24 @@ def sampler(**knobs) -> sample.Config:
 def verifiers(verifier, *, workers: int = 1, **knobs) -> rewards.Config:
   """A rewards.Config."""
   return rewards.Config(verifier=verifier, workers=workers, **knobs)
+
+
+def has_a_one(completion, task):
+  """A reward that a policy of a few steps can earn: any completion with a 1 in it, on half the tasks."""
+  return '1' in completion and int(task.answer) % 2 == 0
+
+
+def debug_config(data_dir, **knobs):
+  """configs/arithmetic.py:debug with one layer, on one device. knobs: section__name=value."""
+  c = arithmetic.get_config('debug')
+  c.tasks.data_dir = data_dir
+  c.rewards.verifier, c.rewards.workers = 'tests.knobs:has_a_one', 1
+  c.mesh.devices = c.policy.num_layers = 1
+  c.update_from_flattened_dict({name.replace('__', '.'): x for name, x in knobs.items()})
+  return c
+
+
+def run(workdir, data_dir, **knobs) -> str:
+  """Trains a debug config, and returns its workdir."""
+  train.train(prepare.prepare(debug_config(data_dir, **knobs)), str(workdir))
+  return str(workdir)

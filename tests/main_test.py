@@ -51,26 +51,51 @@ def test_train_report_evaluate(tmp_path, data_dir):
   assert weights.load(tmp_path / 'run' / 'export')[0].num_layers == 1
 
 
-@pytest.mark.parametrize('flags, named', [
-    (('--config.alloc.rul=uniform',), 'Did you mean "rule" instead of "rul"?'),
-    (('--config.aloc.rule=uniform',), 'Did you mean "alloc" instead of "aloc"?'),
-    (('--config.alloc.low=two',), '--config.alloc.low=two: invalid literal'),
-    (('--config.alloc.low=0',), 'alloc.low=0 is below 1'),
-    (('--mode=tain',), 'should be one of <train|evaluate|report|export|generate|preflight>'),
-    (('--config.policy.checkpoint=nowhere',), "checkpoint 'nowhere' is not there"),
-    (('more',), "unexpected arguments ['more']"),
-    (('--config.evaluate.pass_at=(1, 9)',), 'evaluate.pass_at=(1, 9) holds 9'),
-    (('--mode=report',), 'train first'),
-])
-def test_bad_flags_are_short_errors(tmp_path, data_dir, flags, named):
-  got = main(f'--workdir={tmp_path}/none', f'--config.tasks.data_dir={data_dir}', *flags)
-  assert got.returncode != 0
-  assert named in got.stderr
-  assert 'Traceback' not in got.stderr
-  assert not (tmp_path / 'none').exists()
-
-
 LLAMA = ROOT / 'tests' / 'data' / 'checkpoints' / 'llama'
+# Calls of the command line, each in a fork of a process that has loaded what it needs.
+CALLS = '''
+import json, os, sys
+from absl import app
+from kr_jax import generate, main, prepare, state, train
+from kr_jax.record import report
+
+for i, flags in enumerate(json.load(sys.stdin)):
+  child = os.fork()
+  if not child:
+    output = os.open(f'{sys.argv[1]}/{i}', os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1), os.dup2(output, 2)
+    sys.argv = ['kr_jax.main', *flags]
+    app.run(main.main, flags_parser=main._parse)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+'''
+
+
+def test_bad_flags_are_short_errors(tmp_path, data_dir):
+  arithmetic = ('--config=configs/arithmetic.py:debug', f'--workdir={tmp_path}/none',
+                f'--config.tasks.data_dir={data_dir}')
+  generates = ('--mode=generate', f'--checkpoint={LLAMA}')
+  cases = {
+      (*arithmetic, '--config.alloc.rul=uniform'): 'Did you mean "rule" instead of "rul"?',
+      (*arithmetic, '--config.aloc.rule=uniform'): 'Did you mean "alloc" instead of "aloc"?',
+      (*arithmetic, '--config.alloc.low=two'): '--config.alloc.low=two: invalid literal',
+      (*arithmetic, '--config.alloc.low=0'): 'alloc.low=0 (least rollouts of a task',
+      (*arithmetic, '--config.alloc.rule=knapsak'): "did you mean 'knapsack'?",
+      (*arithmetic, '--mode=tain'): 'should be one of <train|evaluate|report|export|generate|preflight>',
+      (*arithmetic, '--config.policy.checkpoint=nowhere'): "checkpoint 'nowhere' is not there",
+      (*arithmetic, 'more'): "unexpected arguments ['more']",
+      (*arithmetic, '--config.evaluate.pass_at=(1, 9)'): 'evaluate.pass_at=(1, 9) holds 9',
+      (*arithmetic, '--mode=report'): 'train first',
+      generates: '--checkpoint and --prompt of generate',
+      (*generates, '--prompt=x', '--coordinator=auto'): '--coordinator is of the modes train and evaluate',
+      ('--mode=generate', '--checkpoint=nowhere', '--prompt=x'): "error: checkpoint 'nowhere' is not there",
+      (): '--config and --workdir of the others'}
+  done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CALLS, tmp_path], cwd=ROOT, text=True,
+                        capture_output=True, input=json.dumps(list(cases)), check=True)
+  codes = list(map(int, done.stdout.split()))
+  for i, (flags, message) in enumerate(cases.items()):
+    output = (tmp_path / str(i)).read_text()
+    assert codes[i] != 0 and message in output and 'Traceback' not in output, (flags, output)
+  assert not (tmp_path / 'none').exists()
 
 
 @pytest.mark.slow
@@ -81,17 +106,7 @@ def test_generate():
   assert got.stdout == '\n\n'.join(generate.texts(LLAMA, ['The sum', 'x'], max_tokens=4)) + '\n'
 
 
-@pytest.mark.parametrize('flags, named', [
-    (('--mode=generate', f'--checkpoint={LLAMA}'), '--checkpoint and --prompt of generate'),
-    (('--mode=generate', '--checkpoint=nowhere', '--prompt=x'), "error: checkpoint 'nowhere' is not there"),
-    (('--mode=generate', f'--checkpoint={LLAMA}', '--prompt=x', '--coordinator=auto'),
-     '--coordinator is of the modes train and evaluate'),
-    ((), '--config and --workdir of the others')])
-def test_flags_of_a_mode(flags, named):
-  got = main(*flags, config=None)
-  assert got.returncode != 0 and named in got.stderr and 'Traceback' not in got.stderr
-
-
+@pytest.mark.slow
 def test_an_error_inside_a_config_file_is_not_taken_for_a_knob(tmp_path):
   (tmp_path / 'broken.py').write_text('def get_config():\n  return None.missing\n')
   got = main(f'--workdir={tmp_path}/none', config=tmp_path / 'broken.py')

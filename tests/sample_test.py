@@ -127,8 +127,9 @@ def test_inversion_by_hand():
 
 
 @pytest.mark.parametrize('slots, refill', [
-    pytest.param(1, 1, marks=pytest.mark.slow),
-    pytest.param(3, 1, marks=pytest.mark.slow), (3, 3), (16, 5), (64, 1)])
+    pytest.param(1, 1, marks=pytest.mark.exhaustive),
+    pytest.param(3, 1, marks=pytest.mark.exhaustive), (3, 3), pytest.param(16, 5, marks=pytest.mark.slow),
+    pytest.param(64, 1, marks=pytest.mark.exhaustive)])
 def test_rollouts_do_not_depend_on_slots(params, slots, refill):
   want = run(params, [4, 1, 11])
   got = run(params, [4, 1, 11], CONFIG.replace(slots=slots, refill=refill))
@@ -247,7 +248,7 @@ def test_a_completion_is_cut_after_a_stop_string():
   assert sample.apply_stop_strings(rollouts, text, CONFIG) is rollouts
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('prefill', [1, 3, 8])
 def test_prompts_read_together_are_read_alike(params, prefill):
   want = run(params, [1, 9, 2])
@@ -286,8 +287,9 @@ WIDE = dataclasses.replace(POLICY, num_heads=8, num_kv_heads=4, vocab_size=8, hi
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes, budget_M', [
-    ({'data': 2}, [4, 1, 11]), ({'data': 8}, [16, 0, 0]), ({'model': 4}, [4, 1, 11]),
-    ({'data': 8}, [3, 0, 2]), ({'data': 2, 'fsdp': 2, 'model': 2}, [4, 1, 11])], ids=str)
+    ({'data': 8}, [3, 0, 2]), ({'data': 2, 'fsdp': 2, 'model': 2}, [4, 1, 11]),
+    *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (
+        ({'data': 2}, [4, 1, 11]), ({'data': 8}, [16, 0, 0]), ({'model': 4}, [4, 1, 11])))], ids=str)
 def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
   devices = int(np.prod(list(axes.values())))
   params = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0)))
@@ -307,7 +309,7 @@ def budgets(draw):
 
 
 @given(drawn=budgets(), seed=st.integers(0, 99))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100)
 def test_shards_have_equal_queues_of_few_tasks(drawn, seed):
   budget_M, shards, beyond = drawn
   M, n = len(budget_M), budget_M.sum()
@@ -464,20 +466,6 @@ def test_bad_budgets(params, budget_M):
     run(params, budget_M, total=6)
 
 
-@pytest.mark.parametrize('changed, named', [
-    ({'slots': 0}, 'sample.slots=0 is below 1'),
-    ({'refill': 5}, 'sample.refill=5 is not in 1..sample.slots=4'),
-    ({'completion_length': 0}, 'sample.completion_length=0'),
-    ({'prompt_length': 0}, 'sample.prompt_length=0'),
-    ({'temperature': float('nan')}, 'sample.temperature=nan'),
-    ({'prefill': 0}, 'sample.prefill=0 is below 1'),
-    ({'top_k': -1}, 'sample.top_k=-1 is below 0'),
-    ({'top_p': 0.0}, r'sample.top_p=0.0 is not in \(0, 1\]'),
-    ({'min_p': 1.0}, r'sample.min_p=1.0 is not in \[0, 1\)'),
-    ({'cache': 'int4'}, r"sample.cache='int4' is not one of \('', 'int8'\)"),
-    ({'stop_strings': ('a', '')}, 'sample.stop_strings=.* an empty text'),
-    ({'stop_ids': ()}, 'sample.stop_ids is empty'),
-])
-def test_bad_config(changed, named):
-  with pytest.raises(ValueError, match=named):
-    sample.check(CONFIG.replace(**changed))
+def test_a_sampler_needs_a_stop_token():
+  with pytest.raises(ValueError, match='sample.stop_ids is empty'):
+    CONFIG.replace(stop_ids=())

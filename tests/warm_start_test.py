@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from kr_jax import knobs as knobs_lib
 from kr_jax import sample
 from kr_jax import types
 from kr_jax import warm_start
@@ -43,12 +44,12 @@ def test_the_stage_learns_its_solutions(tmp_path):
       hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
       tie_embeddings=True, dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
   tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
-  stage = warm_start.Config(num_steps=100, per_step=4, checkpoint_every=50, update=knobs.updates(
-      learning_rate=3e-2, schedule='linear', warmup_steps=2, decay_steps=100, row_length=14,
-      microbatch_rows=1))
+  stage = knobs_lib.WarmStart(num_steps=100, per_step=4, checkpoint_every=50)
+  sft = knobs.updates(learning_rate=3e-2, schedule='linear', warmup_steps=2, decay_steps=100, row_length=14,
+                      microbatch_rows=1)
   params = warm_start.run(
       policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
-      stage, str(tmp_path), str(tmp_path / 'checkpoints'), seed=0, stopping=lambda: False)
+      stage, sft, str(tmp_path), str(tmp_path / 'checkpoints'), seed=0, stopping=lambda: False)
   losses = [r['loss'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts

@@ -4,9 +4,9 @@
         [--rules uniform knapsack] [--seeds 0 1 2] [--jobs 1] [--json]
         [-- --config.num_steps=100 ...]
 
-A rule is a value of alloc.rule, or knobs: alloc.value=snr,alloc.nu_every=10,grpo.advantage=loo.
-Runs that are finished are not run again. The rise is held-out avg@k after the last step less before
-the first. Rules of one seed start from one warm start, that of the first, so the difference of their
+A rule is a value of alloc.rule, knobs (alloc.value=snr,alloc.nu_every=10,grpo.advantage=loo), or a variant
+of the config (:paper_rule). Runs that are finished are not run again. The rise is held-out avg@k after the
+last step minus that before the first. Rules of one seed start from one warm start, that of the first, so the difference of their
 last scores is taken by seed; its interval is Student's t over the seeds.
 """
 
@@ -31,7 +31,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str],
         warm_start: str | None) -> dict:
   """The summary of one run, which starts from the warm start of another run of the seed."""
-  knobs = rule if '=' in rule else f'alloc.rule={rule}'
+  if rule.startswith(':'):
+    config, knobs = f'{config},{rule[1:]}' if ':' in config else config + rule, ''
+  else:
+    knobs = rule if '=' in rule else f'alloc.rule={rule}'
   directory = os.path.join(workdir, f'{rule}_{seed}')
   summary = os.path.join(directory, 'summary.json')
   if not os.path.exists(summary):
@@ -43,7 +46,7 @@ def run(config: str, workdir: str, rule: str, seed: int, overrides: list[str],
     with open(os.path.join(directory, 'log.txt'), 'a') as log:
       subprocess.run(
           [sys.executable, '-m', 'kr_jax.main', f'--config={config}', f'--workdir={directory}',
-           *(f'--config.{knob}' for knob in knobs.split(',')), f'--config.seed={seed}', *overrides],
+           *(f'--config.{knob}' for knob in knobs.split(',') if knob), f'--config.seed={seed}', *overrides],
           check=True, cwd=ROOT, stdout=log, stderr=log)
   with open(summary) as file:
     return json.load(file)

@@ -112,12 +112,16 @@ def test_events_hold_numbers_and_not_lists(tmp_path):
 
 def test_compile_count_counts_programs_not_calls():
   triple = jax.jit(lambda x: x * 3 + 1)
-  counts = [metrics.compile_count()]
+  compiles = metrics.CompileCount()
+  counts = [compiles.count]
   for x in (np.ones(3, np.float32), np.zeros(3, np.float32), np.ones(4, np.float32),
             np.ones(3, np.float32)):
     triple(x).block_until_ready()
-    counts.append(metrics.compile_count())
+    counts.append(compiles.count)
   assert np.diff(counts).tolist() == [1, 0, 1, 0]
+  compiles.close()
+  triple(np.ones(5, np.float32)).block_until_ready()
+  assert compiles.count == counts[-1]
 
 
 def test_progress_starts_where_the_run_goes_on(capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from kr_jax.record import report
 
-CONFIG = {'seed': 5, 'alloc': {'preset': '', 'rule': 'knapsack', 'low': 2}, 'evaluate': {'rollouts': 4}}
+CONFIG = {'seed': 5, 'alloc': {'rule': 'knapsack', 'low': 2}, 'evaluate': {'rollouts': 4}}
 
 
 def evaluation(step, wall_s, rate, stderr):

@@ -1,0 +1,110 @@
+"""Every knob is declared once, and its error says name, value, bounds and the nearest name."""
+
+import dataclasses
+
+import pytest
+
+from configs import arithmetic
+from configs import common
+from kr_jax import knobs
+
+
+def sections(cls=knobs.Config):
+  """Each section's class, from the whole config down."""
+  yield cls
+  for field in dataclasses.fields(cls):
+    if isinstance(field.default, knobs.Section):
+      yield from sections(type(field.default))
+
+
+def test_a_config_is_made_of_the_declarations():
+  config = common.base()
+  assert knobs.read(config) == knobs.read(config.to_dict()) == knobs.Config()
+  changed = knobs.read(arithmetic.get_config())
+  assert changed.alloc == knobs.Alloc(high=64) and changed.sample.slots == 128
+  assert len({hash(changed), hash(knobs.Config())}) == 2
+
+
+def at_its_bounds(field) -> tuple[list, list]:
+  """Values of a knob that its bounds let in, and that they keep out."""
+  bounds, kind = field.metadata['bounds'], type(field.default)
+  step = 1e-9 if kind is float else 1
+  let_in = [x for x in (bounds.low, bounds.high) if x is not None]
+  kept_out = [x for x in (bounds.above, bounds.below) if x is not None]
+  if bounds.low is not None:
+    kept_out.append(bounds.low - step)
+  if bounds.high is not None:
+    kept_out.append(bounds.high + step)
+  return list(map(kind, let_in)), [*map(kind, kept_out), object(), None]
+
+
+@pytest.mark.parametrize('cls', list(sections()), ids=lambda cls: cls.__name__)
+def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
+  for field in dataclasses.fields(cls):
+    if isinstance(field.default, knobs.Section):
+      continue
+    assert field.metadata['doc'], field.name
+    let_in, kept_out = at_its_bounds(field)
+    if isinstance(field.default, float):
+      kept_out += [float('nan'), float('inf'), 'a', True]
+    for value in let_in:
+      cls.check(**{field.name: value})
+    for value in kept_out:
+      with pytest.raises(ValueError, match=field.name):
+        cls.check(**{field.name: value})
+
+
+@pytest.mark.parametrize('section, name, value, message', [
+    ('alloc', 'rule', 'knapsak', r"alloc.rule='knapsak' \(who gets how many rollouts\) must be one of 'knapsack', "
+     "'uniform'; did you mean 'knapsack'\\?"),
+    ('alloc', 'discount', 0.0, r'alloc.discount=0.0 .* must be above 0 and at most 1'),
+    ('alloc', 'low', 0, r'alloc.low=0 .* must be at least 1'),
+    ('alloc', 'high', 1, 'alloc.high=1 is below alloc.low=2'),
+    ('alloc', 'nu_every', 5, "alloc.nu_every=5 measures what alloc.value='infogain' does not read"),
+    ('grpo', 'dual_clip', 1.1, r'grpo.dual_clip=1.1 must be above 1 \+ grpo.clip_high=1.28'),
+    ('optimizer', 'schedule', 'linear', 'optimizer.decay_steps=0 must be above optimizer.warmup_steps=0'),
+    ('optimizer', 'epochs', 1.5, 'optimizer.epochs=1.5 .* must be a whole number'),
+    ('sample', 'temperature', 0.0, r'sample.temperature=0.0 \(rollouts of a greedy policy would all be the same\)'),
+    ('sample', 'top_k', 5, r'sample.top_k=5 \(rollouts that learn come from the policy itself: filters are for'),
+    ('sample', 'refill', 65, r'sample.refill=65 is not in 1..sample.slots=64'),
+    ('sample', 'stop_strings', ('a', ''), r"sample.stop_strings=\('a', ''\) must be texts, none of them empty"),
+    ('evaluate', 'temperature', 0.0, 'evaluate.rollouts=8 completions of a task are all the same'),
+    ('evaluate', 'pass_at', (9,), r'evaluate.pass_at=\(9,\) holds 9, which is not a whole number in 1..ev'),
+    ('evaluate', 'maj_at', (True,), 'evaluate.maj_at=.* holds True'),
+    ('policy', 'num_kv_heads', 3, 'policy.num_heads=4 is not a multiple of policy.num_kv_heads=3'),
+    ('policy', 'head_width', 5, 'policy.head_width=5 is odd'),
+    ('rewards', 'pattern', '(', r"rewards.pattern='\(' is not a regex"),
+    ('rewards', 'format_weight', 0.5, 'go together: set both or none'),
+    ('warm_start', 'num_steps', 20, 'warm_start.num_steps=20 must be 0 or above warm_start.warmup_steps=20')])
+def test_what_an_error_says(section, name, value, message):
+  tree = knobs.as_dict(knobs.Config())
+  tree[section][name] = value
+  with pytest.raises(ValueError, match=message):
+    knobs.read(tree)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+  tree = knobs.as_dict(knobs.Config()) | {'num_stepz': 3, 'seed': -1}
+  tree['grpo']['clip_low'] = -1.0
+  del tree['pack']['row_length']
+  with pytest.raises(ValueError) as error:
+    knobs.read(tree)
+  for part in ("there is no knob num_stepz; did you mean 'num_steps'?", 'seed=-1 (of all that is random) must be at '
+               'least 0', 'grpo.clip_low=-1.0', 'pack.row_length is missing'):
+    assert part in str(error.value)
+
+
+def test_numbers_of_numpy_and_lists_are_taken():
+  import numpy as np
+  assert knobs.Alloc(low=np.int64(3)).low == 3
+  tree = knobs.as_dict(knobs.Config()) | {'topologies': ['v5e:2x2']}
+  tree['optimizer']['learning_rate'] = 1
+  config = knobs.read(tree)
+  assert config.topologies == ('v5e:2x2',) and isinstance(config.optimizer.learning_rate, float)
+
+
+def test_a_section_changed():
+  assert knobs.Grpo().replace(clip_low=0.1) == knobs.Grpo(clip_low=0.1)
+  with pytest.raises(ValueError, match='grpo.clip_low'):
+    knobs.Grpo().replace(clip_low=-0.1)
+  assert knobs.Alloc.choices('solver') == ('dp', 'greedy')

@@ -1,0 +1,108 @@
+"""What a config is refused for before anything is computed, and what a checked one holds."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from kr_jax import knobs
+from kr_jax import prepare
+from kr_jax import tasks
+from kr_jax import warm_start
+from kr_jax.model import policy
+from tests.knobs import debug_config
+from tests.knobs import run
+
+SPLITS = 'tasks__train_split', 'tasks__test_split'
+
+
+@pytest.mark.parametrize('changed, message', [
+    ({'alloc__rollouts_per_step': 15}, 'total must lie in 16..512'),
+    ({'alloc__rollouts_per_step': 513}, 'total must lie in 16..512'),
+    ({'alloc__rule': 'knapsac'}, "alloc.rule='knapsac' .*; did you mean 'knapsack'"),
+    ({'alloc__cost': 'tokens'}, 'alloc.tokens_per_step=0 is not in 16..704'),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 705}, 'tokens_per_step=705 is not in 16..704'),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__solver': 'greedy'},
+     "solver='greedy' is exact for equal costs only"),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__estimate': 'window'},
+     "the paper's rule knows no costs"),
+    ({'sample__prompt_length': 20}, r'has 21 tokens, not 1..sample.prompt_length=20; .* at least 21'),
+    ({'sample__completion_length': 19}, 'sample.completion_length=19'),
+    ({'rewards__length_buffer': 23}, r'rewards.length_buffer=23 is not in 0..sample.completion_length=22'),
+    ({'rewards__verifier': 'none'}, "rewards.verifier='none' is not one of"),
+    ({'pack__row_length': 41}, 'pack.row_length=41 is below the 42 tokens'),
+    ({'policy__vocab_size': 99}, r'has not the declared sizes: policy.vocab_size=99 where there is 16'),
+    ({'tasks__dataset': 'none'}, "tasks.dataset='none' is not one of"),
+    ({'tasks__mixture': (('arithmetic', 1.0), ('none', 1.0))}, "tasks.dataset='none' is not one of"),
+    ({'tasks__mixture': (('arithmetic', 0.0),)}, 'with a weight above 0'),
+    ({'tasks__mixture': (('arithmetic', 1), ('champ:test', 1))}, "'champ' has no alphabet"),
+    ({'tasks__test': ('arithmetic:dev',)}, "dataset 'arithmetic' has no split 'dev'"),
+    ({'tasks__test': ('arithmetic', 'arithmetic:test[:5]')}, 'and arithmetic/test.* share'),
+    ({'tasks__template': 'Think.'}, "tasks.template='Think.' is no text around {problem}"),
+    ({'tasks__train_split': 'training'}, "has no split 'training'"),
+    ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
+    ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
+    ({'tasks__train_split': 'train[:7]'}, 'tasks.per_step=8 is more than the 7 tasks'),
+    ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.knobs:has_a_one'"),
+    ({'warm_start__per_step': 10_000}, 'warm_start.per_step=10000')])
+def test_bad_input_is_refused_before_anything_is_computed(tmp_path, data_dir, monkeypatch, changed, message):
+  for module, name in ((policy, 'init'), (warm_start, 'run')):
+    monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('something was computed'))
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path / 'run', data_dir, **changed)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_duplicate_ids_are_refused(data_dir, monkeypatch):
+  read = tasks.read
+  monkeypatch.setattr(tasks, 'read', lambda *args, **kwargs: read(*args, **kwargs)[:9] * 2)
+  with pytest.raises(ValueError, match='share the id'):
+    prepare.prepare(debug_config(data_dir))
+
+
+def test_what_a_setup_holds(data_dir):
+  setup = prepare.prepare(debug_config(
+      data_dir, optimizer__epochs=2, pack__microbatch_rows=4, grpo__clip_low=0.1, sample__temperature=0.7,
+      evaluate__temperature=0.5, evaluate__top_k=5, policy__lora_rank=3))
+  assert isinstance(setup.config, knobs.Config) and setup.config.tasks.per_step == 8
+  u = setup.update
+  assert (u.epochs, u.microbatch_rows, u.grpo.clip_low, u.temperature) == (2, 4, 0.1, 0.7)
+  assert (setup.sft.schedule, setup.sft.decay_steps, setup.sft.temperature) == ('linear', 4, 1.0)
+  assert setup.sft.learning_rate == setup.config.warm_start.learning_rate != u.learning_rate
+  assert (setup.sample.temperature, setup.sample.top_k, setup.sample.stop_ids) == (0.7, 0, (1,))
+  assert (setup.evaluate.temperature, setup.evaluate.top_k, setup.evaluate.slots) == (0.5, 5, 16)
+  assert (setup.policy.lora_rank, setup.trained.lora_rank, setup.needs_base) == (0, 3, True)
+  assert setup.learn_mesh is setup.sample_mesh is None
+  assert (len(setup.train_tasks), len(setup.test_tasks), len(setup.warm_start_tasks)) == (1024, 16, 8192)
+
+
+@pytest.mark.parametrize('changed, needs', [
+    ({}, False), ({'grpo__kl_coef': 0.1}, True), ({'policy__lora_rank': 2}, True)])
+def test_who_needs_the_initial_policy(changed, needs):
+  assert prepare.abstract(debug_config('', **changed), devices=[None]).needs_base is needs
+
+
+def test_a_mixture_and_several_test_sets(data_dir):
+  bits = 'reasoning_gym/count_bits'
+  config = debug_config(
+      data_dir, tasks__mixture=(('arithmetic:train[:40]', 3.0), (bits, 1.0)), warm_start__num_steps=0,
+      tasks__test=(f'{bits}:test[:3]', 'arithmetic'), evaluate__tasks=5, sample__prompt_length=128,
+      pack__row_length=150)
+  config.tasks.reasoning_gym.update(train=30, test=10)
+  setup = prepare.prepare(config)
+  assert setup.shares == {'arithmetic': 3.0, bits: 1.0}
+  assert [t.source for t in setup.train_tasks] == ['arithmetic'] * 40 + [bits] * 30
+  assert [t.index for t in setup.train_tasks] == list(range(70))  # the rows of the statistics
+  assert [t.source for t in setup.test_tasks] == [bits] * 3 + ['arithmetic'] * 5
+  assert setup.tokenizer.decode(setup.train_tasks[69].tokens) == setup.train_tasks[69].prompt
+
+
+def test_a_declared_checkpoint_need_not_be_there():
+  """Its sizes stand in the config; shapes are all that a preflight needs."""
+  config = importlib.import_module('configs.qwen3_4b').get_config()
+  config.policy.num_layers = 2
+  setup = prepare.abstract(config, devices=[None] * 16)
+  assert (setup.policy.num_layers, setup.policy.width, setup.tokenizer) == (2, 2560, None)
+  config.policy.vocab_size = 0
+  with pytest.raises(ValueError, match="'checkpoints/Qwen3-4B' is not there"):
+    prepare.abstract(config, devices=[None] * 16)

@@ -1,0 +1,59 @@
+"""A checkpoint evaluated and exported as the run that left it would have."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from kr_jax import evaluate
+from kr_jax import prepare
+from kr_jax import rewards
+from kr_jax import state
+from kr_jax.record import metrics
+from tests.knobs import debug_config
+
+
+def last_record(workdir):
+  rows = metrics.read(os.path.join(workdir, 'metrics.jsonl'))
+  return {k: v for k, v in rows[-1].items() if k != 'wall_s'}
+
+
+def test_a_checkpoint_repeats_the_last_evaluation_of_its_run(finished, data_dir):
+  measured = state.evaluate_checkpoint(prepare.prepare(debug_config(data_dir)), finished)
+  assert {'step': measured['step'], **evaluate.record(measured)} == last_record(finished)
+  assert os.path.isdir(measured['checkpoint']) and measured['checkpoint'].endswith('checkpoints/4')
+
+
+@pytest.mark.slow
+def test_with_other_metrics(finished, data_dir, monkeypatch):
+  """Those that its run did not have, of the same rollouts."""
+  monkeypatch.setitem(rewards.ANSWERS, 'tests.knobs:has_a_one', rewards.ANSWERS['ends_with'])
+  measured = state.evaluate_checkpoint(prepare.prepare(debug_config(
+      data_dir, evaluate__pass_at=(1, 4, 8), evaluate__maj_at=(1, 8))), finished)
+  assert measured['config']['evaluate']['pass_at'] == [1, 4, 8]
+  assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+  flat, last = evaluate.record(measured), last_record(finished)
+  assert flat.items() >= last.items() - {('step', 4)}
+  mean = lambda name: measured['groups']['source_arithmetic']['metrics'][name]['mean']
+  assert mean('pass@1') == pytest.approx(mean('avg@8')) == pytest.approx(flat['eval/avg@8'])
+  assert mean('pass@1') <= mean('pass@4') <= mean('pass@8') and 0 <= mean('maj@8') <= mean('pass@8')
+
+
+def test_nothing_to_evaluate_or_export(tmp_path, data_dir):
+  setup = prepare.prepare(debug_config(data_dir))
+  with pytest.raises(ValueError, match='holds no checkpoint; train first'):
+    state.evaluate_checkpoint(setup, str(tmp_path))
+  with pytest.raises(ValueError, match='holds no checkpoint; train first'):
+    state.export_checkpoint(setup, str(tmp_path), str(tmp_path / 'export'))
+
+
+def test_success_by_source(data_dir, monkeypatch):
+  setup = prepare.prepare(debug_config(data_dir, evaluate__tasks=8))
+  tasks = [task._replace(source='others' if i < 3 else 'arithmetic') for i, task in enumerate(setup.test_tasks)]
+  found = evaluate.Outcomes(np.arange(32).reshape(8, 4) < 12, None, 0, 0)
+  monkeypatch.setattr(evaluate, 'outcomes', lambda *_, **__: found)
+  groups = state.evaluation(setup._replace(test_tasks=tasks), None, jax.random.key(0), None)['groups']
+  assert {name: (x['tasks'], x['metrics']['avg@4']['mean']) for name, x in groups.items()
+          if name.startswith('source_')} == {'source_others': (3, 1.0), 'source_arithmetic': (5, 0.0)}
