@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv with what the tests need and runs them:  launch/test.sh [pytest arguments]
-# A process for each core; -n 0 runs all in one, as a debugger needs.
+# Sets up .venv with what the tests need and runs them:  launch/test.sh [--all] [pytest arguments]
+# A process for each core; -n 0 runs all in one, as a debugger needs. tests/README.md says what runs when.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 "$root/launch/environment.sh" test
