@@ -19,11 +19,11 @@ The splits share no problem. `id` is the problem itself, so it never changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import random
 
-import numpy as np
 import tensorflow_datasets as tfds
+
+from kr_jax.datasets import builder
 
 ALPHABET = '0123456789+-= '
 DIFFICULTIES = range(3, 11)
@@ -83,27 +83,11 @@ def splits() -> dict[str, list[dict[str, str | int]]]:
   return examples
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `arithmetic`; generated, nothing is downloaded."""
+class Builder(builder.TaskBuilder):
+  """Sums and differences of digits; generated."""
 
   name = 'arithmetic'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': '3 to 10 signed digits.'}
+  VERSION = tfds.core.Version('1.1.0')  # 1.0.0 has no fields `verifier` and `info`
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
-        description=__doc__,
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(),
-            'prompt': tfds.features.Text(),
-            'answer': tfds.features.Text(),
-            'difficulty': tfds.features.Scalar(np.int32),
-            'solution': tfds.features.Text(),
-        }))
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
-    return {split: ((e['id'], e) for e in examples) for split, examples in splits().items()}
-
-  def _generate_examples(self, examples) -> Iterator:
-    yield from examples
+  def splits(self) -> dict[str, list[dict[str, str | int]]]:
+    return splits()

@@ -9,12 +9,9 @@ Source: Mao, Kim and Zhou 2024, arXiv 2401.06961.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import re
 
-import tensorflow_datasets as tfds
-
-from kr_jax.datasets import published
+from kr_jax.datasets import builder
 
 # In this order; each replaces all that it matches.
 PLAIN = (
@@ -36,28 +33,17 @@ def plain(answer: str) -> str:
   return answer
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `champ`; nothing is downloaded."""
+class Builder(builder.TaskBuilder):
+  """Competition problems with worked solutions, of champ-dataset 1.0.0."""
 
   name = 'champ'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Of champ-dataset 1.0.0.'}
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(description=__doc__, features=published.features())
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
+  def splits(self) -> dict[str, list[dict[str, str]]]:
     try:
       import champ_dataset
     except ImportError as error:
       raise ValueError("dataset 'champ' needs a package: pip install 'kr_jax[data]'") from error
-    return {'test': self._generate_examples(champ_dataset.load('v0').problems.values())}
-
-  def _generate_examples(self, problems) -> Iterator:
-    for problem in problems:
-      name = f'champ/{problem.identifier}'
-      yield name, {
-          'id': name, 'prompt': problem.text, 'answer': plain(problem.answer), 'difficulty': 0,
-          'solution': '\n'.join(step.text for step in problem.solution.steps),
-          'verifier': 'math', 'info': ''}
+    return {'test': [
+        {'id': f'champ/{problem.identifier}', 'prompt': problem.text, 'answer': plain(problem.answer),
+         'solution': '\n'.join(step.text for step in problem.solution.steps), 'verifier': 'math'}
+        for problem in champ_dataset.load('v0').problems.values()]}
