@@ -1,8 +1,8 @@
 """CHAMP: 270 competition problems with worked solutions, out of the package champ-dataset.
 
-Problems are plain text, 'x^(n+1)'. Answers are made checkable: what explains them is dropped ('0 (i.e.,
-no such values)' is '0', 'C(10, 5), or equivalently 252' is '252'), and powers and roots are written in
-LaTeX. Some answers remain words ('No integer solutions').
+Problems are plain text, 'x^(n+1)'. Answers are made checkable: their explanations are dropped ('0 (i.e., no
+such values)' is '0', 'C(10, 5), or equivalently 252' is '252'), and powers and roots are written in LaTeX.
+Some answers remain words ('No integer solutions').
 
 Source: Mao, Kim and Zhou 2024, arXiv 2401.06961.
 """
@@ -13,7 +13,7 @@ import re
 
 from kr_jax.datasets import builder
 
-# In this order; each replaces all that it matches.
+# (pattern, replacement), applied in this order.
 PLAIN = (
     (r' \((i\.e\.,|none of|no such) .*\)$', ''),
     (r'^.*, or (equivalently|an equivalent form such as) (?=\S)', ''),
@@ -27,7 +27,7 @@ PLAIN = (
 
 
 def plain(answer: str) -> str:
-  """An answer without what explains it."""
+  """An answer without its explanation, in LaTeX."""
   for pattern, replacement in PLAIN:
     answer = re.sub(pattern, replacement, answer)
   return answer

@@ -28,7 +28,7 @@ ALPHABET = '\n' + ''.join(map(chr, range(32, 127)))
 
 @dataclasses.dataclass(eq=False)
 class Procedure(tfds.core.BuilderConfig):
-  """What is generated; the name tells it from all else that might be."""
+  """What is generated. The name is different for every other choice of the fields."""
 
   task: str = ''  # its name in reasoning-gym
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its config
@@ -76,7 +76,7 @@ def _parse(dataset):
 
 
 def tagged(x: Any) -> Any:
-  """With tuples, which JSON has none of, as {'tuple': [...]}: some scorers compare them."""
+  """x with each tuple as {'tuple': [...]}: JSON has no tuples, and some scorers compare them."""
   if isinstance(x, dict):
     return {key: tagged(value) for key, value in x.items()}
   if isinstance(x, (list, tuple)):
@@ -86,7 +86,7 @@ def tagged(x: Any) -> Any:
 
 
 def restored(info: str) -> dict[str, Any]:
-  """The entry of a task, as its scorer reads it; the verifier does the same (kr_jax/rewards/workers.py)."""
+  """The entry of a task, as its scorer reads it. The verifier in kr_jax/rewards does the same."""
   return json.loads(info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)['entry']
 
 

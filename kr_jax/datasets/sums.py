@@ -1,6 +1,6 @@
 """Sums of two numbers of one or two digits, for a published checkpoint: '46 + 31', answer '77'.
 
-Difficulty is the number of digits of both. A sum and the same turned round are in one split.
+The difficulty is the number of digits of both numbers. 'a + b' and 'b + a' are in one split.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 
 from kr_jax.datasets import builder
 
-# Sums of each difficulty in each split; of two digits there are 81.
+# Sums of each difficulty in each split. There are 81 of two digits.
 SPLITS = {'test': {2: 40, 3: 60, 4: 92}, 'train': {2: 40, 3: 200, 4: 272}}
 
 

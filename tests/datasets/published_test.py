@@ -93,7 +93,7 @@ def test_parquet_that_cannot_be_read(tmp_path):
 
 
 def test_csv_that_cannot_be_read(tmp_path):
-  path = write(tmp_path / 'a.csv', [{'q': f'{number},\nof "these"?', 'a': number} for number in ('one', 'two', 'six')])
+  path = write(tmp_path / 'a.csv', [{'q': f'{name},\nof "these"?', 'a': name} for name in ('one', 'two', 'six')])
   words = published.ProblemSet('words', about='', where='', schema={'q': str, 'a': str}, task=MADE.task)
   whole = path.read_bytes()
   for data, message in (
@@ -141,7 +141,7 @@ def test_paths(tmp_path):
                                        'it with --config.tasks.files.made=PATH'):
     published.files(MADE, '')
   for path in (tmp_path / 'none.jsonl', tmp_path / 'no' / '*.jsonl', tmp_path):
-    with pytest.raises(ValueError, match=f"tasks.files.made='{re.escape(str(path))}' names no file; point to made.js"):
+    with pytest.raises(ValueError, match=f"tasks.files.made='{re.escape(str(path))}' names no file; point to made"):
       published.files(MADE, str(path))
   for name in 'ba':
     write(tmp_path / f'{name}.jsonl', [ROW])

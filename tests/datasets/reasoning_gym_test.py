@@ -5,9 +5,9 @@ import json
 import pytest
 import reasoning_gym
 
+from kr_jax import rewards
 from kr_jax import types
 from kr_jax.datasets import reasoning_gym as generated
-from kr_jax.rewards import workers
 
 SIZES = {'train': 60, 'test': 20, 'seed': 3}
 
@@ -31,7 +31,7 @@ def test_its_tasks(tasks):
         assert score(task['answer'], entry) == 1
         one = types.Task(id='', index=0, prompt='', answer='', difficulty=0, solution='', tokens=(),
                          info=task['info'])
-        assert workers.reasoning_gym_score(task['answer'], one) == (True, 1.0)
+        assert rewards.VERIFIERS['reasoning_gym'](task['answer'], one) is True
 
 
 def test_splits_share_no_problem_and_more_training_leaves_the_test(tasks, caplog):

@@ -24,7 +24,7 @@ TASKS = {
     'dapo_math_17k': {'train': {
         'How many even': ('in 1 to 21?', '10', ''), 'What is the sum': ('of 456?', '15', '')}},
     'gpqa_diamond': {'test': {
-        'rec1': ('Which has the most mass,\nof "these"?\n\n(A) a star\n(B) a planet\n(C) a comet\n(D) a moon', 'A', ''),
+        'rec1': ('the most mass,\nof "these"?\n\n(A) a star\n(B) a planet\n(C) a comet\n(D) a moon', 'A', ''),
         'rec6': ('', 'C', ''), 'rec9': ('', 'B', '')}},
     'gsm8k': {'test': {'Ole had 9 nuts — and': ('are left?', '5', '9-4=5\n#### 5')}, 'train': {
         'Mina': ('has she?', '42', 'She has 6*7=42 eggs.\n#### 42'),
