@@ -178,6 +178,7 @@ def test_the_problems_of_this_version(splits):
       '1.1.0', '1887c23f6c10431e')
 
 
+@pytest.mark.slow
 def test_written_data_reads_back_as_it_was_generated(splits, data_dir):
   builder = arithmetic.Builder(data_dir=data_dir, file_format='array_record')
   builder.download_and_prepare()

@@ -17,6 +17,7 @@ def tasks(stored):
   return lambda name, **sizes: stored(f'reasoning_gym/{name}', reasoning_gym=SIZES | sizes)
 
 
+@pytest.mark.slow
 def test_its_tasks(tasks):
   for name in ('chain_sum', 'countdown', 'propositional_logic', 'rearc'):
     found = tasks(name)
