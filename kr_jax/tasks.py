@@ -1,17 +1,18 @@
-"""The tasks of a split, or of several datasets', in an order fixed by (seed, step).
+"""The tasks of a split, or of a mixture of datasets, in an order fixed by (seed, step).
 
-`batch(step)` is a pure function: an epoch is a permutation seeded by (seed, epoch), cut into whole
-batches, so that no task stands twice in a step; the I % M tasks left over change with the epoch. Any
-step can be asked for directly, and a resumed run sees what the uninterrupted one would have.
+`batch(step)` is a pure function: an epoch is a permutation seeded by (seed, epoch) and cut into whole batches, so
+that no task is twice in a step; the I % M tasks left over change with the epoch. Any step can be asked for
+directly, and a resumed run sees the tasks of the uninterrupted run.
 
-In a mixture each dataset has epochs of its own. Of M tasks dataset k has M w_k / sum w in expectation,
-exactly: its count in a step is that number rounded up or down, by one draw that all datasets share.
+In a mixture each dataset has its own epochs. Of M tasks, dataset k has M w_k / sum w in expectation, exactly: its
+count in a step is this share rounded up or down, by one draw that all datasets have in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import importlib
+import itertools
 import logging
 import math
 import os
@@ -20,67 +21,73 @@ import re
 import numpy as np
 
 from kr_jax import types
+from kr_jax.datasets import GENERATED
 from kr_jax.types import PAD
 
 BARE = '{problem}'  # a template
 
 
-def _module(dataset: str):
-  """The module of 'NAME' or 'NAME/...'. Raises ValueError for a dataset that is none."""
-  folder = os.path.join(os.path.dirname(__file__), 'datasets')
-  names = sorted({f[:-3] for f in os.listdir(folder) if f.endswith('.py')} - {'__init__', 'published'})
-  name, _, rest = dataset.partition('/')
-  if name not in names or bool(rest) != (name == 'reasoning_gym'):
-    raise ValueError(f'tasks.dataset={dataset!r} is not one of {names}; of reasoning_gym name a task: '
-                     "'reasoning_gym/chain_sum'")
-  return importlib.import_module(f'kr_jax.datasets.{name}')
+def _generator(dataset: str):
+  """The module of a dataset that generates its tasks; None for a published problem set.
+
+  Raises ValueError for an unknown dataset.
+  """
+  from kr_jax.datasets import sets  # slow: loads TFDS
+  name, _, task = dataset.partition('/')
+  if name not in (*GENERATED, *sets.SETS) or bool(task) != (name == 'reasoning_gym'):
+    raise ValueError(f'tasks.dataset={dataset!r} is not one of {sorted([*GENERATED, *sets.SETS])}; of '
+                     "reasoning_gym name a task: 'reasoning_gym/chain_sum'")
+  return importlib.import_module(f'kr_jax.datasets.{name}') if name in GENERATED else None
 
 
 def builder(dataset: str, data_dir: str, *, files: Mapping[str, str] | None = None,
             reasoning_gym: Mapping[str, int] | None = None):
-  """The TFDS builder of kr_jax/datasets/<dataset>.py, its files written if they are not there.
+  """The TFDS builder of a dataset, whose files are written if they are not there.
 
   Args:
-    files: by dataset, the published files of those that are read from one.
-    reasoning_gym: train, test and seed of what is generated: the section of the config.
+    files: by dataset, the path of the published files (the section tasks.files).
+    reasoning_gym: train, test and seed of generated tasks (the section tasks.reasoning_gym).
 
   Raises:
-    ValueError: an unknown dataset, or one whose files are not named, are not there or hold a row that is
+    ValueError: an unknown dataset, or published files that are not named, are not there or hold a row that is
       not as published.
   """
-  from kr_jax.datasets import published  # which loads TFDS
-  module, config = _module(dataset), None
-  if dataset.startswith('reasoning_gym/'):
+  from kr_jax.datasets import published
+  from kr_jax.datasets import sets
+  module, config = _generator(dataset), None
+  if module is None:
+    module, config = published, published.files(sets.SETS[dataset], (files or {}).get(dataset, ''))
+  elif dataset.startswith('reasoning_gym/'):
     config = module.procedure(dataset, **(reasoning_gym or {}))
-  elif issubclass(module.Builder, published.Builder):
-    config = module.Builder.config((files or {}).get(dataset, ''))
-  make = lambda: module.Builder(
-      config=config, data_dir=os.path.expanduser(data_dir) if data_dir else None,
-      file_format='array_record')
-  made = make()
-  logging.getLogger('absl').info('dataset %s in %s', dataset, made.data_dir)
+  arguments = {'config': config, 'data_dir': os.path.expanduser(data_dir) if data_dir else None,
+               'file_format': 'array_record'}
+  stored = module.Builder(**arguments)
+  logging.getLogger('absl').info('dataset %s in %s', dataset, stored.data_dir)
   try:
-    made.download_and_prepare()
-  except FileExistsError:  # another process has written the same in the meantime
-    made = make()
-    made.download_and_prepare()
-  return made
+    stored.download_and_prepare()
+  except FileExistsError:  # another process has written the same files in the meantime
+    stored = module.Builder(**arguments)
+    stored.download_and_prepare()
+  return stored
 
 
 def alphabet(datasets: Sequence[str]) -> str:
-  """The characters of some datasets, for a policy from scratch. Raises ValueError where one has none."""
-  found = {}
+  """The characters of some datasets, for a policy from scratch.
+
+  Raises ValueError for a dataset without an alphabet.
+  """
+  characters = {}  # in order
   for dataset in datasets:
-    module = _module(dataset)
-    if not hasattr(module, 'ALPHABET'):
+    found = getattr(_generator(dataset), 'ALPHABET', None)
+    if found is None:
       raise ValueError(f'dataset {dataset!r} has no alphabet, which a policy from scratch needs; train '
                        'a published checkpoint on it, which has a tokenizer')
-    found |= dict.fromkeys(module.ALPHABET)
-  return ''.join(found)
+    characters |= dict.fromkeys(found)
+  return ''.join(characters)
 
 
 def part(name: str, split: str) -> tuple[str, str]:
-  """Dataset and split that 'DATASET' or 'DATASET:SPLIT' means; `split` where it names none."""
+  """Dataset and split of a name, 'DATASET:SPLIT' or 'DATASET', which leaves the split at `split`."""
   dataset, own = re.fullmatch(r'(.*?)(?::(\w+(?:\[[^\]]*\])?))?', name, re.DOTALL).groups()
   return dataset, own or split
 
@@ -91,38 +98,36 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
   """All tasks of a split, in the order of their rows.
 
   Args:
-    template: what a prompt is of its problem, as str.format writes it: '{problem} Think first.'
+    template: the prompt of a problem, for str.format: '{problem} Think first.'
     files, reasoning_gym: as for `builder`.
 
   Raises:
-    ValueError: an unknown dataset or split, an empty split, two tasks with one id, or a template without
-      the problem; and what `builder` raises.
+    ValueError: an unknown split, an empty split, two tasks with one id, or a template without the problem; and
+      where `builder` raises one.
   """
-  made = builder(dataset, data_dir, files=files, reasoning_gym=reasoning_gym)
+  stored = builder(dataset, data_dir, files=files, reasoning_gym=reasoning_gym)
   name = split.partition('[')[0]
-  if name not in made.info.splits:
-    raise ValueError(f'dataset {dataset!r} has no split {name!r}; it has {sorted(made.info.splits)}')
-  if not made.info.splits[split].num_examples:  # which TFDS cannot read
+  if name not in stored.info.splits:
+    raise ValueError(f'dataset {dataset!r} has no split {name!r}; it has {sorted(stored.info.splits)}')
+  if not stored.info.splits[split].num_examples:  # TFDS cannot read it
     raise ValueError(f'{dataset}/{split} holds no task; name a split with at least one')
   check_template(template)
   tasks = []
-  for row in made.as_data_source(split):
-    text = {k: v.decode() for k, v in row.items() if isinstance(v, bytes)}
-    prompt = template.format(problem=text['prompt'])
+  for row in stored.as_data_source(split):
+    fields = {name: x.decode() if isinstance(x, bytes) else int(x) for name, x in row.items()}
+    fields['prompt'] = template.format(problem=fields['prompt'])
     tasks.append(types.Task(
-        id=text['id'], index=len(tasks), prompt=prompt, answer=text['answer'],
-        difficulty=int(row['difficulty']), solution=text['solution'], tokens=tokenizer.prompt(prompt),
-        source=dataset, verifier=text.get('verifier', ''), info=text.get('info', '')))
+        **fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']), source=dataset))
   check(tasks, f'{dataset}/{split}')
   return tasks
 
 
 def check_template(template: str) -> None:
-  """Raises ValueError for a template that is not a text around {problem}."""
+  """Raises ValueError for a template that is no text around {problem}."""
   try:
     if template.format(problem='<one>') != template.format(problem='<two>'):
       return
-    why = 'does not hold it'
+    why = 'it has no {problem}'
   except (LookupError, ValueError, AttributeError, TypeError) as error:
     why = repr(error)
   raise ValueError(f'tasks.template={template!r} is no text around {{problem}} ({why}); other braces '
@@ -130,8 +135,8 @@ def check_template(template: str) -> None:
 
 
 def join(parts: Sequence[Sequence[types.Task]], name: str) -> list[types.Task]:
-  """The tasks of several splits as one, whose rows they then are. Raises ValueError for a shared id."""
-  tasks = [task._replace(index=i) for i, task in enumerate(t for some in parts for t in some)]
+  """The tasks of several splits as one split, with new indices. Raises ValueError for a shared id."""
+  tasks = [task._replace(index=i) for i, task in enumerate(itertools.chain(*parts))]
   check(tasks, name)
   return tasks
 
@@ -159,12 +164,11 @@ def check_prompts(tasks: Sequence[types.Task], prompt_length: int, name: str) ->
 
 
 def check_mixture(mixture: Sequence[tuple[str, float]]) -> None:
-  """Raises ValueError for what is not pairs of a dataset, named once, and a weight above 0."""
+  """Raises ValueError for a mixture that is not pairs (DATASET, WEIGHT) of different datasets."""
   for pair in mixture:
     if (not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str)
         or not isinstance(pair[1], (int, float)) or not 0 < pair[1] < math.inf):
-      raise ValueError(f'tasks.mixture holds {pair!r}, which is not (DATASET, WEIGHT) with a weight '
-                       'above 0')
+      raise ValueError(f'tasks.mixture holds {pair!r}, which is not (DATASET, WEIGHT) with a weight above 0')
   names = [part(name, '')[0] for name, _ in mixture]
   if len(set(names)) < len(names):
     raise ValueError(f'tasks.mixture={tuple(mixture)} names a dataset twice; weights are of datasets')
@@ -175,33 +179,47 @@ def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
   """The M = per_step tasks of a step.
 
   Args:
-    weights: of the datasets that the tasks are from, above 0; None: the tasks are not told apart.
+    weights: of the datasets of a mixture, above 0; None: the tasks are one dataset.
 
   Raises:
     ValueError: the split, or a dataset of the mixture, holds fewer tasks than a step may take of it.
   """
   if per_step > len(tasks):
     raise ValueError(f'tasks.per_step={per_step} is more than the {len(tasks)} tasks of the split')
-  parts = [[t for t in tasks if t.source == source] for source in weights] if weights else [tasks]
-  weight_K = np.array(list(weights.values()) if weights else [1.0])
-  # The datasets' shares lie side by side in 0..M; a task falls to the one in which a grid of spacing 1,
-  # moved by u, has it. Rounding keeps whole shares whole.
-  edge_K = np.round(per_step * np.cumsum(weight_K) / weight_K.sum(), 9)
-  most_K = np.ceil(np.round(np.diff(edge_K, prepend=0), 9)).astype(int)
-  u = np.random.default_rng((seed, step, len(parts))).random()
-  count_K = np.diff(np.floor(edge_K[:-1] + u), prepend=0, append=per_step).astype(int)
-  placed = []
-  for k, (part_, most, count) in enumerate(zip(parts, most_K, count_K)):
-    if most > len(part_):
-      raise ValueError(f'a step takes up to {most} tasks of {list(weights)[k]!r}, which has '
-                       f'{len(part_)}; lower its weight in tasks.mixture, or tasks.per_step')
-    # A batch of an epoch has room for as many as may be taken.
-    epoch, i = divmod(step, len(part_) // most)
-    order = np.random.default_rng((seed, epoch, k) if k else (seed, epoch)).permutation(len(part_))
-    taken = order[i * most:i * most + count]
-    placed += [((j + 0.5) / count, part_[row]) for j, row in enumerate(taken)]
-  # Datasets take turns, as their tasks may differ in length and neighbours share a device.
-  return [task for _, task in sorted(placed, key=lambda x: x[0])]
+  if not weights:
+    return _of_epoch(tasks, step, per_step, seed)
+  count_K, most_K = _counts(step, per_step, seed, np.array(list(weights.values())))
+  ordered = []  # (where in the step, task)
+  for k, source in enumerate(weights):
+    dataset = [task for task in tasks if task.source == source]
+    if most_K[k] > len(dataset):
+      raise ValueError(f'a step takes up to {most_K[k]} tasks of {source!r}, which has {len(dataset)}; lower its '
+                       'weight in tasks.mixture, or tasks.per_step')
+    taken = _of_epoch(dataset, step, most_K[k], seed, k)[:count_K[k]]
+    ordered += [((i + 0.5) / len(taken), task) for i, task in enumerate(taken)]
+  # Datasets take turns: their tasks may differ in length, and neighbours share a device.
+  return [task for _, task in sorted(ordered, key=lambda pair: pair[0])]
+
+
+def _of_epoch(tasks, step, most, seed, k=0):
+  """The `most` tasks that an epoch of dataset k of a mixture has for a step."""
+  epoch, i = divmod(step, len(tasks) // most)
+  order = np.random.default_rng((seed, epoch, k)).permutation(len(tasks))
+  return [tasks[row] for row in order[i * most:(i + 1) * most]]
+
+
+def _counts(step, per_step, seed, weight_K):
+  """How many tasks of each of K datasets a step takes, and how many a step may take at the most.
+
+  The shares of the datasets lie side by side in 0..M. Points at u, u + 1, .. with one random u, each a task, fall
+  into them.
+  """
+  # Rounded, so that a whole share stays whole.
+  end_K = np.round(per_step * np.cumsum(weight_K) / weight_K.sum(), 9)
+  most_K = np.ceil(np.round(np.diff(end_K, prepend=0), 9)).astype(int)
+  u = np.random.default_rng((seed, step, len(weight_K))).random()
+  before_K = np.floor(end_K[:-1] + u)  # points before the end of each share but the last, which ends at M
+  return np.diff(before_K, prepend=0, append=per_step).astype(int), most_K
 
 
 def prompts(tasks: Sequence[types.Task], prompt_length: int) -> types.Prompts:

@@ -21,6 +21,7 @@ LAYERS = (
     ('main',),
 )
 INSIDE = {
+    'datasets': (('builder',), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets',)),
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),

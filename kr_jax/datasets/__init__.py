@@ -1,2 +1,8 @@
-"""TFDS builders, one file each: module NAME holds the dataset NAME, its `Builder` and, where a policy
-from scratch can read it, its `ALPHABET`. published.py is what the datasets of published files share."""
+"""Datasets of tasks, as TFDS stores them: README.md has the list.
+
+Problem sets that are published as files are rows of sets.py. A dataset that generates its tasks is a module of
+its name, which has a `Builder` and, where a policy from scratch can read its tasks, an `ALPHABET`.
+"""
+
+# Modules of datasets; of `reasoning_gym` a task is named as well.
+GENERATED = ('arithmetic', 'champ', 'reasoning_gym', 'sums')

@@ -5,25 +5,25 @@ digits a total, and the last two digits of a completion are its answer:
 
     prompt '+3+8-5              ='   solution '031106'   answer '06'   (difficulty 3)
 
-Totals stay in 0..99. The blanks give every prompt the same length, so that a term stands a fixed
-distance before its total: a small transformer learns the step in minutes.
+Totals stay in 0..99. The blanks give every prompt the same length, so that the distance from a term to its
+total is fixed: a small transformer learns the step in minutes.
 
-The solutions of the split `warm_start` are those of a careless pupil, who forgets every second
-carry or borrow ('+3+8-5': '030106' or '031116' as well) and goes on from the wrong total. A policy
-that imitates them knows its digits, and is right on a task with c carries about one time in 2^c: its
-success rates spread over all of 0..1, its most likely answers are often wrong, and what is left to
-learn, to carry always, only the verified answers can teach.
+The solutions of the split `warm_start` are those of a careless pupil, who forgets every second carry or
+borrow ('+3+8-5': '030106' or '031116' as well) and goes on from the wrong total. A policy that is fine-tuned
+on them knows its digits, and is right on a task with c carries about one time in 2^c: its success rates
+spread over all of 0..1, and its most likely answers are often wrong. Only the verified answers can teach it
+to carry always.
 
 The splits share no problem. `id` is the problem itself, so it never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import random
 
-import numpy as np
 import tensorflow_datasets as tfds
+
+from kr_jax.datasets import builder
 
 ALPHABET = '0123456789+-= '
 DIFFICULTIES = range(3, 11)
@@ -40,7 +40,7 @@ def add(total: int, term: int, *, forget: bool = False) -> int:
 
 
 def problem(rng: random.Random, difficulty: int) -> list[int]:
-  """Random signed digits, all of whose running totals lie in 0..99."""
+  """Random signed digits whose running totals all lie in 0..99."""
   terms = []
   for _ in range(difficulty):
     digit = rng.randint(1, 9)
@@ -49,7 +49,7 @@ def problem(rng: random.Random, difficulty: int) -> list[int]:
 
 
 def solution(terms: list[int], *, rng: random.Random | None = None) -> str:
-  """The running totals, two digits each; with an rng, the careless pupil's."""
+  """The running totals, two digits each; with an rng, those of the careless pupil."""
   total, text = 0, ''
   for term in terms:
     # A pupil who is off by tens may leave 0..99, and has two digits to write.
@@ -59,7 +59,7 @@ def solution(terms: list[int], *, rng: random.Random | None = None) -> str:
 
 
 def splits() -> dict[str, list[dict[str, str | int]]]:
-  """Every split's problems, shuffled; no problem stands in two of them."""
+  """The tasks of each split, shuffled; no problem is in two splits."""
   rng = random.Random(2509_25849)
   examples = {split: [] for split in SPLITS}
   for difficulty in DIFFICULTIES:
@@ -83,27 +83,11 @@ def splits() -> dict[str, list[dict[str, str | int]]]:
   return examples
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `arithmetic`; generated, nothing is downloaded."""
+class Builder(builder.TaskBuilder):
+  """Sums and differences of digits; generated."""
 
   name = 'arithmetic'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': '3 to 10 signed digits.'}
+  VERSION = tfds.core.Version('1.1.0')  # 1.0.0 has no fields `verifier` and `info`
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
-        description=__doc__,
-        features=tfds.features.FeaturesDict({
-            'id': tfds.features.Text(),
-            'prompt': tfds.features.Text(),
-            'answer': tfds.features.Text(),
-            'difficulty': tfds.features.Scalar(np.int32),
-            'solution': tfds.features.Text(),
-        }))
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
-    return {split: ((e['id'], e) for e in examples) for split, examples in splits().items()}
-
-  def _generate_examples(self, examples) -> Iterator:
-    yield from examples
+  def splits(self) -> dict[str, list[dict[str, str | int]]]:
+    return splits()

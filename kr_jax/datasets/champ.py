@@ -1,22 +1,19 @@
 """CHAMP: 270 competition problems with worked solutions, out of the package champ-dataset.
 
-Problems are plain text, 'x^(n+1)'. Answers are made checkable: what explains them is dropped ('0 (i.e.,
-no such values)' is '0', 'C(10, 5), or equivalently 252' is '252'), and powers and roots are written in
-LaTeX. Some answers remain words ('No integer solutions').
+Problems are plain text, 'x^(n+1)'. Answers are made checkable: their explanations are dropped ('0 (i.e., no
+such values)' is '0', 'C(10, 5), or equivalently 252' is '252'), and powers and roots are written in LaTeX.
+Some answers remain words ('No integer solutions').
 
 Source: Mao, Kim and Zhou 2024, arXiv 2401.06961.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import re
 
-import tensorflow_datasets as tfds
+from kr_jax.datasets import builder
 
-from kr_jax.datasets import published
-
-# In this order; each replaces all that it matches.
+# (pattern, replacement), applied in this order.
 PLAIN = (
     (r' \((i\.e\.,|none of|no such) .*\)$', ''),
     (r'^.*, or (equivalently|an equivalent form such as) (?=\S)', ''),
@@ -30,34 +27,23 @@ PLAIN = (
 
 
 def plain(answer: str) -> str:
-  """An answer without what explains it."""
+  """An answer without its explanation, in LaTeX."""
   for pattern, replacement in PLAIN:
     answer = re.sub(pattern, replacement, answer)
   return answer
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `champ`; nothing is downloaded."""
+class Builder(builder.TaskBuilder):
+  """Competition problems with worked solutions, of champ-dataset 1.0.0."""
 
   name = 'champ'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Of champ-dataset 1.0.0.'}
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(description=__doc__, features=published.features())
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
+  def splits(self) -> dict[str, list[dict[str, str]]]:
     try:
       import champ_dataset
     except ImportError as error:
       raise ValueError("dataset 'champ' needs a package: pip install 'kr_jax[data]'") from error
-    return {'test': self._generate_examples(champ_dataset.load('v0').problems.values())}
-
-  def _generate_examples(self, problems) -> Iterator:
-    for problem in problems:
-      name = f'champ/{problem.identifier}'
-      yield name, {
-          'id': name, 'prompt': problem.text, 'answer': plain(problem.answer), 'difficulty': 0,
-          'solution': '\n'.join(step.text for step in problem.solution.steps),
-          'verifier': 'math', 'info': ''}
+    return {'test': [
+        {'id': f'champ/{problem.identifier}', 'prompt': problem.text, 'answer': plain(problem.answer),
+         'solution': '\n'.join(step.text for step in problem.solution.steps), 'verifier': 'math'}
+        for problem in champ_dataset.load('v0').problems.values()]}

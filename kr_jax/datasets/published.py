@@ -1,16 +1,13 @@
-"""Published problem sets: the files that a user points to, read, checked, and stored by TFDS as tasks.
+"""Published problem sets: files that a user downloads and points to, read, checked, and stored as tasks.
 
-A dataset's own module says where its file is published, what fields a row must have, and what task a
-row is; all else is here. Rows are numbered from 1, and one that is not as published is a ValueError with
-its file and number, before anything is stored.
-
-What is stored is found again by the digest of its files: another file gives other data, never the old.
+A `ProblemSet` says where its files are published, which fields a row has, and which task a row is; sets.py lists
+them. Rows are numbered from 1. A row that is not as published is a ValueError with its file and number, before
+anything is stored. Stored tasks are found again by the digest of their files: another file gives other data.
 """
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -20,33 +17,31 @@ import logging
 from typing import Any
 
 from etils import epath
-import numpy as np
 import tensorflow_datasets as tfds
 
+from kr_jax.datasets import builder
 
-def features() -> tfds.features.FeaturesDict:
-  """What is stored of a task: the fields of types.Task that its prompt's reader does not make."""
-  return tfds.features.FeaturesDict({
-      'id': tfds.features.Text(),
-      'prompt': tfds.features.Text(),
-      'answer': tfds.features.Text(),
-      'difficulty': tfds.features.Scalar(np.int32),
-      'solution': tfds.features.Text(),
-      'verifier': tfds.features.Text(),
-      'info': tfds.features.Text(),
-  })
+Row = dict[str, Any]
+Task = dict[str, Any]  # as of builder.TaskBuilder.splits
+LocatedRows = Iterable[tuple[str, Row]]  # each row after its place: '/a/b.csv, row 7'
 
 
-def digest(text: str) -> str:
-  """Sixteen characters that name a text: an id for what has none of its own."""
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+@dataclasses.dataclass(frozen=True)
+class ProblemSet:
+  """A problem set that is published as files."""
 
-
-@dataclasses.dataclass(eq=False)
-class Files(tfds.core.BuilderConfig):
-  """The files of a dataset; the name is their digest."""
-
-  paths: tuple[epath.Path, ...] = ()
+  name: str
+  about: str
+  where: str  # the files, and where they are published
+  schema: dict[str, Any]  # of a row, as for `misfit`
+  task: Callable[[Row], Task]  # raises ValueError for a row that is no task
+  source: str = ''  # the paper
+  split: str = 'test'  # of all rows
+  merged: bool = False  # as for `read`
+  # Of a set with several splits: (files, data_dir) -> the rows of each split. `split` is then not used.
+  rows_by_split: Callable[[Sequence[epath.Path], str], Mapping[str, LocatedRows]] | None = None
+  needs_files: bool = True  # False: rows_by_split does without files as well
+  version: str = '1.0.0'  # to be raised when `task` changes
 
 
 def rows(paths: Iterable[epath.Path]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -155,99 +150,100 @@ def _short(x):
   return f'{text if len(text) <= 60 else text[:57] + "..."} ({type(x).__name__})'
 
 
-def read(dataset: str, located: Iterable[tuple[str, dict[str, Any]]], schema: dict[str, Any],
-         task: Callable[[dict[str, Any]], dict[str, Any]], *, merged: bool = False
-         ) -> list[dict[str, str | int]]:
-  """Rows as the tasks that are stored.
+def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
+  """The tasks of rows, as they are stored.
 
-  Args:
-    located: each row after where it stands, as `rows` gives them.
-    schema: of a row, as for `misfit`.
-    task: what is stored of a row: prompt and answer, and what differs from the defaults. A task without
-      an id of its own is named by its prompt.
-    merged: whether rows with one prompt, up to blanks, are one task. Those whose answers differ are left
-      out, with a warning: which of them is right, nothing says.
+  A task without an id of its own is named by its prompt. In a merged set, rows with one prompt, up to blanks,
+  are one task; a prompt with different answers is left out, with a warning: nothing says which one is right.
 
   Raises:
     ValueError: a row that is not of the schema, has no prompt or no answer, or repeats an id.
   """
-  found: dict[str, dict[str, str | int]] = {}
-  stands: dict[str, str] = {}  # where each was first
+  found: dict[str, Task] = {}
+  first: dict[str, str] = {}  # the place of a task's first row
   contested: dict[str, str] = {}
-  for where, row in located:
+  for place, row in located:
     try:
-      if problem := misfit(row, schema):
-        raise ValueError(problem)
-      new = {'difficulty': 0, 'solution': '', 'verifier': 'math', 'info': '', **task(row)}
-      for name in ('prompt', 'answer'):
-        new[name] = new[name].strip()
-        if not new[name]:
-          raise ValueError(f'the {name} is empty')
-      key = new.get('id') or digest(' '.join(new['prompt'].split()))
-      if key in found and not merged:
-        raise ValueError(f'its id {key!r} is that of {stands[key]}; ids must be unique, statistics are '
-                         'kept by them')
+      task, key = _task(problem_set, row)
+      if key in found and not problem_set.merged:
+        raise ValueError(f'its id {key!r} is that of {first[key]}; ids must be unique, statistics are kept by them')
     except ValueError as error:
-      raise ValueError(f'{where}: {error}') from error
-    old = found.setdefault(key, {**new, 'id': f'{dataset}/{key}'})
-    stands.setdefault(key, where)
-    if old['answer'] != new['answer']:
-      contested.setdefault(key, f'{where} has {new["answer"]!r}, {stands[key]} {old["answer"]!r}')
+      raise ValueError(f'{place}: {error}') from error
+    if key not in found:
+      found[key], first[key] = task, place
+    elif task['answer'] != found[key]['answer']:
+      contested.setdefault(
+          key, f'{place} has {task["answer"]!r}, {first[key]} {found[key]["answer"]!r}')
   if contested:
     logging.getLogger('absl').warning(
         '%s: %d of %d problems have different answers in different rows and are left out: %s%s',
-        dataset, len(contested), len(found), '; '.join(list(contested.values())[:5]),
+        problem_set.name, len(contested), len(found), '; '.join(list(contested.values())[:5]),
         '; ...' if len(contested) > 5 else '')
-  return [x for key, x in found.items() if key not in contested]
+  return [task for key, task in found.items() if key not in contested]
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """A dataset of published files. Its config is Files."""
+def _task(problem_set: ProblemSet, row: Row) -> tuple[Task, str]:
+  """The task of a row, and what tells the task from others of its set."""
+  if problem := misfit(row, problem_set.schema):
+    raise ValueError(problem)
+  task = {'verifier': 'math', **problem_set.task(row)}
+  for name in ('prompt', 'answer'):
+    task[name] = task[name].strip()
+    if not task[name]:
+      raise ValueError(f'the {name} is empty')
+  key = task.get('id') or builder.digest(' '.join(task['prompt'].split()))
+  return {**task, 'id': f'{problem_set.name}/{key}'}, key
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'As published.'}
-  PUBLISHED: str  # the file and where it is
-  SCHEMA: dict[str, Any]  # of a row, as for `misfit`
-  SPLIT = 'test'
-  MERGED = False
 
-  @classmethod
-  def config(cls, pattern: str) -> Files:
-    """The config for a path, whose last part may be a pattern ('*.jsonl').
+@dataclasses.dataclass(eq=False)
+class Files(tfds.core.BuilderConfig):
+  """A problem set and its files, whose digest is in the name."""
 
-    Raises ValueError where it is '' or names no file.
-    """
-    if not pattern:
-      raise ValueError(f'dataset {cls.name!r} is read from {cls.PUBLISHED}; download it, and point to '
-                       f'it with --config.tasks.files.{cls.name}=PATH')
-    path = epath.Path(pattern).expanduser()
-    paths = sorted(p for p in path.parent.glob(path.name) if p.is_file()) if path.parent.is_dir() else []
-    if not paths:
-      raise ValueError(f'tasks.files.{cls.name}={pattern!r} names no file; point to {cls.PUBLISHED}')
-    name = hashlib.sha256()
-    for path in paths:
-      name.update(f'{path.name}\n'.encode())
-      with path.open('rb') as file:
-        name.update(hashlib.file_digest(file, 'sha256').digest())
-    return Files(name=name.hexdigest()[:16], paths=tuple(paths))
+  problem_set: ProblemSet | None = dataclasses.field(default=None, repr=False)  # TFDS logs its configs
+  paths: tuple[epath.Path, ...] = ()
 
-  @abc.abstractmethod
-  def task(self, row: dict[str, Any]) -> dict[str, Any]:
-    """A row as a task, as for `read`. Raises ValueError for a row that has none."""
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(description=self.PUBLISHED, features=features())
+def files(problem_set: ProblemSet, pattern: str) -> Files:
+  """The config of a builder for a path, whose last part may be a pattern ('*.jsonl').
 
-  def rows(self) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-    """The rows of each split, as for `read`."""
-    return {self.SPLIT: rows(self.builder_config.paths)}
+  Raises ValueError where the path is '' and the set needs files, or where the path names no file.
+  """
+  name, where = problem_set.name, problem_set.where
+  if not pattern and problem_set.needs_files:
+    raise ValueError(f'dataset {name!r} is read from {where}; download it, and point to it with '
+                     f'--config.tasks.files.{name}=PATH')
+  paths = _files(pattern) if pattern else []
+  if pattern and not paths:
+    raise ValueError(f'tasks.files.{name}={pattern!r} names no file; point to {where}')
+  return Files(
+      name=f'{name}-{_digest(paths) if paths else "without_files"}', version=problem_set.version,
+      description=f'{problem_set.about} {problem_set.source}'.strip(), problem_set=problem_set, paths=tuple(paths))
 
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
-    return {split: self._generate_examples(
-        read(self.name, located, self.SCHEMA, self.task, merged=self.MERGED))
-            for split, located in self.rows().items()}
 
-  def _generate_examples(self, tasks) -> Iterator:
-    for task in tasks:
-      yield task['id'], task
+def _files(pattern):
+  path = epath.Path(pattern).expanduser()
+  return sorted(p for p in path.parent.glob(path.name) if p.is_file()) if path.parent.is_dir() else []
+
+
+def _digest(paths):
+  """Sixteen characters that name the files' names and contents."""
+  digest = hashlib.sha256()
+  for path in paths:
+    digest.update(f'{path.name}\n'.encode())
+    with path.open('rb') as file:
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
+  return digest.hexdigest()[:16]
+
+
+class Builder(builder.TaskBuilder):
+  """Published problem sets, each a config."""
+
+  name = 'published'
+
+  def splits(self) -> dict[str, list[Task]]:
+    problem_set, paths = self.builder_config.problem_set, self.builder_config.paths
+    if problem_set.rows_by_split:
+      by_split = problem_set.rows_by_split(paths, self.data_dir_root)
+    else:
+      by_split = {problem_set.split: rows(paths)}
+    return {split: read(problem_set, located) for split, located in by_split.items()}

@@ -13,13 +13,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 import dataclasses
+import itertools
 import json
 import logging
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from kr_jax.datasets import published
+from kr_jax.datasets import builder
 
 # A policy from scratch reads and writes these: printable ASCII and line breaks.
 ALPHABET = '\n' + ''.join(map(chr, range(32, 127)))
@@ -27,7 +28,7 @@ ALPHABET = '\n' + ''.join(map(chr, range(32, 127)))
 
 @dataclasses.dataclass(eq=False)
 class Procedure(tfds.core.BuilderConfig):
-  """What is generated; the name tells it from all else that might be."""
+  """What is generated. The name is different for every other choice of the fields."""
 
   task: str = ''  # its name in reasoning-gym
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its config
@@ -40,12 +41,9 @@ class Procedure(tfds.core.BuilderConfig):
 def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
   """What 'reasoning_gym/TASK(NAME=VALUE, ...)' asks for.
 
-  Raises ValueError for a name that cannot be read, no such task or argument, and sizes below 1.
+  Raises ValueError for a name that cannot be read, and for an unknown task or argument.
   """
   task, arguments = _parse(dataset)
-  for name, size in (('train', train), ('test', test)):
-    if size < 1:
-      raise ValueError(f'tasks.reasoning_gym.{name}={size} is below 1')
   try:
     import reasoning_gym
     from reasoning_gym import factory
@@ -60,7 +58,7 @@ def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
     raise ValueError(f'dataset {dataset!r}: {task} takes no {unknown}; it takes {known}, and '
                      'tasks.reasoning_gym has sizes and seed')
   asked = json.dumps([task, arguments, train, test, seed, reasoning_gym.__version__], sort_keys=True)
-  return Procedure(name=f'{task}-{published.digest(asked)}', task=task, arguments=arguments,
+  return Procedure(name=f'{task}-{builder.digest(asked)}', task=task, arguments=arguments,
                    dataset=dataset, train=train, test=test, seed=seed)
 
 
@@ -78,7 +76,7 @@ def _parse(dataset):
 
 
 def tagged(x: Any) -> Any:
-  """With tuples, which JSON has none of, as {'tuple': [...]}: some scorers compare them."""
+  """x with each tuple as {'tuple': [...]}: JSON has no tuples, and some scorers compare them."""
   if isinstance(x, dict):
     return {key: tagged(value) for key, value in x.items()}
   if isinstance(x, (list, tuple)):
@@ -88,25 +86,18 @@ def tagged(x: Any) -> Any:
 
 
 def restored(info: str) -> dict[str, Any]:
-  """The entry of a task, as its scorer reads it; the verifier does the same (kr_jax/rewards/workers.py)."""
+  """The entry of a task, as its scorer reads it. The verifier in kr_jax/rewards does the same."""
   return json.loads(info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)['entry']
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `reasoning_gym`; generated, nothing is downloaded. Its config is a Procedure."""
+class Builder(builder.TaskBuilder):
+  """Tasks of reasoning-gym; generated. The config is a Procedure."""
 
   name = 'reasoning_gym'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Any task.'}
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(description=__doc__, features=published.features())
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
-    c, seen = self.builder_config, set()
-    entries = self._entries()
-    return {split: self._generate_examples(list(self._tasks(entries, split, size, seen)))
+  def splits(self) -> dict[str, list[dict[str, str]]]:
+    c, entries, seen = self.builder_config, self._entries(), set()
+    return {split: self._tasks(entries, split, size, seen)
             for split, size in (('test', c.test), ('train', c.train))}
 
   def _entries(self) -> Iterator[dict[str, Any]]:
@@ -118,12 +109,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       raise ValueError(
           f'dataset {c.dataset!r}: reasoning-gym refuses its arguments: {error!r}') from error
 
-  def _tasks(self, entries, split, size, seen):
+  def _tasks(self, entries: Iterator[dict[str, Any]], split: str, size: int, seen: set[str]
+             ) -> list[dict[str, str]]:
+    """The tasks of the next `size` entries; adds their questions to `seen`.
+
+    Raises ValueError where none is left, and logs how many are left out.
+    """
     import reasoning_gym
-    c, score, repeated, refused, kept = self.builder_config, None, 0, 0, 0
-    for _ in range(size):
-      entry = next(entries)
-      # As it will be asked for, by name; only now is it known that the name stands alone.
+    c, tasks, score, repeated, refused = self.builder_config, [], None, 0, 0
+    for entry in itertools.islice(entries, size):
+      # By name, as a verifier has it. Some names make a dataset only with arguments: the first entry shows it.
       score = score or reasoning_gym.get_score_answer_fn(c.task)
       info = json.dumps({'dataset': c.task, 'entry': tagged(entry)}, default=str)  # some have fractions
       if entry['question'] in seen:
@@ -132,17 +127,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         refused += 1
       else:
         seen.add(entry['question'])
-        kept += 1
-        yield {'id': f'{c.dataset}/{published.digest(entry["question"])}', 'prompt': entry['question'],
-               'answer': entry['answer'] or '', 'difficulty': 0, 'solution': '',
-               'verifier': 'reasoning_gym', 'info': info}
+        tasks.append({
+            'id': f'{c.dataset}/{builder.digest(entry["question"])}', 'prompt': entry['question'],
+            'answer': entry['answer'] or '', 'verifier': 'reasoning_gym', 'info': info})
     left_out = f'{repeated} repeat others, {refused} have an answer that their scorer does not accept'
-    if not kept:
+    if not tasks:
       raise ValueError(f'{c.dataset}/{split} has no task: of {size}, {left_out}; name another task')
-    if kept < size:
-      logging.getLogger('absl').warning('%s/%s has %d tasks: of %d, %s', c.dataset, split, kept, size,
-                                        left_out)
-
-  def _generate_examples(self, tasks) -> Iterator:
-    for task in tasks:
-      yield task['id'], task
+    if len(tasks) < size:
+      logging.getLogger('absl').warning(
+          '%s/%s has %d tasks: of %d, %s', c.dataset, split, len(tasks), size, left_out)
+    return tasks

@@ -1,18 +1,15 @@
 """Sums of two numbers of one or two digits, for a published checkpoint: '46 + 31', answer '77'.
 
-Difficulty is the number of digits of both. A sum and the same turned round are in one split.
+The difficulty is the number of digits of both numbers. 'a + b' and 'b + a' are in one split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import random
 
-import tensorflow_datasets as tfds
+from kr_jax.datasets import builder
 
-from kr_jax.datasets import published
-
-# Sums of each difficulty in each split; of two digits there are 81.
+# Sums of each difficulty in each split. There are 81 of two digits.
 SPLITS = {'test': {2: 40, 3: 60, 4: 92}, 'train': {2: 40, 3: 200, 4: 272}}
 
 
@@ -34,23 +31,12 @@ def splits() -> dict[str, list[tuple[int, int]]]:
   return pairs
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `sums`; generated, nothing is downloaded."""
+class Builder(builder.TaskBuilder):
+  """Sums of two numbers of one or two digits; generated."""
 
   name = 'sums'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Numbers of one or two digits.'}
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(description=__doc__, features=published.features())
-
-  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-    del dl_manager
-    return {split: self._generate_examples(pairs) for split, pairs in splits().items()}
-
-  def _generate_examples(self, pairs) -> Iterator:
-    for a, b in pairs:
-      name = f'sums/{a}+{b}'
-      yield name, {
-          'id': name, 'prompt': f'{a} + {b}', 'answer': str(a + b), 'difficulty': len(f'{a}{b}'),
-          'solution': '', 'verifier': '', 'info': ''}
+  def splits(self) -> dict[str, list[dict[str, str | int]]]:
+    return {split: [{'id': f'sums/{a}+{b}', 'prompt': f'{a} + {b}', 'answer': str(a + b),
+                     'difficulty': len(f'{a}{b}')} for a, b in pairs]
+            for split, pairs in splits().items()}

@@ -6,7 +6,6 @@ import random
 import re
 
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 import pytest
 
@@ -95,23 +94,18 @@ def test_the_examples_of_the_docstring():
     assert text in arithmetic.__doc__
 
 
-def test_every_answer_is_what_the_solver_finds(splits):
-  for examples in splits.values():
+def test_every_answer_and_solution_is_what_the_solver_finds(splits):
+  for split, examples in splits.items():
     for example in examples:
       totals = solve(example['prompt'])
+      assert split == 'warm_start' or numbers(example['solution']) == totals
       assert all(0 <= total <= 99 for total in totals)
       assert example['answer'] == f'{totals[-1]:02d}'
       assert example['difficulty'] == len(totals)
       assert example['id'] == f'arithmetic/{example["prompt"].rstrip("= ")}'
 
 
-def test_solutions_of_train_and_test_are_right(splits):
-  for split in ('train', 'test'):
-    for example in splits[split]:
-      assert numbers(example['solution']) == solve(example['prompt'])
-
-
-def test_solutions_to_imitate_slip_at_half_of_their_carries_and_nowhere_else(splits):
+def test_solutions_of_warm_start_slip_at_half_of_their_carries_and_nowhere_else(splits):
   forgotten, right = [], 0
   for example in splits['warm_start']:
     forgotten += slips(parse(example['prompt']), numbers(example['solution']))
@@ -120,7 +114,6 @@ def test_solutions_to_imitate_slip_at_half_of_their_carries_and_nowhere_else(spl
   assert 0.1 < right / len(splits['warm_start']) < 0.6
 
 
-@settings(deadline=None, max_examples=50)
 @given(TERMS, st.integers())
 def test_any_problem(terms, seed):
   prompt = ''.join(f'{term:+d}' for term in terms) + '='
@@ -150,10 +143,10 @@ def test_prompts_have_one_length_and_the_alphabet_every_character(splits):
     assert set(''.join(e['solution'] + e['answer'] for e in examples)) == set('0123456789')
 
 
-@pytest.mark.parametrize('field', ['id', 'prompt'])
-def test_nothing_is_shared_between_or_within_splits(splits, field):
-  values = [example[field] for examples in splits.values() for example in examples]
-  assert len(set(values)) == len(values)
+def test_nothing_is_shared_between_or_within_splits(splits):
+  for field in ('id', 'prompt'):
+    values = [example[field] for examples in splits.values() for example in examples]
+    assert len(set(values)) == len(values)
 
 
 def test_counts_by_difficulty(splits):
@@ -182,9 +175,10 @@ def test_the_problems_of_this_version(splits):
   text = '\n'.join(f'{split} {example["id"]} {example["answer"]} {example["solution"]}'
                    for split in sorted(splits) for example in splits[split])
   assert (str(arithmetic.Builder.VERSION), hashlib.sha256(text.encode()).hexdigest()[:16]) == (
-      '1.0.0', '1887c23f6c10431e')
+      '1.1.0', '1887c23f6c10431e')
 
 
+@pytest.mark.slow
 def test_written_data_reads_back_as_it_was_generated(splits, data_dir):
   builder = arithmetic.Builder(data_dir=data_dir, file_format='array_record')
   builder.download_and_prepare()
@@ -193,4 +187,5 @@ def test_written_data_reads_back_as_it_was_generated(splits, data_dir):
   for split, examples in splits.items():
     read = [{name: x.decode() if isinstance(x, bytes) else int(x) for name, x in row.items()}
             for row in builder.as_data_source(split)]
-    assert sorted(read, key=by_id) == sorted(examples, key=by_id)
+    rest = {'verifier': '', 'info': ''}
+    assert sorted(read, key=by_id) == [example | rest for example in sorted(examples, key=by_id)]

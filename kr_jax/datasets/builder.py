@@ -1,0 +1,50 @@
+"""What every dataset shares: the fields of a stored task, and the TFDS builder that stores them.
+
+TFDS orders the tasks of a split by a hash of their ids, writes them once, and finds them again by the name,
+the config and the version of the dataset. A dataset whose tasks change needs another version.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+# Of the fields that a task may leave out.
+DEFAULTS = {'difficulty': 0, 'solution': '', 'verifier': '', 'info': ''}
+
+
+def digest(text: str) -> str:
+  """Sixteen characters that name a text: the id of a problem that has none."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class TaskBuilder(tfds.core.GeneratorBasedBuilder):
+  """TFDS builder of a dataset. A subclass has a `name`, a docstring and `splits`."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  @abc.abstractmethod
+  def splits(self) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    """The tasks of each split: 'id', 'prompt', 'answer', and of DEFAULTS the fields that differ."""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    # Not dataset_info_from_configs: it takes the folder's README.md for the description of each dataset.
+    text = tfds.features.Text()
+    return tfds.core.DatasetInfo(
+        builder=self, description=self.__doc__,
+        features=tfds.features.FeaturesDict({
+            'id': text, 'prompt': text, 'answer': text, 'difficulty': tfds.features.Scalar(np.int32),
+            'solution': text, 'verifier': text, 'info': text}))
+
+  def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+    del dl_manager  # TFDS downloads nothing
+    return {split: self._generate_examples(tasks) for split, tasks in self.splits().items()}
+
+  def _generate_examples(self, tasks) -> Iterator:
+    for task in tasks:
+      yield task['id'], DEFAULTS | task
