@@ -49,6 +49,10 @@ def test_nothing_to_evaluate_or_export(tmp_path, data_dir):
     state.export_checkpoint(setup, str(tmp_path), str(tmp_path / 'export'))
 
 
+def test_random_streams_are_apart():
+  assert len({state.INIT, state.ROLLOUTS, state.EVALUATE, state.NOISE}) == 4
+
+
 def test_success_by_source(data_dir, monkeypatch):
   setup = prepare.prepare(debug_config(data_dir, evaluate__tasks=8))
   tasks = [task._replace(source='others' if i < 3 else 'arithmetic') for i, task in enumerate(setup.test_tasks)]

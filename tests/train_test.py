@@ -90,6 +90,22 @@ def test_the_record_of_a_run(finished):
   assert wall_s == sorted(wall_s)
 
 
+def test_each_step_has_noise_of_its_own(tmp_path, data_dir):
+  """Of the same policy and the same eight tasks two steps sample other tokens."""
+  workdir = run(tmp_path, data_dir, num_steps=2, tasks__train_split='train[:8]', optimizer__learning_rate=0.0,
+                evaluate__every=0)
+  first, second = (r for r in records(workdir) if 'reward_mean' in r)
+  assert first['tokens_prefilled'] == second['tokens_prefilled'] and first['entropy'] != second['entropy']
+
+
+@slow
+def test_the_initial_policy_outlives_updates(tmp_path, data_dir):
+  """An update donates its parameters; a KL divergence is taken from the first ones."""
+  workdir = run(tmp_path, data_dir, num_steps=3, grpo__kl_coef=0.1, optimizer__learning_rate=1e-2, evaluate__every=0)
+  kl = [r['kl'] for r in records(workdir) if 'reward_mean' in r]
+  assert abs(kl[0]) < 1e-6 < kl[1] < kl[2]
+
+
 @slow
 def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   """Over budgets that change, an evaluation and checkpoints; from a cold start."""
