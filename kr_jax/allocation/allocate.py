@@ -165,12 +165,12 @@ def _fixed_point(gain_MG: np.ndarray) -> np.ndarray:
   Gains are rounded rather than values, because rounded gains still fall with N. The knapsack needs
   sum_m max_j |value of task m| < 2^29: gains are scaled to it.
   """
-  largest_sum = np.abs(np.cumsum(gain_MG, axis=1)).max(axis=1).sum()
   # Rounding adds at most a half to each gain.
   limit = 2 ** 29 - 1 - gain_MG.size // 2
   if limit < 2 ** 24:
     raise ValueError(f"{gain_MG.shape[0]} tasks times {gain_MG.shape[1]} candidate budgets are too "
                      "many for solver='dp'; use solver='greedy', or lower alloc.high")
+  largest_sum = np.abs(np.cumsum(gain_MG, axis=1)).max(axis=1).sum()
   return np.rint(gain_MG / max(largest_sum, 1e-300) * limit).astype(np.int32)  # 1e-300: all gains may be 0
 
 

@@ -184,6 +184,27 @@ def test_a_small_step_is_exactly_the_greedy_choice(solver):
       np.testing.assert_array_equal(solve(Beta(*posterior[:, order_M])), solve(Beta(*posterior))[order_M])
 
 
+@pytest.mark.parametrize('calls', [20, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_extreme_success_rates_have_the_optimum(calls):
+  """Next to 0 and 1, below the normal numbers, and posteriors of all widths; a failure says which call it is."""
+  for call in range(calls):
+    rng = np.random.default_rng(call)
+    tiny = [5e-324, 1e-310, 2e-308, 1e-160, 1e-17]
+    near_one = [1 - 1e-16, 1 - 1e-15, 1 - 1e-9, 1.0]
+    success_rate = (rng.choice(tiny, 16), rng.choice(near_one, 16), 10 ** rng.uniform(-320, 0, 16),
+                    rng.choice([0, 1, rng.uniform(), 1e-12], 16), Beta(*10 ** rng.uniform(-8, 8, (2, 16))),
+                    Beta(*10 ** rng.uniform(-2, 3, (2, 16))))[call % 6]
+    value, nu = rng.choice(list(value_lib.VALUES)), 10 ** rng.uniform(-1.3, 2.3)
+    value_MJ = table(success_rate, 1, 64, value, nu)
+    best = largest_gains(value_MJ, 112)
+    for solver in SOLVERS:
+      budget_M = budgets(success_rate, 128, low=1, high=64, value=value, nu=nu, solver=solver)
+      assert_feasible(budget_M, 16, 128, 1, 64)
+      # Below its smallest normal number a float32 may count as 0.
+      loss = rounding(value_MJ, 112) + (1e-7 * best + 112 * 2e-38 if solver == 'greedy' else 0)
+      assert worth(value_MJ, budget_M, 1) >= best * (1 - 1e-12) - loss, call
+
+
 @solvers
 @pytest.mark.parametrize('M', [128, pytest.param(256, marks=pytest.mark.slow)])
 def test_a_step_of_the_shipped_configs_has_the_optimum(solver, M):
@@ -221,8 +242,12 @@ def test_the_dp_is_the_optimum_of_4096_tasks():
   assert_feasible(budget_M, 4096, 16384, 2, 30)
   value_MJ = table(p_M, 2, 30)
   assert worth(value_MJ, budget_M, 2) == pytest.approx(largest_gains(value_MJ, 16384 - 2 * 4096), rel=1e-5)
-  with pytest.raises(ValueError, match="4096 tasks times 254 .* too many for solver='dp'; use solver='greedy'"):
-    budgets(p_M, 65536, high=256)
+
+
+def test_too_many_gains_for_the_integers_of_the_dp():
+  gain_MG = np.broadcast_to(0.0, (2 ** 16, 2 ** 14))  # takes no memory
+  with pytest.raises(ValueError, match="65536 tasks times 16384 .* too many for solver='dp'; use solver='greedy'"):
+    allocate._fixed_point(gain_MG)
 
 
 # Equal tasks, bounds and kinds of arguments.

@@ -39,7 +39,8 @@ def test_bad_populations_are_named(tmp_path, text, match):
 
 
 def test_never_is_said():
-  row = {'start': [0, 1], 'sigma': 0.0, 'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
+  row = {'start': [0, 1], 'sigma': 0.0,
+         'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
          'success_by_seed': {'uniform:std': np.array([[0.25, 0.5], [0.25, 0.75]])}}
   table = simulate.learning_table([row])
   assert '0.75 (0.50-1.00)' in table and 'in 1 of 2' in table and 'never' in table

@@ -190,7 +190,8 @@ def test_smooth_by_hand():
 
 
 def test_share_needed_by_hand():
-  for success, share in (([0, 1, 2, 3, 4], 1.0), ([0, 2, 4, 4, 4], 0.5), ([0, 3, 5, 0, 0], 0.375), ([5, 0, 0, 0, 0], 0)):
+  for success, share in (([0, 1, 2, 3, 4], 1.0), ([0, 2, 4, 4, 4], 0.5), ([0, 3, 5, 0, 0], 0.375),
+                         ([5, 0, 0, 0, 0], 0)):
     assert worlds.share_needed(np.array(success, float), np.arange(5.0)) == pytest.approx(share)
   assert worlds.share_needed(np.array([0, 1, 2, 3, 3.9]), np.arange(5.0)) is None
 
