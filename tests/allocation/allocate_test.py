@@ -363,6 +363,8 @@ def test_equal_costs_have_the_objective_of_no_costs():
     assert budget_M.sum() == 15
     assert allocate.objective(success_rate, budget_M) == pytest.approx(
         allocate.objective(success_rate, budgets(success_rate, 15, low=2, high=8)), rel=1e-6)
+  # The fifteenth rollout does not fit by three of 2^14 units, of which rounding costs down would save seven.
+  assert budgets(np.full(4, 0.5), 1.6384, low=2, high=8, cost_M=np.full(4, 1.6387 / 15)).sum() == 14
 
 
 def test_budgets_with_costs_keep_to_capacity_bounds_and_order():
