@@ -111,7 +111,8 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
   total_budget = operator.index(total_budget)
   check(M, total_budget, low, high, rule)
   if rule == 'uniform':
-    return np.full(M, total_budget // M, np.int32) + (np.arange(M) < total_budget % M)
+    even, more = divmod(total_budget, M)
+    return np.where(np.arange(M) < more, even + 1, even).astype(np.int32)
   if isinstance(success_rate, Window):
     gains = _gains(estimate.mean_rate(success_rate), low, high, value, nu)
     return _window(success_rate, gains, total_budget, low, high, solver)
