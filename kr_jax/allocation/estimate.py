@@ -1,11 +1,11 @@
-"""What is known of every task of the training split, and what follows for its success rate.
+"""Statistics of every task of the training split, and the success rates that follow from them.
 
-`observe` adds a step's verdicts; two estimates read them:
+`observe` adds a step's verdicts to the statistics. Two estimates read them:
 
-    posterior   Beta(successes + a, failures + b): discounted evidence, and a prior (a, b) fitted to all
+    posterior   Beta(successes + a, failures + b), of discounted evidence and a prior (a, b) fitted to all
                 tasks (empirical Bayes). Tasks at 0, at 1 and never seen need no special case.
-    window      the paper's: the mean of a task's last group if it had 16 rollouts or more, else of
-                its last 16 rollouts; not known before 8 (arXiv 2509.25849 and the authors' code).
+    window      the paper's: the mean of a task's last group if the group had 16 rollouts or more, else
+                of its last 16 rollouts; not known before 8 (arXiv 2509.25849 and the authors' code).
 
 The expected tokens of a rollout and the noise of its gradient (`nu`) are estimated here too.
 """
@@ -18,19 +18,20 @@ from kr_jax import types
 from kr_jax.allocation.value import Beta, Window
 from kr_jax.types import Array
 
-# Of the prior that stands in until enough tasks were seen to fit one: Jeffreys'.
+# a + b of the prior until enough tasks were seen to fit one, as of Jeffreys' prior.
 _DEFAULT_CONCENTRATION = 1.0
+_FEWEST_TASKS = 8  # to fit a prior to
 _WINDOW = 16  # rollouts of the window estimate
-_KNOWN = 8  # rollouts before it counts
-# Rollouts' worth of belief that a task's completions are as long as those of all.
+_KNOWN = 8  # rollouts after which the window estimate is used
+# Rollouts of the mean length of all tasks that are added to those of a task.
 _LENGTH_CONCENTRATION = 4.0
-# Bounds of a measured nu: at either end the budgets have long stopped to change with it.
+# Bounds of a measured nu. Near either bound the budgets hardly change with nu.
 _NU_BOUNDS = (0.05, 200.0)
-_NU_BELIEF = 20.0  # in its default, in units of signal_scale
+_NU_BELIEF = 20.0  # weight of the default nu, in units of signal_scale
 
 
 def init(num_tasks: int) -> types.TaskStats:
-  """Statistics of a split no rollout of which was seen."""
+  """Statistics of tasks of which no rollout was seen."""
   zero_I = lambda: np.zeros(num_tasks)
   return types.TaskStats(
       successes_I=zero_I(), failures_I=zero_I(), tokens_I=zero_I(),
@@ -41,20 +42,21 @@ def init(num_tasks: int) -> types.TaskStats:
 
 def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Array,
             length_R: Array, *, discount: float) -> types.TaskStats:
-  """Adds a step's verdicts to the evidence, of which every step leaves `discount`.
+  """The statistics after a step; the arrays of `stats` are not changed.
 
-  The discount is by steps for all tasks, seen or not: it is the policy that moves.
+  A step discounts the evidence on all tasks, seen in it or not, because the policy has changed.
 
   Args:
-    index_M: the rows of the step's tasks.
+    index_M: the tasks' rows in the statistics.
     task_R: the task of each rollout, in 0..M-1; M where there is no rollout.
-    verdict_R: 1.0 where the verifier said yes, else 0.0, whatever the reward that is trained on.
+    verdict_R: 1.0 where the verifier accepted the completion, else 0.0, whatever the reward is.
     length_R: completion tokens.
+    discount: the share of the earlier evidence that is kept.
   """
   index_M, task_R = np.asarray(index_M), np.asarray(task_R)
-  there_R = task_R < len(index_M)
-  task_R = task_R[there_R]
-  verdict_R, length_R = (np.asarray(x_R, float)[there_R] for x_R in (verdict_R, length_R))
+  is_rollout_R = task_R < len(index_M)
+  task_R = task_R[is_rollout_R]
+  verdict_R, length_R = (np.asarray(x_R, float)[is_rollout_R] for x_R in (verdict_R, length_R))
   index_R = index_M[task_R]
   I = len(stats.rollouts_I)
   sum_of = lambda weight_R: np.bincount(index_R, weights=weight_R, minlength=I)
@@ -62,7 +64,8 @@ def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Ar
   for m in np.unique(task_R):
     i, group = index_M[m], verdict_R[task_R == m]
     recent_IW[i] = np.concatenate([recent_IW[i], group.astype(np.int8)])[-_WINDOW:]
-    window_rate_I[i] = (group if len(group) >= _WINDOW else recent_IW[i][recent_IW[i] >= 0]).mean()
+    counted = group if len(group) >= _WINDOW else recent_IW[i][recent_IW[i] >= 0]
+    window_rate_I[i] = counted.mean()
   return stats._replace(
       successes_I=discount * stats.successes_I + sum_of(verdict_R),
       failures_I=discount * stats.failures_I + sum_of(1 - verdict_R),
@@ -79,12 +82,12 @@ def prior(stats: types.TaskStats) -> tuple[float, float]:
   B = sum n_i (1 - n_i/W), rho = 1 / (a+b+1). Source: Kleinman 1973, JASA 68, eq. 2.3-2.5.
   """
   n_I = stats.successes_I + stats.failures_I
-  # One more success and failure keep the mean off 0 and 1, where no prior could be left again.
+  # One success and one failure more keep the mean away from 0 and 1, where a or b would be 0.
   mean = (stats.successes_I.sum() + 1) / (n_I.sum() + 2)
-  seen = n_I > 1.5  # less says nothing of the spread
+  seen = n_I > 1.5  # about one rollout says nothing of the spread
   n, p = n_I[seen], stats.successes_I[seen] / n_I[seen]
   concentration = _DEFAULT_CONCENTRATION
-  if len(n) >= 8 and 0 < p @ n < n.sum():
+  if len(n) >= _FEWEST_TASKS and 0 < p @ n < n.sum():
     m, rest = p @ n / n.sum(), 1 - n / n.sum()
     A, B = rest.sum(), n @ rest
     rho = (n @ (p - m) ** 2 / (m * (1 - m)) - A) / (B - A)
@@ -93,7 +96,7 @@ def prior(stats: types.TaskStats) -> tuple[float, float]:
 
 
 def posterior(stats: types.TaskStats, index_M: Array) -> Beta:
-  """The success rates of tasks, from their discounted evidence and the fitted prior."""
+  """The posterior of tasks' success rates, from their discounted evidence and the fitted prior."""
   a, b = prior(stats)
   return Beta(stats.successes_I[index_M] + a, stats.failures_I[index_M] + b)
 
@@ -103,8 +106,13 @@ def window(stats: types.TaskStats, index_M: Array) -> Window:
   return Window(stats.window_rate_I[index_M], stats.rollouts_I[index_M] >= _KNOWN)
 
 
+def success_rate(stats: types.TaskStats, index_M: Array, kind: str) -> Beta | Window:
+  """The success rates of tasks; kind: 'posterior' or 'window'."""
+  return {'posterior': posterior, 'window': window}[kind](stats, index_M)
+
+
 def mean_rate(success_rate: Beta | Window) -> np.ndarray:
-  """success_rate_M as a point each: a posterior's mean; 1/2 where a window does not know."""
+  """success_rate_M, one number a task: the mean of its posterior; 1/2 where a Window does not know it."""
   if isinstance(success_rate, Beta):
     return success_rate.a_M / (success_rate.a_M + success_rate.b_M)
   return np.where(success_rate.known_M, success_rate.rate_M, 0.5)
@@ -113,8 +121,9 @@ def mean_rate(success_rate: Beta | Window) -> np.ndarray:
 def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndarray:
   """Expected completion tokens of a rollout of each task, shrunk to the mean of all tasks.
 
-  (sum of a task's tokens + k * mean of all) / (its rollouts + k), discounted alike, k = 4: a task
-  that was never seen has the mean. `default` stands in until any was seen.
+  (tokens of the task + k * mean of all tasks) / (rollouts of the task + k), k = 4, where tokens and rollouts
+  are discounted alike. A task that was never seen has the mean. Before any rollout was seen all tasks
+  have the default.
   """
   n_I = stats.successes_I + stats.failures_I
   mean = stats.tokens_I.sum() / n_I.sum() if n_I.sum() > 0 else default
@@ -123,9 +132,9 @@ def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndar
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:
-  """Adds what `update.gradient_noise` measured: (signal, its scale, noise, its scale).
+  """Adds a measurement of `update.gradient_noise`: (signal, signal_scale, noise, noise_scale).
 
-  A ratio of sums is steadier than a mean of ratios, whose signal can be near 0.
+  `nu` is a ratio of sums, which is steadier than a mean of ratios: a single signal can be near 0.
   """
   return stats._replace(gradient=discount * stats.gradient + np.asarray(gradient, float))
 
@@ -133,9 +142,9 @@ def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float
 def nu(stats: types.TaskStats, *, default: float) -> float:
   """The noise-to-signal ratio of a rollout's gradient, as measured so far, within 0.05..200.
 
-  With the measured (S, s, E, e) and v = E / e, the noise: v / ((S + k v / default) / (s + k)). So it
-  goes from the default to (E / e) / (S / s) as the measurements come to outweigh k, which is about
-  what ten mixed groups of eight tell: a first signal may be far off, and below 0.
+  With the summed measurements (S, s, E, e) and the noise v = E / e it is v / ((S + k v / default) / (s + k)).
+  While the measurements are few it is near the default; as s outgrows k it goes to (E / e) / (S / s). k = 20 is
+  about the s of ten mixed groups of eight rollouts: the signal of the first few can be far off, even negative.
   """
   signal, signal_scale, noise, noise_scale = stats.gradient
   if not (signal_scale > 0 and noise_scale > 0):

@@ -1,9 +1,9 @@
-"""Which rule suits whom, found out without a policy, in the two worlds of kr_jax/allocation/worlds.py.
+"""Compares allocation rules without a policy, in the two simulated worlds of kr_jax/allocation/worlds.py.
 
     python -m kr_jax.allocation.simulate static --populations rates.json
     python -m kr_jax.allocation.simulate learning --method posterior:snr:4:loo
 
-Prints a table, and leaves a JSON file and a plot in --out.
+Prints a table, and writes a JSON file and a plot to --out.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ def static_table(result: dict[str, Any]) -> str:
 
 
 def learning_table(rows: list[dict[str, Any]]) -> str:
-  """Methods by sigma, a table for each start."""
+  """A table for each start: a row for each method, a column for each sigma."""
+  def line(name, cells):
+    return f'{name:24}' + ''.join(f'{cell:>18}' for cell in cells)
+
   lines = []
   for start, group in itertools.groupby(rows, lambda row: row['start']):
     group = list(group)
     first = group[0]['success_by_seed'][worlds.BASELINE][:, 0].mean()
-    line = lambda name, cells: f'{name:24}' + ''.join(f'{cell:>18}' for cell in cells)
     lines += ['', f'start logits {start[0]:g} ± {start[1]:g}: the share of the rollouts of '
               f'{worlds.BASELINE} that reaches its final success',
               line('', [f'sigma {row["sigma"]:g}' for row in group])]
@@ -67,7 +69,7 @@ def learning_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(share_by_seed: list[float | None]) -> str:
-  """Mean and range over seeds; or how many of them got there."""
+  """Mean and range over the seeds; or how many of them reached the baseline's success."""
   reached = len(share_by_seed) - share_by_seed.count(None)
   if not reached:
     return 'never'
@@ -80,7 +82,7 @@ def _cell(share_by_seed: list[float | None]) -> str:
 
 
 class Figure(matplotlib.figure.Figure):
-  """A figure that a notebook shows as a cell's last expression, pyplot imported or not."""
+  """A figure that a notebook draws as the last expression of a cell, without pyplot."""
 
   def __init__(self, width: float, height: float):
     super().__init__(figsize=(width, height), layout='constrained', dpi=120)
@@ -93,13 +95,13 @@ class Figure(matplotlib.figure.Figure):
 
 def plot_budgets(success_rate_M: Array | None = None, total: int | None = None, *, low: int = 2,
                  high: int = 128, nus: Sequence[float] = (0.5, 2.0, 8.0)) -> Figure:
-  """Budgets against success rate, for each value, where the success rates are known.
+  """Budgets against success rate for each value, where the success rates are known.
 
   Args:
-    success_rate_M: the tasks that share the total; 199 at even distances if not given.
-    total: rollouts; 8 a task if not given.
+    success_rate_M: of the tasks that share the total; the default is 199 at even distances.
+    total: rollouts; the default is 8 a task.
     low, high: bounds of each budget.
-    nus: of the value 'snr', a line each.
+    nus: noise-to-signal ratios of the value 'snr', a line each.
   """
   p_M = np.linspace(0, 1, 201)[1:-1] if success_rate_M is None else np.sort(success_rate_M)
   total = 8 * len(p_M) if total is None else total
@@ -120,7 +122,7 @@ def plot_budgets(success_rate_M: Array | None = None, total: int | None = None, 
 
 
 def plot_learning(rows: list[dict[str, Any]], rollouts_per_step: int) -> Figure:
-  """Success against rollouts, a panel for each start and sigma: mean and range over the seeds."""
+  """Success against rollouts, mean and range over the seeds; a panel for each start and sigma."""
   columns = len({row['sigma'] for row in rows})
   height = -(-len(rows) // columns)
   figure = Figure(3.2 * columns, 2.7 * height + 0.8)
@@ -147,10 +149,10 @@ def plot_learning(rows: list[dict[str, Any]], rollouts_per_step: int) -> Figure:
 
 
 def read_populations(path: str) -> dict[str, worlds.Population]:
-  """The success rates in a JSON file, a list or {name: list}; tasks are drawn with replacement.
+  """Populations of a JSON file, a list of success rates or {name: list}; draws are with replacement.
 
   Raises:
-    ValueError: no such file, or one that holds something else.
+    ValueError: the file does not exist or holds something else.
   """
   try:
     with open(path) as file:
@@ -173,7 +175,7 @@ def _draw_from(rates: Any, name: str) -> worlds.Population:
   for i, rate in enumerate(rates):
     # A bool is an int to Python.
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-      raise ValueError(f'{name} has {rate!r} at place {i}; success rates are numbers in [0, 1]')
+      raise ValueError(f'{name} has {rate!r} at position {i}; success rates are numbers in [0, 1]')
   return worlds.Population(lambda rng, M: rng.choice(np.array(rates, float), M))
 
 

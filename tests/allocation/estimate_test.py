@@ -2,16 +2,15 @@
 
 import functools
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import jax
 import numpy as np
 import pytest
 
-from kr_jax.allocation import estimate, types
+from kr_jax import types
+from kr_jax.allocation import estimate
 from kr_jax.allocation.value import Beta, Window
-
-few = functools.partial(settings, deadline=None)
 
 
 def stats_of(successes_I, failures_I, **known) -> types.TaskStats:
@@ -47,12 +46,8 @@ def test_init_knows_nothing():
   np.testing.assert_array_equal(stats.recent_IW, np.full((3, 16), -1))
   assert stats.recent_IW.dtype == np.int8
   np.testing.assert_array_equal(stats.gradient, np.zeros(4))
-
-
-def test_init_shares_no_memory():
-  stats = estimate.init(2)
   stats.successes_I[0] = 1
-  assert stats.failures_I[0] == stats.tokens_I[0] == stats.window_rate_I[0] == 0
+  assert stats.failures_I[0] == stats.tokens_I[0] == stats.window_rate_I[0] == 0  # no memory is shared
 
 
 def test_observe_by_hand():
@@ -125,7 +120,6 @@ def test_the_window_knows_no_discount():
 
 @given(seed=st.integers(0, 2 ** 32 - 1), discount=st.floats(0, 1),
        sizes=st.sampled_from(((9, 9, 9, 9), (60, 3, 50), (0, 40, 0, 5))))
-@few(max_examples=60)
 def test_observe_is_the_loop_over_rollouts(seed, discount, sizes):
   rng = np.random.default_rng(seed)
   stats = estimate.init(7)
@@ -200,14 +194,12 @@ def test_prior_without_enough_to_fit():
   assert (a, b) == pytest.approx((6 * 17 / 26, 6 * 9 / 26))
 
 
-@pytest.mark.parametrize('a, b', [(0.5, 0.5), (2, 2), (0.3, 0.9), (1, 1)])
-@pytest.mark.parametrize('ragged', [False, True])
-def test_prior_finds_the_population(a, b, ragged):
+def test_prior_finds_the_population():
   rng = np.random.default_rng(4)
-  n_I = rng.integers(2, 30, 4000) if ragged else np.full(4000, 8)
-  successes_I = rng.binomial(n_I, rng.beta(a, b, 4000))
-  assert estimate.prior(stats_of(successes_I, n_I - successes_I)) == pytest.approx(
-      (a, b), rel=0.12)
+  for n_I in (np.full(4000, 8), rng.integers(2, 30, 4000)):
+    for a, b in ((0.5, 0.5), (2, 2), (0.3, 0.9)):
+      successes_I = rng.binomial(n_I, rng.beta(a, b, 4000))
+      assert estimate.prior(stats_of(successes_I, n_I - successes_I)) == pytest.approx((a, b), rel=0.12)
 
 
 def prior_by_loops(stats: types.TaskStats) -> tuple[float, float]:
@@ -231,7 +223,6 @@ counts = st.just(0.0) | st.integers(0, 9).map(float) | st.floats(0, 300)
 
 
 @given(evidence=st.lists(st.tuples(counts, counts), max_size=24))
-@few(max_examples=150)
 def test_prior_is_positive_and_that_of_the_loops(evidence):
   stats = stats_of([s for s, _ in evidence], [f for _, f in evidence])
   a, b = estimate.prior(stats)
@@ -273,12 +264,18 @@ def test_window_by_hand():
 
 
 def test_a_task_is_known_from_its_eighth_rollout():
-  known = lambda *groups: bool(
-      estimate.window(observe(estimate.init(1), 0, *groups, discount=0.5), np.array([0])).known_M[0])
-  assert not known([1] * 7)
-  assert known([1] * 8)
-  assert known([1] * 7, [0])
-  assert known(*[[1]] * 8)
+  """Whatever the discount leaves of them."""
+  for groups, known in (([[1] * 7], False), ([[1] * 8], True), ([[1]] * 8, True)):
+    stats = observe(estimate.init(1), 0, *groups, discount=0.5)
+    assert estimate.window(stats, np.array([0])).known_M[0] == known
+
+
+def test_success_rates_by_their_kind():
+  stats, index_M = observe(estimate.init(2), 1, [1, 0, 0] * 3), np.array([1, 0])
+  for kind, f in (('posterior', estimate.posterior), ('window', estimate.window)):
+    success_rate = estimate.success_rate(stats, index_M, kind)
+    assert type(success_rate) is type(f(stats, index_M))
+    jax.tree.map(np.testing.assert_array_equal, success_rate, f(stats, index_M))
 
 
 def test_mean_rate_by_hand():
@@ -360,15 +357,13 @@ def test_nu_is_the_default_where_nothing_was_measured():
   assert estimate.nu(measured(1, 1, 1, 0), default=1.5) == 1.5
 
 
-@pytest.mark.parametrize('gradient, nu', [
-    ((1, 1, 0.04, 1), 0.05), ((1, 1, 0.06, 1), 0.06), ((1, 1, 0, 1), 0.05), ((1, 1, -1, 1), 0.05),
-    ((1, 1, 199, 1), 199), ((1, 1, 201, 1), 200), ((1e-300, 1, 1, 1), 200),
-    ((0, 1, 1, 1), 200), ((-1, 1, 1, 1), 200), ((-1, 1, -1, 1), 0.05)])
-def test_nu_keeps_to_its_bounds(gradient, nu):
+def test_nu_keeps_to_its_bounds():
   """Where so much was measured that the default no longer counts."""
-  signal, signal_scale, noise, noise_scale = gradient
-  many = measured(1e12 * signal, 1e12 * signal_scale, noise, noise_scale)
-  assert estimate.nu(many, default=2.0) == pytest.approx(nu)
+  for (signal, signal_scale, noise, noise_scale), nu in (
+      ((1, 1, 0.04, 1), 0.05), ((1, 1, 0.06, 1), 0.06), ((1, 1, 0, 1), 0.05), ((1, 1, 199, 1), 199),
+      ((1, 1, 201, 1), 200), ((0, 1, 1, 1), 200), ((-1, 1, 1, 1), 200), ((-1, 1, -1, 1), 0.05)):
+    many = measured(1e12 * signal, 1e12 * signal_scale, noise, noise_scale)
+    assert estimate.nu(many, default=2.0) == pytest.approx(nu)
 
 
 def test_observe_gradient_by_hand():

@@ -11,31 +11,25 @@ from kr_jax.allocation import simulate
 from kr_jax.allocation import worlds
 
 
-@pytest.mark.parametrize('text, names', [
-    ('[0.25]', ['rates.json']), ('[0, 1, 0.25]', ['rates.json']),
-    ('{"a": [0.25], "b": [1]}', ['a', 'b']),
-])
-def test_populations_of_the_user(tmp_path, text, names):
+def test_populations_of_the_user(tmp_path):
   path = tmp_path / 'rates.json'
-  path.write_text(text)
-  populations = simulate.read_populations(str(path))
-  assert list(populations) == names
-  p_M = populations[names[0]].draw(np.random.default_rng(0), 50)
-  assert p_M.shape == (50,)
-  assert set(p_M) == set(np.ravel(json.loads(text) if names == ['rates.json'] else [0.25]))
+  for text, rates in (('[0, 1, 0.25]', {'rates.json': {0, 1, 0.25}}),
+                      ('{"a": [0.25], "b": [1]}', {'a': {0.25}, 'b': {1}})):
+    path.write_text(text)
+    populations = simulate.read_populations(str(path))
+    drawn = {name: set(population.draw(np.random.default_rng(0), 50)) for name, population in populations.items()}
+    assert drawn == rates
 
 
 @pytest.mark.parametrize('text, match', [
     ('0.5, 0.2', 'is not JSON .*write a list'),
     ('[]', r"'rates\.json' must be a list of at least one success rate, not \[\]"),
     ('{}', 'holds no population'),
-    ('3', 'must be a list'),
     ('{"a": 0.5}', "'a' must be a list .*not 0.5"),
-    ('{"a": [0.5, 1.5]}', r"'a' has 1\.5 at place 1; success rates are numbers in \[0, 1\]"),
-    ('[0.5, -0.1]', r'has -0\.1 at place 1'),
-    ('[NaN]', 'has nan at place 0'),
-    ('["0.5"]', "has '0.5' at place 0"),
-    ('[true]', 'has True at place 0'),
+    ('{"a": [0.5, 1.5]}', r"'a' has 1\.5 at position 1; success rates are numbers in \[0, 1\]"),
+    ('[NaN]', 'has nan at position 0'),
+    ('["0.5"]', "has '0.5' at position 0"),
+    ('[true]', 'has True at position 0'),
 ])
 def test_bad_populations_are_named(tmp_path, text, match):
   path = tmp_path / 'rates.json'
@@ -44,13 +38,9 @@ def test_bad_populations_are_named(tmp_path, text, match):
     simulate.read_populations(str(path))
 
 
-def test_a_population_that_is_not_there():
-  with pytest.raises(ValueError, match='nowhere.json: No such file'):
-    simulate.read_populations('nowhere.json')
-
-
 def test_never_is_said():
-  row = {'start': [0, 1], 'sigma': 0.0, 'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
+  row = {'start': [0, 1], 'sigma': 0.0,
+         'share': {'uniform:std': [1.0, 0.5], 'mine': [None, 0.25], 'other': [None, None]},
          'success_by_seed': {'uniform:std': np.array([[0.25, 0.5], [0.25, 0.75]])}}
   table = simulate.learning_table([row])
   assert '0.75 (0.50-1.00)' in table and 'in 1 of 2' in table and 'never' in table
@@ -108,12 +98,12 @@ def test_two_populations_of_one_name(tmp_path):
   rates = tmp_path / 'rates.json'
   rates.write_text('[0.5]')
   with pytest.raises(SystemExit, match="two populations are named 'rates.json'"):
-    simulate.main(['static', '--debug', '--out', str(tmp_path), '--populations', str(rates),
-                   str(rates)])
+    simulate.main(['static', '--debug', '--out', str(tmp_path), '--populations', str(rates), str(rates)])
 
 
-@pytest.mark.parametrize('argv', [['--help'], ['static', '--help'], ['learning', '--help']])
-def test_help(argv, capsys):
-  with pytest.raises(SystemExit):
-    simulate.main(argv)
-  assert 'None' not in capsys.readouterr().out
+def test_help(capsys):
+  for argv in (['--help'], ['static', '--help'], ['learning', '--help']):
+    with pytest.raises(SystemExit):
+      simulate.main(argv)
+    out = capsys.readouterr().out
+    assert out.startswith('usage: python -m kr_jax.allocation.simulate') and 'None' not in out

@@ -5,12 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from kr_jax import knobs
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.allocation import worlds
 from kr_jax.allocation.worlds import LearningSetup, Method, StaticSetup
-from kr_jax import knobs as knobs_lib
-from kr_jax.learning import grpo
 
 STATIC = StaticSetup(tasks=24, repeats=3, high=40)
 LEARNING = LearningSetup(tasks=64, features=6, per_step=16, steps=8, seeds=2)
@@ -55,11 +54,9 @@ def test_budgets_of_each_rule_by_hand():
   assert budgets['posterior'].sum() == 12 and budgets['posterior'][1] > budgets['posterior'][2]
 
 
-@pytest.mark.parametrize('value', ['infogain', 'variance', 'snr'])
-def test_no_rule_beats_the_oracle(value):
-  setup = STATIC._replace(value=value)
-  for seed in range(3):
-    rng = np.random.default_rng(seed)
+def test_no_rule_beats_the_oracle():
+  for seed, value in enumerate(knobs.Alloc.choices('value')):
+    setup, rng = STATIC._replace(value=value), np.random.default_rng(seed)
     p_M = rng.beta(0.5, 0.5, setup.tasks)
     budgets = worlds.rule_budgets(p_M, worlds.observed(p_M, setup.history, rng), (0.5, 0.5), setup)
     for rule, (objective, *_) in worlds.judge(p_M, budgets, setup).items():
@@ -104,8 +101,7 @@ def test_static_repeats_with_its_seed():
     ({'history': -1}, r'--history=-1 .* 0'),
     ({'low': 9}, r'--per_task=8 must lie in --low\.\.--high, 9\.\.40'),
     ({'high': 1}, r'--high=1 must be at least 2'),
-    ({'value': 'gain'}, "'gain' is not one of"),
-    ({'nu': -1.0}, 'nu=-1.0 must be a positive number'),
+    ({'value': 'gain'}, "value='gain' .* must be one of 'infogain'"),
 ])
 def test_bad_static_options_are_named(change, match):
   with pytest.raises(ValueError, match=match):
@@ -115,7 +111,7 @@ def test_bad_static_options_are_named(change, match):
 # The learning world.
 
 
-@pytest.mark.parametrize('kind', knobs_lib.Grpo.choices('advantage'))
+@pytest.mark.parametrize('kind', knobs.Grpo.choices('advantage'))
 def test_the_expected_gradient_over_all_outcomes(kind):
   """A task pushes along x_i by N p (1-p) with 'loo', N > 1, by (N - 1) p (1-p) with 'mean', and by
   N E[sqrt(K/N (1 - K/N))] with 'std'."""
@@ -149,11 +145,11 @@ def test_the_noise_of_a_gradient_is_that_of_its_rollouts():
 
 
 def test_features_of_a_family_have_the_alignment():
-  setup = LearningSetup(tasks=2048, features=512, families=4, alignment=0.4)
+  setup = LearningSetup(tasks=1024, features=512, families=4, alignment=0.4)
   world = worlds.make_world((-1.5, 3.0), setup, seed=0)
   cosine_II = world.feature_ID @ world.feature_ID.T
   np.testing.assert_allclose(np.diag(cosine_II).mean(), 1, atol=0.05)
-  family_I = np.arange(2048) % 4
+  family_I = np.arange(1024) % 4
   same_II = family_I[:, None] == family_I
   np.fill_diagonal(same_II, False)
   assert cosine_II[same_II].mean() == pytest.approx(0.4, abs=0.05)
@@ -162,7 +158,7 @@ def test_features_of_a_family_have_the_alignment():
   mean = [world.start_I[family_I == family].mean() for family in range(4)]
   np.testing.assert_allclose(mean, [-3.94, -2.18, -0.82, 0.94], atol=0.3)
   apart = worlds.make_world((-1.5, 3.0), setup._replace(alignment=0.0), seed=0)
-  off_II = apart.feature_ID @ apart.feature_ID.T - np.eye(2048)
+  off_II = apart.feature_ID @ apart.feature_ID.T - np.eye(1024)
   assert abs(off_II.mean()) < 1e-3 and np.abs(off_II).max() < 0.5
 
 
@@ -193,31 +189,25 @@ def test_smooth_by_hand():
   np.testing.assert_allclose(worlds.smooth(np.array([4.0, 2, 0, 3]), 9), [4, 3, 2, 2.25])
 
 
-@pytest.mark.parametrize('success, share', [
-    ([0, 1, 2, 3, 4], 1.0), ([0, 2, 4, 4, 4], 0.5), ([0, 3, 5, 0, 0], 0.375),
-    ([0, 1, 2, 3, 3.9], None), ([5, 0, 0, 0, 0], 0.0),
-])
-def test_share_needed_by_hand(success, share):
-  got = worlds.share_needed(np.array(success, float), np.arange(5.0))
-  assert got is None if share is None else got == pytest.approx(share)
+def test_share_needed_by_hand():
+  for success, share in (([0, 1, 2, 3, 4], 1.0), ([0, 2, 4, 4, 4], 0.5), ([0, 3, 5, 0, 0], 0.375),
+                         ([5, 0, 0, 0, 0], 0)):
+    assert worlds.share_needed(np.array(success, float), np.arange(5.0)) == pytest.approx(share)
+  assert worlds.share_needed(np.array([0, 1, 2, 3, 3.9]), np.arange(5.0)) is None
 
 
-@pytest.mark.parametrize('text, method', [
-    ('uniform:std', ('uniform', 'infogain', 1.0, 'std')),
-    ('window:infogain:std', ('window', 'infogain', 1.0, 'std')),
-    ('posterior:snr:0.5:loo', ('posterior', 'snr', 0.5, 'loo')),
-])
-def test_methods(text, method):
-  assert worlds.parse_method(text) == method
+def test_methods():
+  assert worlds.parse_method('uniform:std') == ('uniform', 'infogain', 1.0, 'std')
+  assert worlds.parse_method('window:infogain:std') == ('window', 'infogain', 1.0, 'std')
+  assert worlds.parse_method('posterior:snr:0.5:loo') == ('posterior', 'snr', 0.5, 'loo')
 
 
-@pytest.mark.parametrize('text', [
-    '', 'uniform', 'std', 'uniform:snr:2:loo', 'oracle:infogain:std', 'posterior:std',
-    'posterior:snr:loo', 'posterior:snr:-1:loo', 'posterior:snr:two:loo',
-    'posterior:variance:2:loo', 'posterior:gain:loo', 'posterior:infogain:max'])
-def test_bad_methods_are_named(text):
-  with pytest.raises(ValueError, match=f"^--method '{text}' is not uniform:ADVANTAGE or"):
-    worlds.parse_method(text)
+def test_bad_methods_are_named():
+  for text in ('', 'uniform', 'std', 'uniform:snr:2:loo', 'oracle:infogain:std', 'posterior:std',
+               'posterior:snr:loo', 'posterior:snr:-1:loo', 'posterior:snr:two:loo',
+               'posterior:variance:2:loo', 'posterior:gain:loo', 'posterior:infogain:max'):
+    with pytest.raises(ValueError, match=f"^--method '{text}' is not uniform:ADVANTAGE or"):
+      worlds.parse_method(text)
 
 
 @pytest.mark.parametrize('change, match', [

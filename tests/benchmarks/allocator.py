@@ -1,4 +1,4 @@
-"""Times `allocate.budgets` beside compiled dynamic programs of the same recurrence.
+"""Times `allocation.budgets` beside compiled dynamic programs of the same recurrence.
 
     .venv/bin/python -m tests.benchmarks.allocator [--sizes 256 1024 16384] [--repeats N] [--json]
 
@@ -28,8 +28,7 @@ import numba
 import numpy as np
 from tqdm import tqdm
 
-from kr_jax.allocation import allocate
-from kr_jax.allocation import value as value_lib
+from kr_jax import allocation
 from tests.benchmarks import machine
 
 LOW, HIGH = 2, 128
@@ -101,7 +100,7 @@ PROGRAMS = {'numba': textbook(False), 'numba_table': textbook(True), 'numba_maxi
 
 def sort(p_M: np.ndarray, total: int, low: int, high: int) -> np.ndarray:
   """The optimum by the largest gains, in float64."""
-  gain_MG = np.diff(value_lib.expected(p_M, np.arange(low, high + 1)), axis=1)
+  gain_MG = np.diff(allocation.expected_value(p_M, np.arange(low, high + 1)), axis=1)
   units = total - low * len(p_M)
   taken = np.argsort(-gain_MG, axis=None, kind='stable')[:units]
   return low + np.bincount(taken // (high - low), minlength=len(p_M))
@@ -111,7 +110,7 @@ def measure(tasks: int, rounds: int, progress: tqdm) -> dict:
   """The figures of one size."""
   total = 8 * tasks
   p_M = np.random.default_rng(0).beta(0.5, 0.5, tasks)
-  solvers = {name: functools.partial(allocate.budgets, p_M, total, low=LOW, high=HIGH, solver=name)
+  solvers = {name: functools.partial(allocation.budgets, p_M, total, low=LOW, high=HIGH, solver=name)
              for name in ('dp', 'greedy')}
   for name, program in PROGRAMS.items():
     program(p_M[:2], 16, LOW, HIGH)  # compiles
@@ -130,9 +129,9 @@ def measure(tasks: int, rounds: int, progress: tqdm) -> dict:
         budget_M = solve()
         calls.append(1e3 * (time.perf_counter() - start))
       ms[name][i] = np.median(calls)
-      worth[name] = allocate.objective(p_M, budget_M)
+      worth[name] = allocation.objective(p_M, budget_M)
       progress.update()
-  optimum = worth.get('numba_table', allocate.objective(p_M, sort(p_M, total, LOW, HIGH)))
+  optimum = worth.get('numba_table', allocation.objective(p_M, sort(p_M, total, LOW, HIGH)))
   result = {'tasks': tasks, 'total': total, 'low': LOW, 'high': HIGH, 'rounds': rounds}
   spread = lambda x: [float(x.min()), float(x.max())]
   for name in ('dp', 'greedy', *PROGRAMS):
