@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+import types as types_lib
 
 import pytest
 
@@ -93,8 +95,10 @@ def test_reasoning_gym(monkeypatch):
 def test_a_scorer_reads_tuples(monkeypatch):
   """JSON has none: {"tuple": [...]} stands for one, at any depth."""
   read = []
-  monkeypatch.setattr(verifiers, '_scorer', lambda dataset: lambda answer, entry: read.append((answer, entry)) or 0.5)
-  info = '{"dataset": "d", "entry": {"board": {"tuple": [1, {"tuple": []}, [2]]}, "tuple": 3, "n": 4}}'
+  gym = types_lib.SimpleNamespace(
+      get_score_answer_fn=lambda dataset: lambda answer, entry: read.append((answer, entry)) or 0.5)
+  monkeypatch.setitem(sys.modules, 'reasoning_gym', gym)
+  info = '{"dataset": "one that reads tuples", "entry": {"board": {"tuple": [1, {"tuple": []}, [2]]}, "tuple": 3, "n": 4}}'
   assert verifiers.reasoning_gym_score(r'So \boxed{7}', task_of('', info=info)) == (False, 0.5)
   assert read == [('7', {'board': (1, (), [2]), 'tuple': 3, 'n': 4})]
   assert [verifiers.reasoning_gym_answer(text, task_of('')) for text in ('a\nb ', ' ')] == ['a\nb', None]
