@@ -39,8 +39,8 @@ def test_math(completion, answer, right):
 
 
 @pytest.mark.parametrize('completion, right', [
-    ('(B)', True), ('B.', True), (r'\boxed{B}', True), ('The answer is B', True), ('Long\n\n**Answer: B) 5 m**', True),
-    (r'A is near, but \boxed{\text{(B)}}', True), ('The answer is (b), as A is wrong.', True),
+    ('(B)', True), ('B.', True), (r'\boxed{B}', True), ('The answer is B', True),
+    ('Long\n\n**Answer: B) 5 m**', True), (r'A is near, but \boxed{\text{(B)}}', True), ('The answer is (b), as A is wrong.', True),
     ('A', False), (r'\boxed{C}', False), ('The answer is Bob', False), ('B or C', False), ('', False),
     ('The answer is a mystery.', False)])
 def test_choice(completion, right):
@@ -98,7 +98,8 @@ def test_a_scorer_reads_tuples(monkeypatch):
   gym = types_lib.SimpleNamespace(
       get_score_answer_fn=lambda dataset: lambda answer, entry: read.append((answer, entry)) or 0.5)
   monkeypatch.setitem(sys.modules, 'reasoning_gym', gym)
-  info = '{"dataset": "one that reads tuples", "entry": {"board": {"tuple": [1, {"tuple": []}, [2]]}, "tuple": 3, "n": 4}}'
+  entry = '{"board": {"tuple": [1, {"tuple": []}, [2]]}, "tuple": 3, "n": 4}'
+  info = f'{{"dataset": "one that reads tuples", "entry": {entry}}}'
   assert verifiers.reasoning_gym_score(r'So \boxed{7}', task_of('', info=info)) == (False, 0.5)
   assert read == [('7', {'board': (1, (), [2]), 'tuple': 3, 'n': 4})]
   assert [verifiers.reasoning_gym_answer(text, task_of('')) for text in ('a\nb ', ' ')] == ['a\nb', None]
