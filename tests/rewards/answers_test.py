@@ -90,6 +90,9 @@ def test_numbers_are_exact():
   """Where math-verify rounds to six decimals."""
   assert not answers.same('0.00000001', '0.00000002')
   assert not answers.same('1.0000001', '1') and not answers.same(r'10^{40}', r'10^{40}+1')
+  # A decimal of six digits may be rounded; a fraction may not.
+  assert answers.same('1.41421', r'\sqrt{2}') and not answers.same('1.4142', r'\sqrt{2}')
+  assert not answers.same(r'\frac{14142135623730950488}{10^{19}}', r'\sqrt{2}')
   assert answers.same(r'\sqrt{3+2\sqrt{2}}', r'1+\sqrt{2}') and answers.same('0.1', r'\frac{1}{10}')
 
 

@@ -40,7 +40,8 @@ def test_math(completion, answer, right):
 
 @pytest.mark.parametrize('completion, right', [
     ('(B)', True), ('B.', True), (r'\boxed{B}', True), ('The answer is B', True),
-    ('Long\n\n**Answer: B) 5 m**', True), (r'A is near, but \boxed{\text{(B)}}', True), ('The answer is (b), as A is wrong.', True),
+    ('Long\n\n**Answer: B) 5 m**', True), (r'A is near, but \boxed{\text{(B)}}', True),
+    ('The answer is (b), as A is wrong.', True),
     ('A', False), (r'\boxed{C}', False), ('The answer is Bob', False), ('B or C', False), ('', False),
     ('The answer is a mystery.', False)])
 def test_choice(completion, right):
@@ -112,7 +113,8 @@ def test_a_pattern_says_what_verifiers_read():
   assert [verify(verifiers.ends_with, t, pattern=r'\d')[0] for t in ('7.', '78', '')] == [True, False, False]
   assert verify(lambda completion, task: completion == '', 'A', pattern=r'A(\d)?') == (True, 1)
   config = knobs.verifiers('ends_with', pattern=r'A=(\d+)')
-  assert [verifiers.answer(verifiers.last_characters, config, t, task_of('7')) for t in texts[1:4]] == ['7', '8', None]
+  last = [verifiers.answer(verifiers.last_characters, config, t, task_of('7')) for t in texts[1:4]]
+  assert last == ['7', '8', None]
 
 
 def test_shaped_rewards():
