@@ -1,4 +1,4 @@
 """Completion text -> verdict and reward."""
 
-from kr_jax.rewards.workers import (
-    ANSWERS, VERIFIERS, Answers, Config, Scores, Workers, check, names)
+from kr_jax.rewards.verifiers import ANSWERS, VERIFIERS, Config, check, names
+from kr_jax.rewards.workers import Answers, Scores, Workers

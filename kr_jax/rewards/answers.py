@@ -1,19 +1,20 @@
-r"""What a completion answers, and whether two answers are the same.
+r"""The answer of a completion, and whether two mathematical answers are the same.
 
-`extract` finds the answer that a completion marks. `same` compares two mathematical answers: their
-units, their normalised text, then what they are made of: sets, tuples, intervals and unions element by
-element, numbers by their exact values, all else by math-verify, which parses LaTeX into SymPy.
-`canonical` gives answers that are the same one text, as far as that can be said of an answer alone.
+`extract` finds the answer that a completion marks. `same` compares two answers: first their units, then their
+normalised texts, then their parts. Sets, tuples, intervals and unions are compared element by element, numbers by
+their exact values, and all other formulas by math-verify, which parses LaTeX into SymPy. `canonical` maps an
+answer to a text that equal answers share, as far as one answer alone can tell.
 
-What counts as the same is a convention where notation is loose:
+Where notation is loose, equality is a convention:
 
-  - A unit, a currency, a percent sign or a name 'x =' that one side leaves out is not missed; two that
-    differ are. 50 % is 0.5, and 50 where the other side has no percent sign.
-  - Decimals are exact, but that 1/3 is 0.333333: six digits or more, the last off by at most 1.
-  - Order and repetition count in (1, 2) and [1, 2], not in {1, 2} nor in a plain 1, 2.
+  - One side may leave out a unit, a currency, a percent sign or a name 'x ='; two that differ make the answers
+    differ. 50 % is 0.5, and also 50 if the other side has no percent sign.
+  - Decimals are exact, with one exception: a decimal of six digits or more may be off by 1 in its last digit from
+    a number of another form, so 0.333333 is 1/3.
+  - Order and repetition count in (1, 2) and [1, 2], but not in {1, 2} or in 1, 2 without brackets.
 
-A policy writes the answers, so they may be anything. What is long, deeply nested or a number of more
-than 10^4 digits is only compared as text; the rest is up to the limits of the process.
+A policy writes the answers, so they may be anything. Texts that are long or deeply nested, and numbers of more than
+10^4 digits, are only compared as texts; the limits of the worker process stop the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import math
 import re
 from typing import Any
 
-# Beyond these an answer is text: math-verify's parser takes seconds.
+# An answer beyond one of these limits is compared as text: math-verify's parser would take seconds.
 _MOST_CHARACTERS, _MOST_NESTING, _MOST_DIGITS = 400, 12, 10_000
 
 _BOX = re.compile(r'\\(?:boxed|fbox)\s*\{|\\.|[{}]', re.DOTALL)
@@ -35,11 +36,11 @@ _DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
 
 
 def extract(completion: str) -> str | None:
-  r"""The answer that a completion marks, None where there is none.
+  r"""The answer that a completion marks; None: there is none.
 
-  In this order, the last of each: <answer>...</answer>, \boxed{...} whose braces close and that is not
-  empty, '#### ...' to the end of the line, 'answer is ...' or 'answer: ...' to the end of the sentence.
-  Without a mark a completion of one line is the answer. Thoughts up to </think> are not read.
+  The last mark of the first kind that occurs counts. The kinds are <answer>...</answer>; \boxed{...} that is not
+  empty and whose braces close; '#### ...' to the end of the line; 'answer is ...' or 'answer: ...' to the end of the
+  sentence. A completion of one line without a mark is itself the answer. Thoughts up to </think> are not read.
   """
   text = completion.rpartition('</think>')[2]
   found = [*_TAG.findall(text)][-1:] or _boxes(text) or [*filter(str.strip, _HASHES.findall(text))][-1:]
@@ -53,7 +54,7 @@ def extract(completion: str) -> str | None:
 
 
 def _boxes(text: str) -> list[str]:
-  """What stands in the last box that closes: one text, or none."""
+  """The content of the last box that closes: a list of one text, or of none."""
   opened, last = [], None
   for token in _BOX.finditer(text):
     if token[0][-1] == '{' and token[0] != '\\{':
@@ -67,12 +68,12 @@ def _boxes(text: str) -> list[str]:
 
 
 def _trim(text: str) -> str:
-  """Without spaces, the marks of emphasis and formulas around it, and the punctuation after it."""
+  """The text without the spaces and the marks of emphasis and formulas around it, and punctuation after it."""
   while True:
     before, text = text, text.strip()
     if not text.endswith('\\right.'):
       text = text.rstrip('.,;:').rstrip()
-    if text.count('**') % 2:  # whose beginning stands before the mark
+    if text.count('**') % 2:  # the '**' that opens stands before the mark of the answer
       text = text.removesuffix('**')
     for start, end in (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'),
                        ('\\(', '\\)'), ('\\[', '\\]')):
@@ -89,13 +90,13 @@ _LETTER = re.compile(
 
 
 def letter(text: str) -> str | None:
-  """The letter of a choice, A..Z, that an answer starts with: 'B', '(b)', 'B. 5 m'; None: none."""
+  """The letter of a choice, A..Z, that an answer starts with: B of 'B', '(b)' or 'B. 5 m'; None: there is none."""
   text = _trim(re.sub(r'\\(?:text|mathrm|mathbf|textbf|rm|bf)\b|[{}*$]', '', text))
   found = _LETTER.match(text)
   return next(filter(None, found.groups())).upper() if found else None
 
 
-# The first name of each line stands for all; a plural s is dropped before.
+# The first name of each group stands for all of the group; a plural s is dropped before the look-up.
 _UNITS = {name: names.split()[0] for names in (
   'mm millimeter millimetre', 'cm centimeter centimetre', 'm meter metre', 'km kilometer kilometre',
   'in inch inche', 'ft foot feet', 'yd yard', 'mi mile', 'sec s second', 'min minute', 'h hr hour',
@@ -115,7 +116,7 @@ _CHARACTERS = str.maketrans({
   '％': '%', '€': ' euro'})
 
 _REWRITES = [(re.compile(pattern), to) for pattern, to in (
-  # Looks and spaces.
+  # Appearance and spaces.
   (r'\\(?:left|right|[bB]ig+[lrm]?)(?![a-zA-Z])\.?|\\(?:displaystyle|limits|nolimits)(?![a-zA-Z])', ''),
   (r'\{,\}', ','),
   (r'(?<=\d),?\\[!,;: ] *(?=\d{3}(?!\d))', ','),
@@ -155,10 +156,13 @@ _REWRITES = [(re.compile(pattern), to) for pattern, to in (
 )]
 _THOUSANDS = re.compile(r'[+-]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?')
 
+# Texts that a process keeps normalised and parsed: the rollouts of a task share its reference, and often an answer.
+_KEPT = 4096
 
-@functools.lru_cache(4096)
+
+@functools.lru_cache(_KEPT)
 def normal(text: str) -> tuple[str, str]:
-  r"""An answer as LaTeX in one style, and its unit, '' for none: r'\$1,234' is '1234', 'dollar'."""
+  r"""The answer as LaTeX in one style, and its unit or '': r'\$1,234' is normalised to ('1234', 'dollar')."""
   if len(text) > _MOST_CHARACTERS:
     return text.strip(), ''
   text = _trim(text.translate(_CHARACTERS))
@@ -176,7 +180,7 @@ def normal(text: str) -> tuple[str, str]:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-  """A quantity and its unit; words that are no unit known here are dropped, and not named."""
+  """A quantity, and its unit or ''; words after a quantity that are not a known unit are dropped."""
   found = re.fullmatch(r"(.*[\d})])\s*%", text)
   if found:
     return found[1].strip(), '%'
@@ -206,13 +210,14 @@ def _is_words(text: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
+  """The text for comparison as text: without spaces, words in lower case."""
   text = text.casefold() if _is_words(text) else text
   text = re.sub(r'(?<!\d)\s+|\s+(?!\d)', '', text)  # '1 2' is not '12'
   return re.sub(r'\{(\w)\}', r'\1', text)
 
 
 def same(answer: str, reference: str) -> bool:
-  """Whether an answer is the reference, by the conventions above; an empty one is not."""
+  """Whether an answer is the reference, by the conventions above; an empty answer is not."""
   (a, unit), (b, reference_unit) = normal(answer), normal(reference)
   if unit and reference_unit and unit != reference_unit:
     if {unit, reference_unit} != {'dollar', 'cent'}:
@@ -251,7 +256,7 @@ def _same(a: str, b: str) -> bool:
     return len(parts_a) == len(parts_b) and all(map(_same, parts_a, parts_b))
   if (split_a or split_b) and not _RELATION.search(a + b):
     one, kind = (a, split_b) if split_b else (b, split_a)
-    # A set of one element may be written as the element.
+    # A set of one element may be written without brackets.
     return kind[0] in ('{}', '') and len(kind[1]) == 1 and _same(one, kind[1][0])
   return _same_formula(a, b)
 
@@ -260,17 +265,18 @@ _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|in|pm|emptyset)(?![a-zA-Z])')
 
 
 def _cover(some: list[str], others: list[str]) -> bool:
+  """Whether each of some is among the others."""
   return all(any(_same(x, y) for y in others) for x in some)
 
 
 def _split_base(text: str) -> tuple[str, str]:
-  """'1011_2' as digits and base; (text, '') for another text."""
+  """The digits and the base of '1011_2'; (text, '') for a text of another form."""
   found = re.fullmatch(r'([\dA-F]+)_\{?(\d+)\}?', text)
   return (found[1], found[2]) if found else (text, '')
 
 
 def _split_name(text: str) -> tuple[str, str]:
-  r"""'x = 3' or 'x \in {3}' as a name and what it is; ('', text) for another text."""
+  r"""The name and the value of 'x = 3' or 'x \in {3}'; ('', text) for a text of another form."""
   found = re.fullmatch(
       r"\s*([a-zA-Z](?:_\{?\w+\}?|'|\([a-z]\))?|\\[a-zA-Z]+|\([a-z](?:\s*,\s*[a-z])+\))"
       r"\s*(?:=|\\in(?![a-zA-Z]))\s*([^=]*(?:=[^=]*)*)", text)
@@ -281,9 +287,9 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def _split(text: str) -> tuple[str, list[str]] | None:
-  """The brackets of a set, tuple or interval, or 'cup' of a union, '' of a list; and its parts.
+  """The kind and the parts of a collection; None: the text is no collection.
 
-  None where it is none of these.
+  The kind of a set, tuple or interval is its two brackets, of a union 'cup', of a list without brackets ''.
   """
   if re.search(r'\\begin\b', text):
     return None
@@ -301,8 +307,12 @@ def _split(text: str) -> tuple[str, list[str]] | None:
   return None
 
 
+# What a bracket adds to the depth of nesting.
+_DEPTH = {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}
+
+
 def _split_at(text: str, separator: re.Pattern[str]) -> list[str]:
-  """Parts between separators outside of brackets; [text] where brackets do not match."""
+  """The parts between separators that stand outside of brackets; [text] if brackets do not match."""
   parts, start, depth, i = [], 0, 0, 0
   while i < len(text):
     found = separator.match(text, i) if depth == 0 else None
@@ -310,7 +320,7 @@ def _split_at(text: str, separator: re.Pattern[str]) -> list[str]:
       parts.append(text[start:i].strip())
       start = i = found.end()
       continue
-    depth += (text[i] in '([{') - (text[i] in ')]}')
+    depth += _DEPTH.get(text[i], 0)
     if depth < 0:
       return [text]
     i += 1
@@ -318,24 +328,24 @@ def _split_at(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def _is_huge(text: str) -> bool:
-  """Whether parsing could take long."""
+  """Whether parsing the text could take long."""
   depth = most = 0
   for character in text:
-    depth += (character in '([{') - (character in ')]}')
+    depth += _DEPTH.get(character, 0)
     most = max(most, depth)
   return len(text) > _MOST_CHARACTERS or most > _MOST_NESTING or not text.isprintable()
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(_KEPT)
 def _parse(text: str) -> Any:
-  """A SymPy object with decimals as fractions; None: no formula, or a number of too many digits."""
-  import math_verify  # here, as it takes a second and most runs do not need it
-  logging.getLogger('math_verify').setLevel(logging.ERROR)  # it warns where its own time limit is off
+  """The SymPy object of a text, decimals as fractions; None: no formula, or a number of too many digits."""
+  import math_verify  # here, as the import takes a second and runs of other verifiers do not need it
+  logging.getLogger('math_verify').setLevel(logging.ERROR)  # it warns that its own time limit is off
   text = re.sub(r'(\d*)\.(\d*)\\overline\{(\d+)\}|(\d*)\.(\d*)\\dot\{?(\d)\}?', _repeating, text)
   text = re.sub(r'(\d*)\.(\d+)', _fraction, text)
   config = math_verify.LatexExtractionConfig(normalization_config=math_verify.LatexNormalizationConfig(
       basic_latex=True, units=False, malformed_operators=True, nits=True, boxed='none'))
-  # Its own time limit is a signal, which works in main threads only: the process's limit holds instead.
+  # Its own time limit is a signal, which works in main threads only; the time limit of worker processes holds.
   parsed = math_verify.parse(f'${text}$', [config], parsing_timeout=None, fallback_mode='no_fallback')
   return parsed[0] if parsed and _digits(parsed[0]) <= _MOST_DIGITS else None
 
@@ -351,7 +361,7 @@ def _repeating(decimal: re.Match[str]) -> str:
 
 
 def _digits(x: Any) -> float:
-  """A bound on how many digits evaluation of a SymPy object could give a number or a polynomial."""
+  """A bound on the digits of a number, or of a polynomial, that evaluation of a SymPy object could give."""
   import sympy
   if getattr(x, 'is_Rational', False):
     return math.log10(max(abs(x.p), x.q, 2))
@@ -365,7 +375,7 @@ def _digits(x: Any) -> float:
 
 
 def _same_formula(a: str, b: str) -> bool:
-  """By SymPy. What it cannot read or compare is not the same."""
+  """Whether SymPy finds two formulas equal; formulas that it cannot read or compare are not."""
   try:
     import math_verify
     import sympy
@@ -375,11 +385,12 @@ def _same_formula(a: str, b: str) -> bool:
     if all(isinstance(z, sympy.Expr) and z.is_number for z in (x, y)):
       return _same_number(x, y, a, b)
     return math_verify.verify(y, x, timeout_seconds=None, allow_set_relation_comp=True)
-  except Exception:  # of depth and memory too
+  except Exception:  # RecursionError and MemoryError too
     return False
 
 
 def _same_number(x: Any, y: Any, a: str, b: str) -> bool:
+  """Whether numbers x and y, written as a and b, are equal by the convention of decimals above."""
   x, y = x.doit(), y.doit()
   if x == y:
     return True
@@ -396,8 +407,10 @@ def _same_number(x: Any, y: Any, a: str, b: str) -> bool:
 
 
 def canonical(answer: str) -> str | None:
-  """One text for answers that are the same; None for an empty one. What only the comparison of two can
-  tell, as of 0.333333 and 1/3, or of two forms of an equation, has several."""
+  """A text that equal answers share; None for an empty answer.
+
+  Answers whose equality only `same` can tell have different texts: 0.333333 and 1/3, or two forms of an equation.
+  """
   text, _ = normal(answer)
   return _canonical(text) or None
 
@@ -424,5 +437,5 @@ def _canonical(text: str) -> str:
       x = x.doit()
       return str(x) if x.is_Rational or not x.is_finite else str(x.evalf(20).evalf(15))
     return str(sympy.expand(x) if isinstance(x, sympy.Expr) else x)
-  except Exception:  # of depth and memory too
+  except Exception:  # RecursionError and MemoryError too
     return _squeezed(text)

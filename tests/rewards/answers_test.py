@@ -1,19 +1,20 @@
 """Marks of answers by hand; a corpus of answers whose verdicts are known, and of what must not hang."""
 
 import json
-import pathlib
 import time
 
 import pytest
 
-from configs import common
 from kr_jax import rewards
 from kr_jax import types
 from kr_jax.rewards import answers
+from kr_jax.rewards import verifiers
+from tests import knobs
 from tests import make_verifier_corpus
 
 CORPUS = [json.loads(line) for line in make_verifier_corpus.PATH.read_text().splitlines()]
 DECIDED = [line for line in CORPUS if line['right'] is not None]
+HOSTILE = [line for line in CORPUS if line['right'] is None]
 
 
 @pytest.mark.parametrize('completion, answer', [
@@ -26,16 +27,13 @@ DECIDED = [line for line in CORPUS if line['right'] is not None]
     (r'\boxed{7}', '7'), (r'a \boxed{3} b \boxed{7} c', '7'), (r'\boxed{\frac{1}{2}}', r'\frac{1}{2}'),
     (r'\boxed{7} and \boxed{\frac{1}{', '7'), (r'\boxed{\boxed{7}}', '7'), (r'\boxed {7}', '7'),
     (r'\fbox{7}', '7'),
-    (r'\boxed{\{1,2\}}', r'\{1,2\}'), (r'\boxed{\left\{x\right.}', r'\left\{x\right.'), (r'\boxed{7}}',
-                                                                                         '7'),
+    (r'\boxed{\{1,2\}}', r'\{1,2\}'), (r'\boxed{\left\{x\right.}', r'\left\{x\right.'), (r'\boxed{7}}', '7'),
     ('x\n' + r'\boxed{7', None), (r'\boxed{7} then \boxed{}', '7'), ('\\boxed{\n7\n}', '7'),
     # GSM8K.
-    ('Ann has 3.\n#### 7', '7'), ('#### 3\n#### 7 \nmore', '7'), ('#### 1,234.', '1,234'), ('####7',
-                                                                                            '7'),
+    ('Ann has 3.\n#### 7', '7'), ('#### 3\n#### 7 \nmore', '7'), ('#### 1,234.', '1,234'), ('####7', '7'),
     # In words.
     ('The answer is 7.', '7'), ('the answer is: 3.5. Or not?', '3.5'), ('So\nAnswer: 7\nDone', '7'),
-    ('The answer is 3. No, the final answer is 7!', '7!'), ('The answer is $\\frac{1}{2}$.',
-                                                            r'\frac{1}{2}'),
+    ('The answer is 3. No, the final answer is 7!', '7!'), ('The answer is $\\frac{1}{2}$.', r'\frac{1}{2}'),
     ('**Answer:** 7', '7'), ('The answer is **7**.', '7'), ('The answer is\n\n$$\n7\n$$\nso', '7'),
     ('The answer is \\[x=7\\], so', 'x=7'), ('Answer: $5$ and $6$.', '$5$ and $6$'),
     ('The answer is \\(7\\)', '7'),
@@ -92,16 +90,16 @@ def test_numbers_are_exact():
   """Where math-verify rounds to six decimals."""
   assert not answers.same('0.00000001', '0.00000002')
   assert not answers.same('1.0000001', '1') and not answers.same(r'10^{40}', r'10^{40}+1')
+  # A decimal of six digits may be rounded; a fraction may not.
+  assert answers.same('1.41421', r'\sqrt{2}') and not answers.same('1.4142', r'\sqrt{2}')
+  assert not answers.same(r'\frac{14142135623730950488}{10^{19}}', r'\sqrt{2}')
   assert answers.same(r'\sqrt{3+2\sqrt{2}}', r'1+\sqrt{2}') and answers.same('0.1', r'\frac{1}{10}')
 
 
 @pytest.mark.parametrize('group', [
-    ['1/2', '0.5', r'\frac{1}{2}', '.50', r'\frac{2}{4}', 'x=0.5', r'\boxed{1/2}'[7:-1]], ['2, 1',
-                                                                                           r'\{1,2\}',
-                                                                                           '1 and 2'],
+    ['1/2', '0.5', r'\frac{1}{2}', '.50', r'\frac{2}{4}', 'x=0.5'], ['2, 1', r'\{1,2\}', '1 and 2'],
     [r'2\sqrt{3}', r'\sqrt{12}', '2sqrt(3)'], ['(x+1)^2', 'x^2+2x+1'], ['(1,2)', r'\left(1, 2\right)'],
-    ['Odd', r'\text{odd}'], ['1,234', '1234', r'1234\text{ m}'], [r'25\%', '25'], [r'[1,2)',
-                                                                                   r'[\frac{3}{3},2.0)'],
+    ['Odd', r'\text{odd}'], ['1,234', '1234', r'1234\text{ m}'], [r'25\%', '25'], [r'[1,2)', r'[\frac{3}{3},2.0)'],
     ['9^{9^{9^{9}}}', '9^{9^{9^9}}']])
 def test_canonical_answers_of_one_object_are_one(group):
   texts = {answers.canonical(x) for x in group}
@@ -119,50 +117,26 @@ def test_what_is_huge_is_text():
     assert time.monotonic() - start < 3
 
 
-def test_the_corpus_is_what_its_script_writes():
-  assert CORPUS == make_verifier_corpus.lines()
-  assert len(DECIDED) >= 300 and len(CORPUS) - len(DECIDED) >= 40
-  rights = [line['right'] for line in DECIDED]
-  assert 0.4 < sum(rights) / len(rights) < 0.6
-
-
 def task_of(i: int, line: dict) -> types.Task:
-  return types.Task(id=f'corpus/{i}', index=i, prompt='', answer=line['reference'],
-                    difficulty=1, solution='',
-                    tokens=(), verifier='math')
+  return types.Task(id=f'corpus/{i}', index=i, prompt='', answer=line['reference'], difficulty=1, solution='',
+                    tokens=())
 
 
-def judge(lines: list[dict], **knobs) -> rewards.Scores:
-  config = rewards.Config(**common.base().rewards.to_dict() | knobs)
-  with rewards.Workers(config, verifiers=['math']) as pool:
-    return pool.score([line['completion'] for line in lines],
-                      [task_of(i, line) for i, line in enumerate(lines)])
-
-
-def share_right(lines: list[dict], scores: rewards.Scores) -> float:
-  """Prints the misses and their share of those that have a right verdict."""
-  decided = [(line, got) for line, got in zip(lines, scores.verdict_R) if line['right'] is not None]
-  misses = [line for line, got in decided if line['right'] != got]
-  for line in misses:
-    print(line)
-  share = 1 - len(misses) / len(decided)
-  print(f'{len(decided)} answers, {share:.4f} right; of {len(lines)}, {scores.timeouts} timeouts and '
-        f'{scores.errors} errors')
-  return share
-
-
-def test_a_sample_of_the_corpus():
-  lines = DECIDED[::12]
-  scores = judge(lines, timeout_s=60.0)
-  assert share_right(lines, scores) >= 0.98
-  assert (scores.timeouts, scores.errors) == (0, 0)
+def test_the_corpus():
+  """That its script writes it, and the verdict on each answer that has one."""
+  assert CORPUS == make_verifier_corpus.lines()
+  assert len(DECIDED) >= 700 and len(HOSTILE) >= 40
+  assert 0.4 < sum(line['right'] for line in DECIDED) / len(DECIDED) < 0.6
+  misses = [line for i, line in enumerate(DECIDED)
+            if verifiers.mathematics(line['completion'], task_of(i, line)) != line['right']]
+  assert [line['completion'] for line in misses] == ['twelve']  # numbers in words are not read
 
 
 @pytest.mark.slow
-def test_the_corpus():
-  start = time.monotonic()
-  scores = judge(CORPUS, timeout_s=3.0)
-  print(f'{time.monotonic() - start:.1f} s')
-  assert share_right(CORPUS, scores) >= 0.99
-  # What has no verdict has no reward, and only a few need the limit.
+def test_answers_that_could_hang():
+  """Each has a verdict or runs into the limits, and only a few do."""
+  with rewards.Workers(knobs.verifiers('math', workers=2, timeout_s=1.0)) as pool:
+    scores = pool.score([line['completion'] for line in HOSTILE],
+                        [task_of(i, line) for i, line in enumerate(HOSTILE)])
   assert scores.timeouts + scores.errors < 12
+  assert scores.verdict_R.sum() == 0

@@ -1,0 +1,258 @@
+"""Verifiers: whether a completion is right, what it answers, and the reward that it earns.
+
+A verifier takes (completion, task) and returns whether the completion is right; or (right, reward), where the
+policy is to learn from another reward than 1.0 and 0.0. Success rates count right completions, whatever their
+rewards are. A task may name its verifier; a task that names none has the verifier of the config. A name is a key of
+VERIFIERS, or 'module:function', a function of the user.
+
+A verifier may have an extraction in ANSWERS, which returns the answer of a completion: a majority vote counts
+completions of a task with equal answers together. An extraction takes (completion, task) too. It may read the form
+of the task's answer, such as its length, but the extracted answer must not depend on which answer is right. Tasks
+whose verifier has no extraction have no majority vote.
+
+Rewards may be shaped, verdicts never:
+
+    reward = the verifier's reward + format_weight [the completion matches format] + overlong(length)
+
+`overlong` of the rollout's length is in kr_jax/rewards/workers.py.
+
+Imports nothing heavy: worker processes load this module at every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import re
+
+from kr_jax import knobs
+from kr_jax.rewards import answers
+from kr_jax.types import Task
+
+Verifier = Callable[[str, Task], bool | tuple[bool, float]]
+Extraction = Callable[[str, Task], str | None]
+
+
+def ends_with(completion: str, task: Task) -> bool:
+  """Whether the last characters of the completion are the answer."""
+  return completion.endswith(task.answer)
+
+
+def last_characters(completion: str, task: Task) -> str | None:
+  """As many of the last characters as the answer has, which `ends_with` compares; None: the completion is empty."""
+  return completion[max(0, len(completion) - len(task.answer)):] or None
+
+
+def mathematics(completion: str, task: Task) -> bool:
+  """Whether the marked answer is the same mathematical object as the task's answer (kr_jax/rewards/answers.py)."""
+  answer = answers.extract(completion)
+  return answer is not None and answers.same(answer, task.answer)
+
+
+def math_answer(completion: str, task: Task) -> str | None:
+  """The marked answer, as a text that equal mathematical objects share."""
+  answer = answers.extract(completion)
+  return answers.canonical(answer) if answer else None
+
+
+def choice(completion: str, task: Task) -> bool:
+  """Multiple choice: whether the marked letter is the task's. Raises ValueError if the task's answer is no letter."""
+  right = answers.letter(task.answer)
+  if right is None:
+    raise ValueError(f'the answer {task.answer!r} of {task.id} is not the letter of a choice')
+  return choice_answer(completion, task) == right
+
+
+def choice_answer(completion: str, task: Task) -> str | None:
+  """The marked letter, A..Z."""
+  answer = answers.extract(completion)
+  return answers.letter(answer) if answer else None
+
+
+# A scorer belongs to the process and lives as long: some read files for 0.3 s when they are made. There are as many
+# at most as reasoning-gym has datasets.
+@functools.cache
+def _scorer(dataset: str) -> Callable[[str, dict], float]:
+  import reasoning_gym  # here, as the import takes seconds
+  return reasoning_gym.get_score_answer_fn(dataset)
+
+
+def reasoning_gym_score(completion: str, task: Task) -> tuple[bool, float]:
+  """The verdict and the score, in 0..1, of the scorer of reasoning-gym that task.info names.
+
+  task.info is JSON: {"dataset": its name in reasoning-gym, "entry": {"answer", "metadata", ...}}, in which
+  {"tuple": [...]} stands for a tuple. A completion is right if its score is 1. The score is 0 where the scorer
+  raises, or returns a number outside 0..1.
+
+  Raises:
+    ValueError: task.info is not of that form.
+  """
+  try:
+    info = json.loads(task.info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)
+    dataset, entry = info['dataset'], info['entry']
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f'the info {task.info!r} of {task.id} is not JSON with "dataset" and "entry", as '
+                     'the verifier reasoning_gym needs it') from error
+  score_answer = _scorer(dataset)
+  try:
+    score = float(score_answer(reasoning_gym_answer(completion, task), entry))
+  except Exception:
+    score = 0.0
+  score = score if 0 <= score <= 1 else 0.0
+  return score >= 1 - 1e-9, score
+
+
+def reasoning_gym(completion: str, task: Task) -> bool:
+  """The verdict of `reasoning_gym_score`."""
+  return reasoning_gym_score(completion, task)[0]
+
+
+def reasoning_gym_answer(completion: str, task: Task) -> str | None:
+  """The text that the scorer reads: the marked answer, or the whole completion where none is marked."""
+  return answers.extract(completion) or completion.strip() or None
+
+
+VERIFIERS: dict[str, Verifier] = {
+    'ends_with': ends_with, 'math': mathematics, 'choice': choice, 'reasoning_gym': reasoning_gym}
+# The extraction of a verifier.
+ANSWERS: dict[str, Extraction] = {
+    'ends_with': last_characters, 'math': math_answer, 'choice': choice_answer, 'reasoning_gym': reasoning_gym_answer}
+# Replaces the verifier if rewards.partial_credit is set.
+PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': reasoning_gym_score}
+# The package that a verifier imports when it is called first.
+_PACKAGES = {'math': 'math_verify', 'reasoning_gym': 'reasoning_gym'}
+
+
+@knobs.section
+class Config(knobs.Rewards):
+  """How to verify, and what is added to rewards."""
+
+  verifier: str | Verifier = 'ends_with'  # of tasks that name none; a function must be one that can be pickled
+
+
+def check(config: Config, completion_length: int) -> None:
+  """Raises ValueError for an unknown verifier, and for a length_buffer above completion_length."""
+  check_name(config.verifier, 'rewards.verifier')
+  if config.length_buffer > completion_length:
+    raise ValueError(f'rewards.length_buffer={config.length_buffer} is not in 0..'
+                     f'sample.completion_length={completion_length}')
+
+
+def check_name(verifier: str | Verifier, whose: str) -> None:
+  """Raises ValueError for an unknown verifier, or one whose package is missing. whose: what the error names."""
+  if verifier == 'reasoning_gym' and importlib.util.find_spec('reasoning_gym') is None:
+    raise ValueError(f"{whose}='reasoning_gym' needs a package: pip install 'kr_jax[data]'")
+  if not isinstance(verifier, str) or verifier in VERIFIERS:
+    return
+  if not re.fullmatch(r'\w+(?:\.\w+)*:\w+', verifier):
+    raise ValueError(f"{whose}={verifier!r} is not one of {sorted(VERIFIERS)}, nor 'module:function'")
+
+
+def names(tasks: Iterable[Task], config: Config) -> list[str | Verifier]:
+  """The verifiers of tasks, each once. Raises ValueError for an unknown one."""
+  found = {}
+  for task in tasks:
+    name = task.verifier or config.verifier
+    if name not in found:
+      check_name(name, f'the verifier of {task.id}')
+    found[name] = None
+  return list(found)
+
+
+def find(verifier: str | Verifier, partial_credit: bool = False) -> Verifier:
+  """The function of a verifier. Raises ValueError for an unknown name.
+
+  The module of 'module:function' is imported when the function is called first, so that only worker processes
+  import it.
+  """
+  if not isinstance(verifier, str):
+    return verifier
+  check_name(verifier, 'rewards.verifier')
+  if partial_credit and verifier in PARTIAL_CREDIT:
+    return PARTIAL_CREDIT[verifier]
+  return VERIFIERS[verifier] if verifier in VERIFIERS else functools.partial(_import_and_call, verifier)
+
+
+def is_imported(verifier: str | Verifier) -> bool:
+  """Whether a verifier is a function of the user, named 'module:function'."""
+  return isinstance(verifier, str) and verifier not in VERIFIERS
+
+
+def import_function(name: str) -> Verifier:
+  """The function of 'module:function'.
+
+  Raises ValueError where the module or the function is not found, or the function does not take two arguments.
+  """
+  module, _, function = name.partition(':')
+  try:
+    found = getattr(importlib.import_module(module), function)
+  except Exception as error:
+    raise ValueError(f'rewards.verifier={name!r} cannot be imported: {error!r}; it must be '
+                     "'module:function', the module importable from where the run starts") from error
+  try:
+    inspect.signature(found).bind('', None)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'rewards.verifier={name!r} cannot be called with (completion, task): {error}') from error
+  return found
+
+
+def _import_and_call(name: str, completion: str, task: Task) -> bool | tuple[bool, float]:
+  return import_function(name)(completion, task)
+
+
+def modules(verifiers: Iterable[str | Verifier]) -> list[str]:
+  """The modules that the verifiers import when they are called first."""
+  found = []
+  for name in verifiers:
+    if name in _PACKAGES:
+      found.append(_PACKAGES[name])
+    elif is_imported(name):
+      found.append(name.partition(':')[0])
+  return found
+
+
+def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> tuple[bool, float]:
+  """The verdict on a completion, and its reward without the part that depends on the length.
+
+  Raises ValueError if the reward is not finite, and whatever the verifier raises.
+  """
+  text = _read(config.pattern, completion)
+  outcome = verifier(text, task) if text is not None else False
+  verdict, reward = outcome if isinstance(outcome, tuple) else (outcome, bool(outcome))
+  if config.format_weight and re.search(config.format, completion):
+    reward += config.format_weight
+  if not math.isfinite(reward):
+    raise ValueError(f'the reward of {completion!r} is {reward}; rewards must be finite')
+  return bool(verdict), float(reward)
+
+
+def answer(extraction: Extraction, config: Config, completion: str, task: Task) -> str | None:
+  """The answer of a completion; None: it has none.
+
+  Raises TypeError if the answer is neither a text nor None, and whatever the extraction raises.
+  """
+  text = _read(config.pattern, completion)
+  extracted = extraction(text, task) if text is not None else None
+  if not isinstance(extracted, (str, type(None))):
+    raise TypeError(f'the answer of {completion!r} is {extracted!r}; answers must be text or None')
+  return extracted
+
+
+def _read(pattern: str, completion: str) -> str | None:
+  """The part of a completion that verifiers read: the last match of the pattern, or its group 1 if it has groups.
+
+  All of the completion without a pattern; None where the pattern is not found.
+  """
+  if not pattern:
+    return completion
+  match = None
+  for match in re.finditer(pattern, completion):
+    pass
+  if match is None:
+    return None
+  return (match[1] or '') if match.re.groups else match[0]
