@@ -11,7 +11,7 @@ import numpy as np
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
-from kr_jax.model import policy
+from kr_jax.model import decode
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
 
@@ -42,6 +42,6 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]
   rollouts = sample.rollouts(
-      policy_config, policy.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
+      policy_config, decode.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
   return sample.texts(rollouts, tokenizer.decode)[1]

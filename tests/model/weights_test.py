@@ -13,6 +13,7 @@ import safetensors.numpy
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import pretrained
 from kr_jax.model import weights
@@ -67,7 +68,7 @@ def test_greedy_tokens(name):
   prompts = types.Prompts(np.where(np.arange(P)[None] < LENGTHS[:, None], want['token_BT'], 0), LENGTHS,
                           np.arange(3, dtype=np.int32))
   rollouts = sample.rollouts(
-      config, policy.sampling_params(config, params), prompts, np.ones(3, int), jax.random.key(0),
+      config, decode.sampling_params(config, params), prompts, np.ones(3, int), jax.random.key(0),
       knobs.sampler(slots=3, prompt_length=P, completion_length=64, temperature=0.0, stop_ids=(-1,)),
       total=3)
   np.testing.assert_array_equal(rollouts.token_RC, want['greedy_B64'])
