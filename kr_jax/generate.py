@@ -1,4 +1,4 @@
-"""Texts that a published checkpoint writes: a look at whether it works."""
+"""Completions of prompts by a published checkpoint: a quick look at whether it works."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from kr_jax.model import weights
 
 def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float = 0.0, max_tokens: int = 64,
           seed: int = 0, chat: bool = True, system: str = '', dtype: str = 'float32') -> list[str]:
-  """What a checkpoint writes after each prompt, until it stops or has written max_tokens.
+  """The completion of each prompt, until the checkpoint stops or has written max_tokens tokens.
 
   Args:
     path: as pretrained.find takes it.
-    prompts: texts; messages of a user where the checkpoint has a chat template.
+    prompts: texts, none empty; where the checkpoint has a chat template, messages of a user.
     temperature: 0 is greedy.
     chat, system: as tokenizer.Subwords takes them.
-    dtype: of the computation: float32 or bfloat16.
+    dtype: of the computation: 'float32' or 'bfloat16'.
 
   Raises:
-    ValueError: what is there is no checkpoint, or an argument is out of its range.
+    ValueError: path is no checkpoint, a prompt has no token, or an argument is out of its range.
   """
   tokenizer = tokenizer_lib.Subwords(path, chat=chat, system=system)
   tokens = [tokenizer.prompt(prompt) for prompt in prompts]

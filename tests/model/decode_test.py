@@ -98,7 +98,7 @@ def test_the_columns_that_slots_read_by_hand():
   slots = decode_lib.Slots(None, np.array([5, 6, 7]), np.array([1, 3, 0]), None)
   found = lambda window: [list(x) for x in decode_lib._columns_read(slots, np.array(1), 4, window)]
   assert found(0) == [[0, 0, 0], [5, 6, 0], [1, 3, 2], [1, 3, 0]]
-  assert found(4) == [[2, 5, 0], [3, 1, 0], [1, 3, 2], [1, 3, 0]]  # the last four tokens, those of the slot among them
+  assert found(4) == [[2, 5, 0], [3, 1, 0], [1, 3, 2], [1, 3, 0]]  # of its last four tokens
   assert found(2) == [[4, 6, 0], [1, 0, 0], [1, 0, 2], [1, 2, 0]]
 
 
