@@ -90,7 +90,7 @@ class Subwords:
     self._plain = tokenizers.Tokenizer.from_str(json.dumps(of_json))
     self._any_control = re.compile(
         '(' + '|'.join(map(re.escape, sorted(self._control, key=len, reverse=True)) or ['(?!)']) + ')')
-    self._first = tuple(self._published.encode('', add_special_tokens=True).ids)  # BOS, where the checkpoint reads one
+    self._first = tuple(self._published.encode('', add_special_tokens=True).ids)  # BOS, where there is one
     self.vocab_size = self._files.config['vocab_size']
     self.stop_ids = self._stops()
     self._template = self._chat_template() if chat else None
