@@ -21,7 +21,7 @@ GEMMA = CONFIG.replace(
 LORA = CONFIG.replace(lora_rank=2, lora_alpha=6.0)
 B, T = 2, 8
 TOKEN_BT = np.random.default_rng(0).integers(0, 11, (B, T))
-# Last numbers of some parameters of LORA, from key 0, since the first version.
+# Last numbers of some parameters of LORA, from key 0.
 DRAWS = (0.01779039, -0.11508771, -0.015708396, 0.02706628, -0.04744512, 0.40861136)
 _logits = jax.jit(policy.logits, static_argnums=0)
 
@@ -198,7 +198,8 @@ def test_the_params_of_a_policy():
   # Layers and matrices are drawn apart, of a variance of one over what goes in; and shrink with depth.
   assert not np.array_equal(layers['q_DNH'][0], layers['q_DNH'][1])
   assert not np.array_equal(layers['k_DKH'], layers['v_DKH'])
-  for name, fan_in in (('q_DNH', 16), ('gate_DF', 16), ('o_NHD', 24 * 6), ('down_FD', 24 * 6)):
+  for name, fan_in in (('q_DNH', 16), ('k_DKH', 16), ('v_DKH', 16), ('o_NHD', 24 * 6), ('gate_DF', 16),
+                       ('up_DF', 16), ('down_FD', 24 * 6)):
     assert np.std(layers[name]) == pytest.approx(fan_in ** -0.5, rel=0.1)
   plain = jax.eval_shape(lambda: policy.init(PLAIN, jax.random.key(0)))
   assert 'output_DV' not in plain and 'q_norm_H' not in plain['layers'] and 'q_bias_NH' not in plain['layers']
