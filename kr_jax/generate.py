@@ -1,4 +1,4 @@
-"""Texts that a published checkpoint writes: a look at whether it works."""
+"""Completions of prompts by a published checkpoint: a quick look at whether it works."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
-from kr_jax.model import policy
+from kr_jax.model import decode
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
 
 
 def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float = 0.0, max_tokens: int = 64,
           seed: int = 0, chat: bool = True, system: str = '', dtype: str = 'float32') -> list[str]:
-  """What a checkpoint writes after each prompt, until it stops or has written max_tokens.
+  """The completion of each prompt, until the checkpoint stops or has written max_tokens tokens.
 
   Args:
     path: as pretrained.find takes it.
-    prompts: texts; messages of a user where the checkpoint has a chat template.
+    prompts: texts, none empty; where the checkpoint has a chat template, messages of a user.
     temperature: 0 is greedy.
     chat, system: as tokenizer.Subwords takes them.
-    dtype: of the computation: float32 or bfloat16.
+    dtype: of the computation: 'float32' or 'bfloat16'.
 
   Raises:
-    ValueError: what is there is no checkpoint, or an argument is out of its range.
+    ValueError: path is no checkpoint, a prompt has no token, or an argument is out of its range.
   """
   tokenizer = tokenizer_lib.Subwords(path, chat=chat, system=system)
   tokens = [tokenizer.prompt(prompt) for prompt in prompts]
@@ -42,6 +42,6 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]
   rollouts = sample.rollouts(
-      policy_config, policy.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
+      policy_config, decode.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
   return sample.texts(rollouts, tokenizer.decode)[1]

@@ -33,6 +33,7 @@ from kr_jax import knobs
 from kr_jax import processes
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.model import decode as decode_lib
 from kr_jax.model import policy
 from kr_jax.types import PAD, Array
 
@@ -129,7 +130,7 @@ def _take(pieces: list[tuple[int, int, int]], share: int, q: int) -> tuple[list,
 class _Decoding(NamedTuple):
   """The state of the decode loops."""
 
-  own: tuple[tuple[policy.Cache, ...], ...]
+  own: tuple[tuple[decode_lib.Cache, ...], ...]
   logits_SV: Array  # of the token to sample next
   rollout_S: Array  # which rollout a slot decodes; Q: none, the slot is free
   count_S: Array  # completion tokens the slot's rollout has
@@ -149,7 +150,7 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   """Samples budget_M[m] completions of task m.
 
   Args:
-    params: as policy.sampling_params gives them.
+    params: sampling params (kr_jax/model/decode.py).
     prompts: of M tasks.
     budget_M: host integers >= 0 that sum to at most the total.
     key: of the step.
@@ -245,9 +246,9 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     # Row Q is out of bounds: what a free slot writes is dropped.
     write = lambda out, *where: out.at[d.rollout_S, *where]
     task_S = local_Q[r_S]
-    slots = policy.Slots(prompt_S=task_S, prompt_length_S=length_K[task_S],
+    slots = decode_lib.Slots(prompt_S=task_S, prompt_length_S=length_K[task_S],
                          count_S=jnp.where(live_S, d.count_S + 1, 0), step=d.steps)
-    logits_SV, own = policy.decode(policy_config, params, token_S, slots, prefix, d.own)
+    logits_SV, own = decode_lib.decode(policy_config, params, token_S, slots, prefix, d.own)
     return d._replace(
         own=own,
         logits_SV=sharding.replicate(logits_SV),
@@ -268,7 +269,7 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
   # of rollouts take part in would wait for ever, as each loops as often as its own queue asks.
   prompt_logits_KV = sharding.replicate(prompt_logits_KV)
   d = _Decoding(
-      own=policy.empty(prefix, S, C),
+      own=decode_lib.empty(prefix, S, C),
       logits_SV=jnp.zeros((S, prompt_logits_KV.shape[1])),
       rollout_S=jnp.full(S, Q),
       count_S=jnp.zeros(S, int),
@@ -297,7 +298,7 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   token_KP = jnp.pad(token_KP, ((0, more), (0, 0)), constant_values=PAD)
   length_K = jnp.pad(length_K, (0, more), constant_values=1)
   chunk = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * B, B)
-  read = lambda i: policy.prefill(policy_config, params, chunk(token_KP, i), chunk(length_K, i),
+  read = lambda i: decode_lib.prefill(policy_config, params, chunk(token_KP, i), chunk(length_K, i),
                                   int8=config.cache == 'int8')
   shapes = jax.eval_shape(read, jnp.array(0))
   axes = (0, jax.tree.map(lambda _: 1, shapes[1]))  # of prompts: caches have layers in front

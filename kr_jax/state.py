@@ -22,6 +22,7 @@ from kr_jax import types
 from kr_jax import warm_start
 from kr_jax.allocation import estimate
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import weights
 from kr_jax.prepare import Setup
@@ -97,7 +98,7 @@ def sampling_params(setup: Setup, state: types.TrainState, base: Any) -> Any:
   """What the sampler reads of the policy as it stands."""
   params = merged(setup, state, base)
   with sharding.on(setup.sample_mesh):
-    return policy.sampling_params(setup.policy, params)
+    return decode.sampling_params(setup.policy, params)
 
 
 def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from kr_jax import evaluate
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import types
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import tokenizer
 from tests import knobs
@@ -195,7 +196,7 @@ def test_a_vote_needs_answers_of_every_verifier():
 def test_outcomes_do_not_depend_on_the_batch(batch):
   """And equal what a plain loop over tasks verifies."""
   tasks = make_tasks(5)
-  params = policy.sampling_params(POLICY, jax.tree.map(lambda x: 4 * x, policy.init(POLICY, jax.random.key(0))))
+  params = decode.sampling_params(POLICY, jax.tree.map(lambda x: 4 * x, policy.init(POLICY, jax.random.key(0))))
   key = jax.random.key(5)
   with rewards.Workers(knobs.verifiers('ends_with', timeout_s=60.0)) as workers:
     found = evaluate.outcomes(
@@ -222,7 +223,7 @@ def test_outcomes_do_not_depend_on_the_batch(batch):
 @pytest.mark.slow
 def test_a_greedy_rollout_is_the_most_likely_one():
   """Whatever the key."""
-  params = policy.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
+  params = decode.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
   with rewards.Workers(knobs.verifiers('ends_with', timeout_s=60.0)) as workers:
     one, two = (evaluate.outcomes(
         POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE.replace(temperature=0.0), workers,

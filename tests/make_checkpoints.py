@@ -1,11 +1,11 @@
-"""Makes tests/data/checkpoints: a tiny random checkpoint of each family, and what transformers makes of it.
+"""Makes tests/data/checkpoints: a tiny random checkpoint of each family, and what transformers computes with it.
 
     pip install 'kr_jax[parity]' && python tests/make_checkpoints.py
 
 NAME/ holds config.json, safetensors, a tokenizer and chat template of the family's kind, and
-expected.npz: logits of three sequences, and the 64 tokens that are likeliest after three prompts of other
-lengths, each of them by more than GAP; expected.json: the tokens of some texts and chats. NAME.gguf
-holds the same tensors as llama.cpp stores them, NAME.npz their logits.
+expected.npz: logits of three sequences, and 64 greedy tokens after each of three prompts of different lengths,
+each likelier than any other token by more than GAP; expected.json: the tokens of some texts and chats. NAME.gguf
+holds the same tensors in the form of llama.cpp, NAME.npz their logits.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ CONFIGS = {
 
 
 def tokenizer(name: str) -> tokenizers.Tokenizer:
-  """A byte-level or, of gemma3, sentencepiece-like BPE of VOCAB - 20 words and the control tokens."""
+  """A byte-level or, of gemma3, sentencepiece-like BPE of at most VOCAB tokens, the control tokens among them."""
   control = [tokenizers.AddedToken(text, special=special, normalized=False) for text, special in CONTROL[name]]
   first = [text for text, _ in CONTROL[name]]
   if name == 'gemma3':

@@ -12,6 +12,7 @@ from kr_jax import knobs
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from tests import knobs
 
@@ -40,7 +41,7 @@ def three_steps(meshes):
     for step, budget_M in enumerate(BUDGETS):
       key = jax.random.fold_in(state.key, step)
       with on(samples):
-        rollouts = sample.rollouts(POLICY, policy.sampling_params(POLICY, state.params), PROMPTS, np.array(budget_M),
+        rollouts = sample.rollouts(POLICY, decode.sampling_params(POLICY, state.params), PROMPTS, np.array(budget_M),
                                    sharding.move(key), SAMPLE, total=16)
       rollouts = sharding.move(rollouts)
       n = sum(budget_M)
@@ -65,7 +66,7 @@ def test_no_collective_of_the_sampler_joins_queues(axes):
   mesh = sharding.mesh(**axes)
   key = jax.random.key(0)
   with jax.set_mesh(mesh):
-    sampling_params = jax.eval_shape(lambda key: policy.sampling_params(POLICY, policy.init(POLICY, key)), key)
+    sampling_params = jax.eval_shape(lambda key: decode.sampling_params(POLICY, policy.init(POLICY, key)), key)
     sampling_params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), sampling_params,
                           sharding.of(mesh, sampling_params, ('model',)))
     queues = sample.assign_to_queues(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())

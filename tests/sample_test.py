@@ -15,6 +15,7 @@ from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model.tokenizer import STOP
 from tests import knobs
@@ -77,7 +78,7 @@ def naive(params, prompts, budget_M, key, config):
 
 
 def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY, policy_config=POLICY, **more):
-  return sample.rollouts(policy_config, policy.sampling_params(policy_config, params), prompts, np.array(budget_M),
+  return sample.rollouts(policy_config, decode.sampling_params(policy_config, params), prompts, np.array(budget_M),
                          key, config, **{'total': int(np.sum(budget_M))} | more)
 
 
@@ -259,13 +260,13 @@ def test_prompts_read_together_are_read_alike(params, prefill):
 def test_every_prompt_is_read_once_whatever_its_budget(params):
   """Three prompts in chunks of two: only as many chunks as hold tasks."""
   read = []
-  prefill = policy.prefill
+  prefill = decode.prefill
 
   def counted(config, params, token_BP, length_B, **more):
     jax.debug.callback(lambda x: read.append(x.tolist()), length_B)
     return prefill(config, params, token_BP, length_B, **more)
 
-  with mock.patch.object(policy, 'prefill', counted):
+  with mock.patch.object(decode, 'prefill', counted):
     for budget_M, chunks in (([1, 9, 2], [[2, 5], [3, 1]]), ([0, 9, 0], [[5, 2]])):
       read.clear()
       jax.block_until_ready(run(params, budget_M, CONFIG.replace(min_p=1e-30), total=12))
@@ -424,15 +425,15 @@ def plays_lengths(monkeypatch):
   long the completion will be, and is repeated until STOP."""
   def prefill(config, logits_MV, token_BP, length_B, **_):
     empty = jnp.zeros((len(length_B), 1, token_BP.shape[1], 1))
-    return logits_MV[token_BP[:, 0]], (policy.Cache(empty, empty),)
+    return logits_MV[token_BP[:, 0]], (decode.Cache(empty, empty),)
 
-  def decode(config, logits_MV, token_S, slots, prefix, own):
+  def lookup(config, logits_MV, token_S, slots, prefix, own):
     V = logits_MV.shape[1]
     said_S = jnp.where(slots.count_S + 1 >= token_S, STOP, token_S)  # the next is token number count + 1
     return jnp.where(jnp.arange(V)[None] == said_S[:, None], 0.0, -jnp.inf), own
 
-  monkeypatch.setattr(policy, 'prefill', prefill)
-  monkeypatch.setattr(policy, 'decode', decode)
+  monkeypatch.setattr(decode, 'prefill', prefill)
+  monkeypatch.setattr(decode, 'decode', lookup)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.model import decode
 from kr_jax.model import policy
 from tests import knobs
 from tests.tpu_test import GEMMA, M, POLICY, R, mesh_of
@@ -27,7 +28,7 @@ def sampler_for(topology, policy_config, config, tasks, rollouts, **axes):
   of = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
   with jax.set_mesh(mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sampling_params = jax.eval_shape(lambda key: policy.sampling_params(policy_config, policy.init(policy_config, key)), key)
+    sampling_params = jax.eval_shape(lambda key: decode.sampling_params(policy_config, policy.init(policy_config, key)), key)
     sampling_params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), sampling_params,
                           sharding.of(mesh, sampling_params, ('model',)))
     queues = sample.assign_to_queues(np.full(num_tasks, total // num_tasks), total=total, shards=shards)

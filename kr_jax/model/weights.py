@@ -4,11 +4,11 @@
     policy.logits(config, params, tokens_BT)
     weights.save('path/to/export', config, params, source='path/to/Qwen3-4B')
 
-Families: Llama 3.x and what is built like it (SmolLM2), Qwen2 and 2.5, DeepSeek-R1-Distill-Qwen, Qwen3,
-Gemma 3 text; config.json as transformers 4 and 5 write it. Of each tensor a device reads its own shard,
-layer by layer, so that a host never holds more than its devices do and one stacked parameter.
+Families: Llama 3.x and models of its form (SmolLM2), Qwen2 and 2.5, DeepSeek-R1-Distill-Qwen, Qwen3, Gemma 3
+text; with config.json as transformers 4 and 5 write it. A device reads its own shard of each tensor, layer by
+layer, so that a host never holds more than the shards of its devices and one stacked parameter.
 
-A parameter's letters say how it stands: published q [N H, D] is q_DNH here.
+A parameter's letters are its axes: the published q [N H, D] is q_DNH here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _POST_NORM_NAMES = {
     'attention_post_norm_D': ('post_attention_layernorm.weight', 'D'),
     'mlp_norm_D': ('pre_feedforward_layernorm.weight', 'D'),
     'mlp_post_norm_D': ('post_feedforward_layernorm.weight', 'D')}
-# Bytes of a file that `save` writes, about.
+# `save` begins a new file after about so many bytes.
 _FILE_BYTES = 4_000_000_000
 
 
@@ -60,7 +60,7 @@ def load(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'none'
     dtype, remat: of the computation, as policy.Config has them.
 
   Raises:
-    ValueError: nothing is there, or what is there is not supported or does not fit: all of it is named.
+    ValueError: nothing is there, or the checkpoint is not supported or does not fit. The error names all reasons.
   """
   found = config(path, dtype=dtype, remat=remat)
   return found, params(path, found)
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'none'
 
 def config(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'none', lora_rank: int = 0,
            lora_alpha: float = 16.0) -> policy.Config:
-  """The config of a checkpoint, whose tensors are not read. Raises ValueError as `load` does."""
+  """The config of a checkpoint; no tensor is read. Raises ValueError as `load` does."""
   files = pretrained.read(path)
   return policy.Config(**_fields(files.config, files.path), dtype=dtype, remat=remat,
                        lora_rank=lora_rank, lora_alpha=lora_alpha)
@@ -78,7 +78,7 @@ def config(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'non
 
 _FAMILIES = ('gemma3_text', 'llama', 'qwen2', 'qwen3')
 _ACTIVATIONS = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu'}
-# The only values, beside null, of fields that change what is computed.
+# Fields that change the computation, with the values beside null that are supported.
 _ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_sliding_window': (False,),
          'rope_interleaved': (False,), 'partial_rotary_factor': (1,), 'attn_logit_softcapping': (),
          'final_logit_softcapping': (), 'use_bidirectional_attention': (False,),
@@ -86,7 +86,7 @@ _ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_sliding_window':
 
 
 def _fields(published: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """What config.json says, as policy.Config has it. Raises ValueError for all that it cannot have."""
+  """Fields of policy.Config, from config.json. Raises ValueError that names all that is not supported."""
   family = published.get('model_type')
   if family not in _FAMILIES:
     raise ValueError(f'{path}: model_type {family!r} is not one of {sorted(_FAMILIES)}')
@@ -132,7 +132,7 @@ def _fields(published: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 
 def _rope(published: dict[str, Any], gemma: bool, wrong: list[str]
           ) -> tuple[tuple[float, tuple[float, ...]], float]:
-  """Theta and scaling of the rotations, and theta of local layers; what is wrong is added."""
+  """((theta, scaling), local theta) of the rotations; adds errors to `wrong`."""
   both = published.get('rope_parameters') or {}  # transformers 5
   of_all = both.get('full_attention', both)
   theta = of_all.get('rope_theta', published.get('rope_theta')) or (1e6 if gemma else 1e4)
@@ -158,9 +158,9 @@ def _rope(published: dict[str, Any], gemma: bool, wrong: list[str]
 
 
 def _local_layers(published: dict[str, Any], gemma: bool, wrong: list[str]) -> dict[str, int]:
-  """window and global_every; what is wrong is added."""
+  """window and global_every; adds errors to `wrong`."""
   kinds, layers = published.get('layer_types'), published.get('num_hidden_layers')
-  layers = layers if isinstance(layers, int) else 0  # which is wrong already
+  layers = layers if isinstance(layers, int) else 0  # an error is noted already
   if kinds is None:
     every = published.get('sliding_window_pattern') or 6
     kinds = ['sliding_attention' if gemma and (i + 1) % every else 'full_attention' for i in range(layers)]
@@ -178,8 +178,11 @@ def _local_layers(published: dict[str, Any], gemma: bool, wrong: list[str]) -> d
 
 
 def _published(c: policy.Config) -> dict[str, Any]:
-  """config.json of a policy, as transformers 4 writes and 5 reads it. Raises ValueError for a policy that
-  no family has."""
+  """config.json of a policy, as transformers 4 writes it and 5 reads it.
+
+  Raises:
+    ValueError: no family has the parts of this policy.
+  """
   plain = dict(activation='silu', norm_offset=0.0, post_norms=False, embedding_scale=False,
                query_scalar=0.0, window=0)
   family = {(False, False): 'llama', (False, True): 'qwen2', (True, False): 'qwen3'}.get(
@@ -221,7 +224,7 @@ def _published(c: policy.Config) -> dict[str, Any]:
 
 
 def _names(config: policy.Config, parameter: str) -> tuple[str, str, bool]:
-  """Published name and letters of a parameter, and whether there is one a layer."""
+  """Published name and letters of a parameter, and whether each layer has one."""
   if parameter in _NAMES:
     return *_NAMES[parameter], False
   of_layer = _LAYER_NAMES | (_POST_NORM_NAMES if config.post_norms else {})
@@ -234,7 +237,7 @@ def _shapes(config: policy.Config) -> Any:
 
 
 def _stored(x: np.ndarray, parameter: str, letters: str) -> np.ndarray:
-  """A parameter as it is published: heads and their width are one dimension."""
+  """A parameter in its published form: heads and their width are one dimension."""
   own = parameter.rpartition('_')[2]
   shape = dict(zip(own, x.shape))
   return np.einsum(f'{own}->{letters}'.lower(), x).reshape(
@@ -242,19 +245,19 @@ def _stored(x: np.ndarray, parameter: str, letters: str) -> np.ndarray:
 
 
 def _dimensions(letters: str) -> list[tuple[str, str]]:
-  """The letters of each published dimension: heads and their width, or one alone."""
+  """The letters of each published dimension: heads with their width, or one letter and none."""
   return [(a, 'H' if letters[i + 1:i + 2] == 'H' else '') for i, a in enumerate(letters)
           if a != 'H' or letters == 'H']
 
 
 def _part(files, name: str, parameter: str, letters: str, shape: tuple[int, ...],
           index: tuple[slice, ...]) -> np.ndarray:
-  """Part of one layer's parameter, float32, of only those bytes of the file."""
+  """Part of one layer's parameter, float32; only its bytes of the file are read."""
   own = parameter.rpartition('_')[2]
   size = dict(zip(own, shape))
   bounds = {letter: i.indices(n)[:2] for letter, i, n in zip(own, index, shape)}
   if letters != 'H' and 'H' in bounds and bounds['H'] != (0, size['H']):
-    raise ValueError(f'{parameter} is divided inside a head, of which no mesh axis is made')
+    raise ValueError(f'{parameter} is divided inside a head, which no axis of the mesh divides')
   stored = [slice(*(x * size.get(b, 1) for x in bounds[a])) for a, b in _dimensions(letters)]
   x = files.tensor(name, stored)
   x = x.reshape([bounds[letter][1] - bounds[letter][0] for letter in letters])
@@ -265,7 +268,7 @@ def params(path: str | os.PathLike, config: policy.Config) -> Any:
   """The parameters of a checkpoint, without adapters: nested dicts of float32, on the mesh that is set.
 
   Raises:
-    ValueError: tensors are missing, unknown or of other shapes: all are named.
+    ValueError: tensors are missing, unknown or of other shapes. The error names all of them.
   """
   files, shapes = pretrained.read(path), _shapes(config)
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
@@ -307,7 +310,7 @@ def _check(files, config: policy.Config, leaves) -> None:
     size = dict(zip(path[-1].key.rpartition('_')[2], leaf.shape[of_layers:]))
     shape = tuple(size[a] * size.get(b, 1) for a, b in _dimensions(letters))
     wanted |= {name.format(i): shape for i in range(leaf.shape[0] if of_layers else 1)}
-  # Buffers that old versions saved, and a copy of what is tied.
+  # Buffers that old versions saved, and a copy of a tied embedding.
   ignored = lambda name: name.endswith('rotary_emb.inv_freq') or (
       name == 'lm_head.weight' and config.tie_embeddings)
   shapes = {name: shape for name, shape in files.shapes.items() if not ignored(name)}
@@ -322,15 +325,15 @@ def _check(files, config: policy.Config, leaves) -> None:
 
 def save(directory: str | os.PathLike, config: policy.Config, params: Any, *,
          source: str | os.PathLike | None = None, dtype: str = 'float32') -> None:
-  """Writes a directory that transformers, and `load`, read.
+  """Writes a directory that transformers and `load` can read.
 
   Args:
     config, params: without adapters (policy.merge).
-    source: the checkpoint that training began with, whose tokenizer and other files are copied.
-    dtype: of the tensors: float32, which `load` gives back bit for bit, or bfloat16.
+    source: the checkpoint that training began with; its tokenizer and other files are copied.
+    dtype: of the tensors: 'float32', which `load` reads bit for bit, or 'bfloat16'.
 
   Raises:
-    ValueError: no published family has the parts of this policy, or another dtype.
+    ValueError: no published family has the parts of this policy, or the dtype is another one.
   """
   if dtype not in ('float32', 'bfloat16'):
     raise ValueError(f"export in dtype {dtype!r}; only 'float32' and 'bfloat16' are written")
@@ -342,13 +345,13 @@ def save(directory: str | os.PathLike, config: policy.Config, params: Any, *,
     files.save_text(directory)
     of_json = {name: x for name, x in files.config.items() if x is not None} | of_json
     for name in ('rope_parameters', 'sliding_window_pattern', '_sliding_window_pattern', 'torch_dtype'):
-      of_json.pop(name, None)  # of another form, in which the above says it already
+      of_json.pop(name, None)  # another form of fields that are set above
   (directory / 'config.json').write_text(json.dumps(of_json | {'dtype': dtype}, indent=2))
   _save_tensors(directory, config, params, np.dtype(getattr(ml_dtypes, dtype, dtype)))
 
 
 def _save_tensors(directory: pathlib.Path, config: policy.Config, params: Any, dtype: np.dtype) -> None:
-  """Files of about _FILE_BYTES, one after the other, and the index of several."""
+  """Writes files of about _FILE_BYTES, one after the other, and an index where there are several."""
   tensors: list[tuple[str, Callable[[], np.ndarray], int]] = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     parameter = path[-1].key

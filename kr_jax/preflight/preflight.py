@@ -38,6 +38,7 @@ from kr_jax import sharding
 from kr_jax import types
 from kr_jax.learning import pack
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.preflight import hlo
 from kr_jax.preflight import resources
@@ -147,7 +148,7 @@ def programs(setup: Setup, assumed: Assumed = Assumed()) -> list[Program]:
   held = _held(setup)
   adapters = () if held.params is held.state.params else held.state.params
   reshard = Program(
-      'reshard', policy.sampling_params, (setup.policy, held.params), setup.sample_mesh, 1,
+      'reshard', decode.sampling_params, (setup.policy, held.params), setup.sample_mesh, 1,
       (adapters, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.sampling_params))
   sampler, evaluation = _sampler('sample', setup, held, lengths), _sampler('evaluate', setup, held, lengths | {
       'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
@@ -167,7 +168,7 @@ def _held(setup: Setup) -> _Held:
     trained = _at(trained, sharding.of(learn, trained))
   state = _abstract(learn, lambda params, key: update.init(params, key, setup.update), trained, key)
   state = _at(state, sharding.of(learn, state))
-  sampling_params = _abstract(samples, lambda params: policy.sampling_params(setup.policy, params), params)
+  sampling_params = _abstract(samples, lambda params: decode.sampling_params(setup.policy, params), params)
   return _Held(state, params if setup.needs_base else {}, params if setup.trained.lora_rank else state.params,
                _at(sampling_params, sharding.of(samples, sampling_params, ('model',))))
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from kr_jax import sample
 from kr_jax import types
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model.tokenizer import STOP
 from tests import knobs
@@ -35,7 +36,7 @@ from tests.benchmarks.peer import Peer
 from tests.benchmarks.update import M, N, P, POLICY
 
 C, LONGEST = 64, 512
-_DECODE = policy.decode
+_DECODE = decode.decode
 
 
 def survival(n: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def survival(n: np.ndarray) -> np.ndarray:
 
 
 def ends_by_length(config, params, token_S, slots, prefix, own):
-  """policy.decode, with STOP as probable as its place in a log-normal length makes it."""
+  """decode.decode, with STOP as probable as its place in a log-normal length makes it."""
   logits_SV, own = _DECODE(config, params, token_S, slots, prefix, own)
   n_S = slots.count_S.astype(float)  # tokens so far
   hazard_S = jnp.clip(1 - survival(n_S + 1) / survival(n_S), 1e-6, 1 - 1e-6)
@@ -74,9 +75,9 @@ class Ours:
     """Seconds, from the parameters that are trained on, and what was sampled."""
     self._step += 1
     start = time.perf_counter()
-    with mock.patch.object(policy, 'decode', self._decode):
+    with mock.patch.object(decode, 'decode', self._decode):
       rollouts = sample.rollouts(
-          POLICY, policy.sampling_params(POLICY, self._params), self._prompts, np.full(M, N),
+          POLICY, decode.sampling_params(POLICY, self._params), self._prompts, np.full(M, N),
           jax.random.key(self._step), self._config, total=M * N)
     rollouts = jax.tree.map(np.asarray, rollouts)
     return time.perf_counter() - start, rollouts

@@ -7,7 +7,6 @@ import shutil
 import unicodedata
 
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -29,7 +28,6 @@ def test_literal():
   assert characters.decode([]) == ''
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.text(ALPHABET))
 def test_decode_inverts_encode(text):
   characters = tokenizer.Characters(ALPHABET)
@@ -39,7 +37,6 @@ def test_decode_inverts_encode(text):
   assert characters.decode(tokens) == text
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.text(ALPHABET), st.integers(0, 4), st.text(ALPHABET))
 def test_decode_ends_at_the_first_stop_and_drops_padding(text, pads, rest):
   characters = tokenizer.Characters(ALPHABET)

@@ -19,6 +19,7 @@ from kr_jax import sharding
 from kr_jax import train
 from kr_jax.learning import pack
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.preflight import hlo
 from kr_jax.preflight import preflight
@@ -172,7 +173,7 @@ def test_shapes_are_those_that_a_run_gives(knobs, data_dir, tmp_path, monkeypatc
   for program in preflight.programs(train.abstract(config, jax.devices())):
     want.setdefault(program.function, []).append(program.args)
   seen = {function: [] for function in want}
-  for module, name in ((policy, 'sampling_params'), (sample, '_decode'), (update, 'logps'), (update, '_step')):
+  for module, name in ((decode, 'sampling_params'), (sample, '_decode'), (update, 'logps'), (update, '_step')):
     def spied(*args, function=getattr(module, name)):
       seen.get(function, []).append(jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.preflight import hlo
 from kr_jax.preflight import resources
@@ -59,7 +60,7 @@ def test_a_column_is_as_large_as_that_of_a_cache(dtype, cache, size):
   assert resources.column_bytes(c, cache) == size
   B, P = 2, 16
   _, caches = jax.eval_shape(
-      lambda params: policy.prefill(c, policy.sampling_params(c, params), np.zeros((B, P), np.int32),
+      lambda params: decode.prefill(c, decode.sampling_params(c, params), np.zeros((B, P), np.int32),
                                     np.ones(B, np.int32), int8=cache == 'int8'), abstract_params(c))
   assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches)) == B * P * size
 

@@ -1,0 +1,125 @@
+"""Attention of packed rows against a plain loop, and the TPU's kernel against its plain form."""
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kr_jax import sharding
+from kr_jax.model import attention
+
+B, T, N, K, H = 2, 42, 4, 2, 8
+
+
+def inputs(length=T, seed=0):
+  """q, k, v, and segments of random lengths, the last of which is padding."""
+  rng = np.random.default_rng(seed)
+  q, k, v = (rng.normal(size=(B, length, heads, H)).astype(np.float32) for heads in (N, K, K))
+  segment_BT = np.sort(rng.integers(0, 4, (B, length)), axis=1)
+  return q, k, v, np.where(segment_BT == 3, -1, segment_BT).astype(np.int32)
+
+
+def by_loop(q, k, v, segment_BT, window):
+  """Token by token and head by head, in float64."""
+  q, k, v = (np.asarray(x, float) for x in (q, k, v))
+  found = np.zeros(q.shape)
+  for b, t, n in np.ndindex(q.shape[:3]):
+    read = [s for s in range(t + 1) if segment_BT[b, s] == segment_BT[b, t] and (not window or t - s < window)]
+    weight = np.exp([q[b, t, n] @ k[b, s, n // (N // K)] / H ** 0.5 for s in read])
+    found[b, t, n] = weight / weight.sum() @ v[b, read, n // (N // K)]
+  return found
+
+
+def test_rotations_by_hand():
+  """A quarter of a rotation takes (1, 0) to (0, 1); heads turn alike, positions do not."""
+  x_BTNH = jnp.broadcast_to(jnp.array([1.0, 0.0]), (1, 3, 2, 2))
+  position_BT = jnp.array([[0.0, 1.0, np.pi / 2]])
+  found = attention.rope(x_BTNH, attention.rope_table(position_BT, attention.frequencies(10.0, 2)))
+  wanted = [[1, 0], [np.cos(1), np.sin(1)], [0, 1]]
+  for n in range(2):
+    np.testing.assert_allclose(found[0, :, n], wanted, atol=1e-6)
+  # The pairs are (i, i + H/2); the second turns by theta^(-1/2).
+  table = attention.rope_table(jnp.array([[1.0]]), attention.frequencies(100.0, 4))
+  found = attention.rope(jnp.array([[[[1.0, 2.0, 0.0, 0.0]]]]), table)
+  np.testing.assert_allclose(found[0, 0, 0], [np.cos(1), 2 * np.cos(0.1), np.sin(1), 2 * np.sin(0.1)], rtol=1e-6)
+
+
+def test_llama_3_scaling_by_its_published_formula():
+  """High frequencies stay, low ones are divided by 8, between them both are mixed."""
+  found = attention.frequencies(500_000.0, 128, (8.0, 1.0, 4.0, 8192.0))
+  for i, x in enumerate(found):
+    frequency = 500_000.0 ** (-i / 64)
+    wavelength = 2 * np.pi / frequency
+    if wavelength > 8192:
+      frequency /= 8
+    elif wavelength > 8192 / 4:
+      smooth = (8192 / wavelength - 1) / (4 - 1)
+      frequency = (1 - smooth) * frequency / 8 + smooth * frequency
+    assert x == pytest.approx(frequency, rel=1e-6)
+  np.testing.assert_allclose(attention.frequencies(100.0, 4, (4.0,)), [0.25, 0.025])
+
+
+def test_a_layer_takes_what_is_for_its_kind():
+  local, full = {'x': jnp.array([1, 2])}, {'x': jnp.array([3, 4])}
+  assert attention.by_kind(True, local, full) is local and attention.by_kind(False, local, full) is full
+  for is_local, wanted in ((True, local), (False, full)):
+    found = attention.by_kind(jnp.array(is_local), local, full)
+    np.testing.assert_array_equal(found['x'], wanted['x'])
+
+
+def test_masked_attention_is_that_of_a_loop():
+  q, k, v, segment_BT = inputs(12)
+  for window in (0, 1, 3):
+    np.testing.assert_allclose(
+        attention.masked(q, k, v, segment_BT, window), by_loop(q, k, v, segment_BT, window), atol=1e-5)
+
+
+def test_packed_is_masked_by_the_kind_of_a_layer():
+  """Where the layer is known and where layers are scanned; the result has a name for jax.checkpoint."""
+  q, k, v, segment_BT = inputs()
+  packed = jax.jit(lambda is_local: attention.packed(q, k, v, segment_BT, window=3, is_local=is_local))
+  for is_local, window in ((True, 3), (False, 0)):
+    wanted = attention.masked(q, k, v, segment_BT, window)
+    known = attention.packed(q, k, v, segment_BT, window=3, is_local=is_local)
+    np.testing.assert_array_equal(known, wanted)
+    np.testing.assert_allclose(packed(is_local), wanted, atol=1e-6)
+  jaxpr = jax.make_jaxpr(lambda q: attention.packed(q, k, v, segment_BT))(q)
+  assert 'name=attention' in str(jaxpr)
+
+
+def with_gradient(attend):
+  """context_BTNH of attend(q, k, v), and the gradients of a sum of it."""
+  weight_H = jnp.arange(1.0, H + 1)[None, None, None]
+  gradient = jax.grad(lambda qkv: (jnp.sum((y := attend(*qkv)) * weight_H), y), has_aux=True)
+  return jax.jit(lambda *qkv: gradient(qkv))
+
+
+@pytest.mark.parametrize('length, window', [
+    (42, 0), pytest.param(42, 5, marks=pytest.mark.slow), pytest.param(128, 0, marks=pytest.mark.exhaustive),
+    pytest.param(128, 5, marks=pytest.mark.slow), pytest.param(300, 7, marks=pytest.mark.exhaustive)])
+def test_the_tpu_kernel_is_masked_attention(length, window):
+  """Values and gradients, of rows that are whole tiles and of rows that are not, interpreted on this CPU."""
+  q, k, v, segment_BT = inputs(length)
+  found, wanted = (with_gradient(attend)(q, k, v) for attend in (
+      lambda *qkv: attention.splash(*qkv, segment_BT, window, interpret=True),
+      lambda *qkv: attention.masked(*qkv, segment_BT, window)))
+  assert found[1].shape == q.shape
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{'data': 1}, {'data': 2, 'model': 2}], ids=str)
+def test_rows_of_the_shipped_config_compile_for_a_tpu(axes):
+  """Of 42 tokens, of layers of both kinds, with the gradient; on a mesh key/value heads are repeated."""
+  devices = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices
+  mesh = sharding.mesh(devices[:int(np.prod(list(axes.values())))], **axes)
+  at = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  shapes = [jax.ShapeDtypeStruct((B, 42, heads, 64), jnp.bfloat16, sharding=at) for heads in (4, 1, 1)]
+  segment_BT = jax.ShapeDtypeStruct((B, 42), jnp.int32, sharding=at)
+  is_local = jax.ShapeDtypeStruct((), bool, sharding=at)
+  loss = lambda q, k, v, segment_BT, is_local: jnp.sum(
+      attention.packed(q, k, v, segment_BT, window=16, is_local=is_local).astype(jnp.float32))
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes, segment_BT, is_local).compile().as_text()
+  assert 'splash_mha_fwd' in text and 'splash_mha_dkv' in text and 'conditional' in text
