@@ -123,7 +123,7 @@ def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndar
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:
-  """Adds what `update.gradient_noise` measured: (signal, its scale, noise, its scale).
+  """Adds what `noise.gradient_noise` measured: (signal, its scale, noise, its scale).
 
   A ratio of sums is steadier than a mean of ratios, whose signal can be near 0.
   """
