@@ -387,7 +387,7 @@ def test_little_is_padding_where_lengths_are_log_normal():
   limits = {'minibatches': 1, 'shape': shape_of(
       completion_length=2048, row_length=2048 + 64, microbatch_rows=2)}
   wasted = []
-  for seed in range():
+  for seed in range(20):
     rng = np.random.default_rng(seed)
     own_R = np.minimum(256 * np.exp(rng.normal(size=512)), 2048).astype(np.int32)
     packed = packed_of(np.arange(512) // 8, np.full(512, 63), own_R, np.zeros(512, int), 2048 + 63, limits)
@@ -401,7 +401,7 @@ def test_little_is_padding_where_prompts_are_shared():
   limits = {'minibatches': 1, 'shape': shape_of(
       prompt_length=512, completion_length=512, row_length=2048, microbatch_rows=8, prompt_sharing=0.3)}
   wasted, saved = [], []
-  for seed in range():
+  for seed in range(20):
     rng = np.random.default_rng(seed)
     task_R = np.repeat(np.arange(32), rng.multinomial(512 - 64, rng.dirichlet(np.ones(32))) + 2)
     own_R = np.minimum(128 * np.exp(0.5 * rng.normal(size=512)), 512).astype(np.int32)
