@@ -595,7 +595,8 @@ WRITING = {'broadcast', 'dynamic-update-slice', 'fusion'}  # the ring is made em
 @pytest.mark.parametrize('topology, dtype, H', [
     pytest.param('v5e:2x2', 'bfloat16', 128, marks=slow), *(pytest.param(*x, marks=exhaustive) for x in (
         *((topology, 'bfloat16', 128) for topology in TOPOLOGIES if topology != 'v5e:2x2'),
-        ('v4:2x2x1', 'int8', 128), ('v5e:2x2', 'bfloat16', 64), ('v5e:2x2', 'int8', 128), ('tpu7x:2x2x1', 'int8', 128)))])
+        ('v4:2x2x1', 'int8', 128), ('v5e:2x2', 'bfloat16', 64), ('v5e:2x2', 'int8', 128),
+        ('tpu7x:2x2x1', 'int8', 128)))])
 def test_a_loop_does_not_copy_the_cache(topology, dtype, H):
   """Columns are written in place, and lie as the kernel reads them."""
   shape = {**LARGE, 'H': H}

@@ -45,8 +45,11 @@ SOLVE = {
     'kernel': interpreted,
 }
 slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
+# Some run on the kernel in the default tier, some on what CPUs and GPUs run alone.
 backends = pytest.mark.parametrize('backend', ['reference', 'xla', pytest.param('kernel', marks=slow)])
-corners = pytest.mark.parametrize('backend', ['xla', *(pytest.param(x, marks=exhaustive) for x in ('reference', 'kernel'))])
+portable = pytest.mark.parametrize('backend', ['reference', 'xla', pytest.param('kernel', marks=exhaustive)])
+corners = pytest.mark.parametrize('backend', [
+    'xla', pytest.param('reference', marks=exhaustive), pytest.param('kernel', marks=exhaustive)])
 
 
 def solve(backend: str, value_MJ, cost_M, capacity: int, exact: bool) -> np.ndarray:
@@ -96,7 +99,7 @@ def problems(draw, shapes=((3, 5, 11),)):
   return value_MJ, cost_M, capacity, exact
 
 
-@backends
+@portable
 def test_by_hand(backend):
   value_MJ = [[0, 5, 0, 0], [0, 1, 2, 9], [0, 4, 7, 8]]
   for capacity, unit_M in ((3, [1, 0, 2]), (4, [1, 3, 0]), (9, [3, 3, 3])):
@@ -107,7 +110,7 @@ def test_by_hand(backend):
     np.testing.assert_array_equal(solve(backend, value_MJ, cost_M, capacity, False), unit_M)
 
 
-@backends
+@portable
 def test_ties(backend):
   equal = functools.partial(solve, backend, np.zeros((3, 4)))
   # The fewest units for the last task, then for the one before it.
@@ -185,7 +188,8 @@ def test_values_up_to_the_limit(backend):
 
 # 128 entries are a row of lanes, 1024 a tile; the costs move candidates by less, just and more.
 @pytest.mark.parametrize('best, capacity', [
-    (ops.best, 2100), pytest.param(interpreted_best, 128, marks=slow), pytest.param(interpreted_best, 2100, marks=slow),
+    (ops.best, 2100), pytest.param(interpreted_best, 128, marks=slow),
+    pytest.param(interpreted_best, 2100, marks=slow),
     *(pytest.param(best, capacity, marks=exhaustive) for best in (ops.best, interpreted_best)
       for capacity in (127, 128, 129, 1023, 1024, 1025, 2100))])
 def test_tables_over_rows_and_tiles(best, capacity):

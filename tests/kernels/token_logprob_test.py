@@ -122,7 +122,8 @@ def check_agreement(backend: str, shape):
 
 
 @pytest.mark.parametrize('backend, shape', [
-    ('blocks', SHAPES[0]), pytest.param('public', SHAPES[0], marks=slow), pytest.param('kernel', SHAPES[0], marks=slow),
+    ('blocks', SHAPES[0]), pytest.param('public', SHAPES[0], marks=slow),
+    pytest.param('kernel', SHAPES[0], marks=slow),
     pytest.param('kernel', SHAPES[1], marks=slow), pytest.param('public', SHAPES[1], marks=exhaustive),
     pytest.param('blocks', SHAPES[1], marks=exhaustive)], ids=str)
 def test_agrees_with_the_reference(backend, shape):
