@@ -4,6 +4,7 @@ The loop computes the loss of each token and its derivatives by the token's logp
 float64. JAX takes these derivatives on to the parameters, through the plain logits of rows of one rollout.
 """
 
+import collections
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -234,14 +235,13 @@ def base_of(config, policy_config=POLICY):
 
 slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
 KL = {'kl_coef': 0.5}
-# Together they use each part of the loss.
+# With the updates over mini-batches below, they use each part of the loss.
 VARIANTS = {
     'dual clip': {'dual_clip': 1.4},
     'gspo and all': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08, 'advantage': 'loo',
                      'weight': 'sqrt', 'aggregate': 'rollout', 'kl': 'k1', 'kl_coef': 0.3,
                      'entropy_coef': 0.2},
     'cispo and all': {'loss': 'cispo', 'advantage': 'mean', 'weight': 'task', 'aggregate': 'constant'},
-    'tis and old': {'tis_cap': 1.2, 'epochs': 2, 'kl': 'k3', **KL},
 }
 ONE_BY_ONE = {
     **{f'{w} {a}': {'weight': w, 'aggregate': a} for w, a in grpo_test.WEIGHINGS if (w, a) != ('rollout', 'token')},
@@ -249,6 +249,7 @@ ONE_BY_ONE = {
     'gspo': {'loss': 'gspo', 'clip_low': 0.05, 'clip_high': 0.08}, 'cispo': {'loss': 'cispo'},
     'k1': {'kl': 'k1', **KL}, 'k3': {'kl': 'k3', **KL}, 'entropy': {'entropy_coef': 0.5},
     'kl and entropy': {'entropy_coef': 0.5, **KL}, 'tis': {'tis_cap': 1.2},
+    'tis and old': {'tis_cap': 1.2, 'epochs': 2}, 'tis and k3': {'tis_cap': 1.2, 'epochs': 2, 'kl': 'k3', **KL},
     'tis and gspo': {'tis_cap': 1.2, 'loss': 'gspo'}, 'tis and cispo': {'tis_cap': 1.2, 'loss': 'cispo', **KL},
 }
 
@@ -272,7 +273,7 @@ def test_loss_and_gradient_equal_a_loop_over_rollouts(changed, beyond):
   if not config.grpo.tis_cap:
     assert 0 < recorded['clip_fraction_low'] < 1 and 0 < recorded['clip_fraction_high'] < 1
   else:
-    assert recorded['ratio_p01'] == pytest.approx(1, abs=2e-4)  # of the policy to itself
+    assert recorded['ratio_p01'] == pytest.approx(1, abs=2e-4)  # the ratio of the policy to itself
     assert 0.6 < recorded['tis_weight'] < 1.2
 
 
@@ -286,19 +287,20 @@ def test_a_dual_clip_applies_to_high_ratios_of_wrong_rollouts():
 
 
 WASTES = ('padding_waste', 'attention_waste')
+DUAL = varied(CONFIG, **VARIANTS['dual clip'])
 RICH = varied(CONFIG, loss='gspo', clip_low=0.05, clip_high=0.08, aggregate='rollout', tis_cap=1.5,
               kl_coef=0.3, entropy_coef=0.2, minibatches=2)
 
 
 def name(x) -> str:
   """Of a parameter of a test."""
-  return {str(CONFIG): 'grpo', str(RICH): 'rich'}.get(str(x), str(x))
+  return {str(CONFIG): 'grpo', str(DUAL): 'dual', str(RICH): 'rich'}.get(str(x), str(x))
 
 
 @pytest.mark.parametrize('config, row_length, microbatch_rows, prompt_sharing', [
-    pytest.param(RICH, 8, 1, 1, marks=slow), pytest.param(RICH, 40, 3, 0.3, marks=slow),
+    pytest.param(DUAL, 40, 3, 0.3, marks=slow), pytest.param(RICH, 40, 3, 0.3, marks=exhaustive),
     *(pytest.param(RICH, *shape, marks=exhaustive)
-      for shape in ((24, 7, 1), (24, 2, 1), (135, 1, 1), (8, 7, 0.5), (135, 1, 0.9))),
+      for shape in ((8, 1, 1), (24, 7, 1), (24, 2, 1), (135, 1, 1), (8, 7, 0.5), (135, 1, 0.9))),
     *(pytest.param(CONFIG, *shape, marks=exhaustive) for shape in ((24, 7, 1), (40, 3, 0.3)))], ids=name)
 def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_rows, prompt_sharing):
   """8 is the longest: one rollout a row. 135 holds all in one."""
@@ -314,11 +316,11 @@ def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_
 
 
 def test_rollouts_without_an_advantage_change_nothing_whether_dropped_or_kept():
-  rollouts, config = make_rollouts(), varied(CONFIG, **VARIANTS['dual clip'])
-  want, record, _ = gradient_of(config, rollouts, REWARD_R)
+  rollouts = make_rollouts()
+  want, record, _ = gradient_of(DUAL, rollouts, REWARD_R)
   with mock.patch.object(update, 'pack_mixed', lambda rollouts, reward_R, config: update.pack_rollouts(
       rollouts, np.ones(len(reward_R), bool), config)):
-    got, recorded, _ = gradient_of(config, rollouts, REWARD_R)
+    got, recorded, _ = gradient_of(DUAL, rollouts, REWARD_R)
   assert_close(got, want)
   assert recorded['tokens_updated'] == rollouts.length_R.sum() > record['tokens_updated']
 
@@ -334,17 +336,29 @@ def test_recomputation_changes_no_gradient(remat):
   assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-6)
 
 
-@slow
+BFLOAT16 = dataclasses.replace(POLICY, dtype='bfloat16')
+
+
+def test_bfloat16_leaves_state_and_scores_in_float32():
+  rollouts = make_rollouts()
+  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
+  tokens = update.gather(rollouts, packed)
+  state = state_of()
+  logp_BT = jax.eval_shape(
+      lambda params, tokens: update.logps(params, {}, tokens, 1, BFLOAT16, CONFIG), state.params, tokens)
+  experience = jax.eval_shape(lambda rollouts: update._experience(rollouts, REWARD_R, CONFIG), rollouts)
+  after, _ = jax.eval_shape(lambda *args: update._step(*args, BFLOAT16, CONFIG),
+                            state, {}, experience, tokens._replace(old_logp_BT=logp_BT), np.zeros(2, np.int32))
+  assert logp_BT.dtype == np.float32
+  jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), after, state)
+  assert {x.dtype for x in jax.tree.leaves(after.params)} == {np.dtype('float32')}
+
+
+@exhaustive
 def test_bfloat16_is_of_the_computation_alone():
   rollouts = make_rollouts()
-  policy_config = dataclasses.replace(POLICY, dtype='bfloat16')
   want, record, _ = gradient_of(CONFIG, rollouts, REWARD_R)
-  got, recorded, state = gradient_of(CONFIG, rollouts, REWARD_R, policy_config=policy_config)
-  assert {x.dtype for x in jax.tree.leaves((got, state.params))} == {np.dtype('float32')}
-  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
-  logp_BT = update.logps(params_of(), {}, update.gather(rollouts, packed), packed.first[-1], policy_config,
-                         CONFIG)
-  assert logp_BT.dtype == jnp.float32
+  got, recorded, _ = gradient_of(CONFIG, rollouts, REWARD_R, policy_config=BFLOAT16)
   assert recorded['loss'] == pytest.approx(record['loss'], rel=0.02)
   cosine = optax.tree.vdot(got, want) / optax.tree.norm(got) / optax.tree.norm(want)
   assert 0.99 < cosine < 1 - 1e-7
@@ -484,7 +498,7 @@ def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
   length_R = rollouts.length_R + rollouts.prompts.length_M[rollouts.task_R] - 1
   minibatch_R = pack.assign(rollouts.task_R, length_R, kept_R, minibatches=config.minibatches)
   opt_state, move = MOMENTUM.init(params), jax.jit(MOMENTUM.update)
-  losses, clipped, tokens = [], 0, 0
+  losses, sums, tokens = [], collections.Counter(), 0
   for _ in range(config.epochs):
     for u in range(config.minibatches):
       which_R = minibatch_R == u
@@ -493,7 +507,7 @@ def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
         continue
       gradient, record = minibatch_reference(params, rollouts, config, base, old_RC, which_R)
       losses.append(record['loss'])
-      clipped += record['clip_fraction_high'] * record['tokens_updated']
+      sums.update(record['sums'])
       tokens += record['tokens_updated']
       updates, opt_state = move(gradient, opt_state, params)
       params = optax.apply_updates(params, updates)
@@ -509,7 +523,10 @@ def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
     assert_close(state.opt_state[0].trace, opt_state[0].trace, 1e-4)
   record = update.summarize(measured)
   assert record['tokens_updated'] == tokens == config.epochs * rollouts.length_R[kept_R].sum()
-  assert record['clip_fraction_high'] == pytest.approx(clipped / tokens, abs=1e-6)
+  for name in ('clip_fraction_high', 'kl', 'tis_weight'):
+    if name in record:
+      assert record[name] == pytest.approx(sums[name] / tokens, rel=1e-4, abs=1e-6), name
+  assert ('kl' in record, 'tis_weight' in record) == (config.grpo.kl_coef > 0, config.grpo.tis_cap > 0)
   # The policy has moved; the sampler's error is from before.
   first_RC = (minibatch_R == 0)[:, None] & (np.arange(C)[None] < rollouts.length_R[:, None])
   assert record['logp_error'] == pytest.approx(
@@ -526,9 +543,10 @@ def minibatch_reference(params, rollouts, config, base, old_RC, which_R):
   scaled = lambda y: np.float32(config.minibatches * which_R[:, None] * y)
   gradient = pulled_back(POLICY, params, rollouts, rows(rollouts), config.temperature,
                          scaled(x.by_logp_RC), scaled(x.by_entropy_RC))
-  tokens = rollouts.length_R[which_R].sum()
-  return gradient, {'loss': config.minibatches * x.loss_RC[which_R].sum(), 'tokens_updated': tokens,
-                    'clip_fraction_high': x.high_RC[which_R].sum() / tokens}
+  return gradient, {
+      'loss': config.minibatches * x.loss_RC[which_R].sum(), 'tokens_updated': rollouts.length_R[which_R].sum(),
+      'sums': {'clip_fraction_high': x.high_RC[which_R].sum(), 'kl': x.kl_RC[which_R].sum(),
+               'tis_weight': x.tis_RC[which_R].sum()}}
 
 
 @exhaustive
