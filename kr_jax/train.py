@@ -25,6 +25,7 @@ from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
+from kr_jax.learning import noise
 from kr_jax.learning import update
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
@@ -107,7 +108,7 @@ def train(setup: Setup, workdir: str) -> None:
       scores = _scores(setup, pool, tasks_M, rollouts)
       measures_noise = c.alloc.nu_every and step % c.alloc.nu_every == 0
       if measures_noise:
-        noise = update.gradient_noise(
+        measured_noise = noise.gradient_noise(
             state.params, base, rollouts, scores.verdict_R, jax.random.fold_in(noise_key, step),
             setup.trained, setup.update)
       state, measured = update.step(state, rollouts, scores.reward_R, base, setup.trained, setup.update)
@@ -115,7 +116,8 @@ def train(setup: Setup, workdir: str) -> None:
       stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
                                rollouts.length_R, discount=c.alloc.discount)
       if measures_noise:
-        stats = estimate.observe_gradient(stats, noise, discount=c.alloc.discount ** c.alloc.nu_every)
+        stats = estimate.observe_gradient(
+            stats, measured_noise, discount=c.alloc.discount ** c.alloc.nu_every)
       done, stop = step + 1, processes.any_of(stopping())
       if stop or done == c.num_steps or done % c.checkpoint.every == 0:
         record.flush()  # which stops at a loss that is not finite, before it is saved

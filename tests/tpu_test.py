@@ -14,6 +14,7 @@ import pytest
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.allocation import allocate
+from kr_jax.learning import noise
 from kr_jax.learning import update
 from kr_jax.model import policy
 from tests import knobs
@@ -102,7 +103,7 @@ def update_for(topology, policy_config, config, length, **axes):
 def test_the_measurement_of_noise_compiles(topology):
   state, rollouts = abstract_state(), abstract_rollouts()
   program = compile_for(
-      topology, update._gradient_noise,
+      topology, noise.gradient_noise_of_tokens,
       (state.params, {}, rollouts.task_R, np.zeros(R, np.float32),
        abstract_tokens(rollouts, UPDATE, topology), np.int32(0), state.key), M, POLICY, UPDATE)
   assert program.memory_analysis().output_size_in_bytes < 1024  # four numbers, in a tile

@@ -132,7 +132,7 @@ def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndar
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:
-  """Adds a measurement of `update.gradient_noise`: (signal, signal_scale, noise, noise_scale).
+  """Adds a measurement of `noise.gradient_noise`: (signal, signal_scale, noise, noise_scale).
 
   `nu` is a ratio of sums, which is steadier than a mean of ratios: a single signal can be near 0.
   """

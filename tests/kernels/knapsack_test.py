@@ -3,7 +3,8 @@
 import functools
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 import jax
 from jax.experimental import topologies
@@ -18,10 +19,9 @@ from kr_jax.kernels.knapsack import ops
 from kr_jax.kernels.knapsack import reference
 from kr_jax.kernels.knapsack import tiles
 
-few = functools.partial(settings, deadline=None)
 TOPOLOGIES = ('v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1')
 TILE_ROWS = 8
-LIMIT = 2 ** 29 - 1  # of the values that tasks can add up to
+LIMIT = 2 ** 29 - 1  # the largest sum of values
 UNINITIALISED = pltpu.InterpretParams(uninitialized_memory='nan')  # of integers, the largest
 
 
@@ -44,7 +44,12 @@ SOLVE = {
     'xla': knapsack,
     'kernel': interpreted,
 }
-backends = pytest.mark.parametrize('backend', SOLVE)
+slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
+# Some run on the kernel in the default tier, some on what CPUs and GPUs run alone.
+backends = pytest.mark.parametrize('backend', ['reference', 'xla', pytest.param('kernel', marks=slow)])
+portable = pytest.mark.parametrize('backend', ['reference', 'xla', pytest.param('kernel', marks=exhaustive)])
+corners = pytest.mark.parametrize('backend', [
+    'xla', pytest.param('reference', marks=exhaustive), pytest.param('kernel', marks=exhaustive)])
 
 
 def solve(backend: str, value_MJ, cost_M, capacity: int, exact: bool) -> np.ndarray:
@@ -55,7 +60,7 @@ def solve(backend: str, value_MJ, cost_M, capacity: int, exact: bool) -> np.ndar
 
 
 def best_units(value_MJ, cost_M, capacity: int, exact: bool) -> tuple[int, ...] | None:
-  """Of all: the largest value, then the least spent, then the fewest units for the last tasks."""
+  """By brute force: the largest value, then the least spent, then the fewest units for the last tasks."""
   M, J = np.shape(value_MJ)
   value_MJ = [[int(v) for v in value_J] for value_J in value_MJ]  # they cannot wrap
   spent = lambda unit_M: int(np.dot(unit_M, cost_M))
@@ -78,11 +83,13 @@ def table(value_MJ, cost_M, capacity: int) -> np.ndarray:
   return np.stack(rows)
 
 
+SHAPES = ((1, 5, 3), (2, 4, 0), (2, 9, 8), (3, 5, 11), (4, 4, 7), (3, 1, 4), (2, 3, 30))
+
+
 @st.composite
-def problems(draw):
-  """Values in no order, few enough of them that many sums are equal, costs and a capacity."""
-  M, J, capacity = draw(st.sampled_from(
-      ((1, 5, 3), (2, 4, 0), (2, 9, 8), (3, 5, 11), (4, 4, 7), (3, 1, 4), (2, 3, 30))))
+def problems(draw, shapes=((3, 5, 11),)):
+  """Values in any order, few enough of them that many sums are equal, costs and a capacity."""
+  M, J, capacity = draw(st.sampled_from(shapes))
   most = LIMIT // M
   values = draw(st.sampled_from((st.integers(0, 1), st.integers(-3, 3),
                                  st.sampled_from((-most, 0, most)), st.integers(-most, most))))
@@ -92,7 +99,7 @@ def problems(draw):
   return value_MJ, cost_M, capacity, exact
 
 
-@backends
+@portable
 def test_by_hand(backend):
   value_MJ = [[0, 5, 0, 0], [0, 1, 2, 9], [0, 4, 7, 8]]
   for capacity, unit_M in ((3, [1, 0, 2]), (4, [1, 3, 0]), (9, [3, 3, 3])):
@@ -103,7 +110,7 @@ def test_by_hand(backend):
     np.testing.assert_array_equal(solve(backend, value_MJ, cost_M, capacity, False), unit_M)
 
 
-@backends
+@portable
 def test_ties(backend):
   equal = functools.partial(solve, backend, np.zeros((3, 4)))
   # The fewest units for the last task, then for the one before it.
@@ -116,26 +123,34 @@ def test_ties(backend):
   np.testing.assert_array_equal(solve(backend, value_MJ, [1, 2], 2, False), [2, 0])
 
 
-@pytest.mark.parametrize('backend, examples', [('reference', 100), ('xla', 60), ('kernel', 10),
-                                               pytest.param('xla', 400, marks=pytest.mark.slow),
-                                               pytest.param('kernel', 150, marks=pytest.mark.slow)])
-def test_is_the_best_of_all(backend, examples):
+@backends
+def test_is_the_best_of_all(backend):
   @given(problem=problems())
-  @few(max_examples=examples)
   def check(problem):
     np.testing.assert_array_equal(solve(backend, *problem), best_units(*problem))
 
   check()
 
 
-@backends
+@exhaustive
+@pytest.mark.parametrize('backend, examples', [('reference', 100), ('xla', 400), ('kernel', 150)])
+def test_is_the_best_of_all_in_more_shapes(backend, examples):
+  @settings(max_examples=examples)
+  @given(problem=problems(SHAPES))
+  def check(problem):
+    np.testing.assert_array_equal(solve(backend, *problem), best_units(*problem))
+
+  check()
+
+
+@corners
 @pytest.mark.parametrize('exact', [True, False])
 def test_nothing_to_spend(backend, exact):
   np.testing.assert_array_equal(
       solve(backend, [[-5, 9], [0, 9], [5, 9]], [1, 3, 2], 0, exact), [0, 0, 0])
 
 
-@backends
+@corners
 def test_a_single_candidate_and_a_single_task(backend):
   np.testing.assert_array_equal(solve(backend, [[4], [-4], [0]], [1, 2, 3], 6, False), [0, 0, 0])
   np.testing.assert_array_equal(solve(backend, [[4], [-4], [0]], [1, 2, 3], 0, True), [0, 0, 0])
@@ -143,15 +158,15 @@ def test_a_single_candidate_and_a_single_task(backend):
   np.testing.assert_array_equal(solve(backend, [[2, 7, 7, 9]], [3], 6, True), [2])
 
 
-@backends
+@corners
 def test_more_than_can_be_spent(backend):
   np.testing.assert_array_equal(
       solve(backend, [[0, 1, 2], [0, 2, 1], [-3, -2, -1]], [1, 2, 3], 500, False), [2, 1, 2])
 
 
-@backends
+@corners
 def test_a_unit_may_cost_more_than_there_is(backend):
-  """Also so much that the cost of two does not fit 32 bits, and wraps to less than nothing."""
+  """Even so much that the cost of two does not fit 32 bits, and wraps below 0."""
   value_MJ = [[0, 7, 50], [1, 50, 60]]
   np.testing.assert_array_equal(solve(backend, value_MJ, [1, 2 ** 31 - 1], 2, False), [2, 0])
   np.testing.assert_array_equal(solve(backend, value_MJ, [3, 2], 2, False), [0, 1])
@@ -159,7 +174,7 @@ def test_a_unit_may_cost_more_than_there_is(backend):
 
 @backends
 def test_values_up_to_the_limit(backend):
-  """All that can be had is as bad as it may be, next to what is out of reach."""
+  """Entries in reach are as low as they may be, next to entries out of reach."""
   low = [-(2 ** 28 - 1), -2 ** 28]
   value_MJ = [[2 ** 28 - 1, low[0], low[0]], [2 ** 28, low[1], low[1]]]
   np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 4, True), [2, 0])
@@ -172,8 +187,11 @@ def test_values_up_to_the_limit(backend):
 
 
 # 128 entries are a row of lanes, 1024 a tile; the costs move candidates by less, just and more.
-@pytest.mark.parametrize('capacity', [127, 128, 129, 1023, 1024, 1025, 2100])
-@pytest.mark.parametrize('best', [ops.best, interpreted_best])
+@pytest.mark.parametrize('best, capacity', [
+    (ops.best, 2100), pytest.param(interpreted_best, 128, marks=slow),
+    pytest.param(interpreted_best, 2100, marks=slow),
+    *(pytest.param(best, capacity, marks=exhaustive) for best in (ops.best, interpreted_best)
+      for capacity in (127, 128, 129, 1023, 1024, 1025, 2100))])
 def test_tables_over_rows_and_tiles(best, capacity):
   rng = np.random.default_rng(capacity)
   cost_M = np.array([1, 127, 3, 128, 700], np.int32)
@@ -209,6 +227,7 @@ def test_less_may_be_spent_than_the_table_holds(exact):
         best_units(value_MJ, cost_M, spend, exact))
 
 
+@exhaustive
 @pytest.mark.parametrize('exact', [True, False])
 def test_with_and_without_jit(exact):
   value_MJ = np.random.default_rng(2).integers(0, 50, (4, 6)).astype(np.int32)
@@ -247,7 +266,7 @@ def test_tiles_hold_the_table(capacity):
   assert tiles.fits(capacity)
 
 
-@functools.cache
+@functools.cache  # of five names
 def device(topology: str):
   return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices[0]
 
@@ -259,10 +278,11 @@ def compile_for(topology: str, M: int, J: int, capacity: int, exact: bool):
   return knapsack.lower(abstract(M, J), abstract(M), capacity=capacity, exact=exact).compile()
 
 
-@pytest.mark.parametrize('M, J, capacity, exact', [
-    (1, 2, 1, False), (4, 5, 60, True), (256, 127, 1536, True), (4096, 127, 65536, True),
-    (4096, 127, 65536, False)])
-@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.parametrize('topology, M, J, capacity, exact', [
+    pytest.param('v5e:2x2', 256, 127, 1536, True, marks=slow),
+    *(pytest.param(topology, *shape, marks=exhaustive) for topology in TOPOLOGIES for shape in (
+        (1, 2, 1, False), (4, 5, 60, True), (256, 127, 1536, True), (4096, 127, 65536, True),
+        (4096, 127, 65536, False)))])
 def test_compiles_for_tpus(topology, M, J, capacity, exact):
   program = compile_for(topology, M, J, capacity, exact)
   assert 'custom_call_target="tpu_custom_call"' in program.as_text()
@@ -271,8 +291,7 @@ def test_compiles_for_tpus(topology, M, J, capacity, exact):
 
 
 @pytest.mark.parametrize('topology', [
-    topology if topology == 'v5e:2x2' else pytest.param(topology, marks=pytest.mark.slow)
-    for topology in TOPOLOGIES])
+    pytest.param(topology, marks=slow if topology == 'v5e:2x2' else exhaustive) for topology in TOPOLOGIES])
 def test_the_largest_table_fits(topology):
   capacity = next(c for c in itertools.count(2 ** 20, -1024) if tiles.fits(c))
   assert capacity > 10 ** 6

@@ -3,7 +3,7 @@
 import functools
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import jax
 from jax.experimental import topologies
@@ -59,7 +59,9 @@ RUN = {
     'kernel': on_kernel((128, 128)),
     'wide_kernel': on_kernel((128, 256)),
 }
-backends = pytest.mark.parametrize('backend', list(RUN)[:4])
+slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
+backends = pytest.mark.parametrize('backend', [
+    'reference', pytest.param('public', marks=exhaustive), 'blocks', pytest.param('kernel', marks=slow)])
 
 
 def run(backend: str, *args, temperature: float = 1.0) -> list[np.ndarray]:
@@ -102,7 +104,7 @@ def test_by_hand(backend):
   np.testing.assert_allclose(d_hidden_TD, [output_DV @ dz_V, [0, 0]], atol=1e-6)
 
 
-# Tiles and blocks that are full, or not in tokens, columns or both; less than one; one token.
+# Tiles and blocks that are full, or not full in tokens, columns or both; less than one; one token.
 SHAPES = [(200, 16, 300), (1, 8, 70)]
 MORE_SHAPES = [(128, 16, 256), (1, 8, 1), (384, 24, 512), (129, 8, 129), (128, 8, 127), (3, 40, 900),
                (300, 8, 96), (7, 1, 2)]
@@ -111,7 +113,7 @@ MORE_SHAPES = [(128, 16, 256), (1, 8, 1), (384, 24, 512), (129, 8, 129), (128, 8
 def check_agreement(backend: str, shape):
   *args, a_T, b_T = problem(*shape)
   zero_T = np.zeros_like(a_T)
-  early_T = np.where(np.arange(len(a_T)) < 100, a_T, 0)  # what is after it, a tile for some, is skipped
+  early_T = np.where(np.arange(len(a_T)) < 100, a_T, 0)  # the tokens after it, a tile for some, are skipped
   late_T = np.where(np.arange(len(a_T)) < 100, 0, a_T)
   for g in ((a_T, b_T), (a_T, zero_T), (zero_T, b_T), (zero_T, zero_T), (early_T, zero_T),
             (zero_T, early_T), (late_T, late_T)):
@@ -119,13 +121,16 @@ def check_agreement(backend: str, shape):
     assert_close(run(backend, *args, *g, temperature=0.7), expected)
 
 
-@pytest.mark.parametrize('backend', ['public', 'blocks', 'kernel'])
-@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('backend, shape', [
+    ('blocks', SHAPES[0]), pytest.param('public', SHAPES[0], marks=slow),
+    pytest.param('kernel', SHAPES[0], marks=slow),
+    pytest.param('kernel', SHAPES[1], marks=slow), pytest.param('public', SHAPES[1], marks=exhaustive),
+    pytest.param('blocks', SHAPES[1], marks=exhaustive)], ids=str)
 def test_agrees_with_the_reference(backend, shape):
   check_agreement(backend, shape)
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.parametrize('backend', ['public', 'blocks', 'kernel', 'wide_kernel'])
 def test_agrees_with_the_reference_in_more_shapes(backend):
   for shape in MORE_SHAPES + (SHAPES if backend == 'wide_kernel' else []):
@@ -137,9 +142,9 @@ def test_blocks_of_the_width_in_use():
   assert_close(run('public', *args), run('reference', *args))
 
 
-@pytest.mark.parametrize('backend', ['blocks', 'kernel'])
+@pytest.mark.parametrize('backend', [pytest.param('blocks', marks=slow), pytest.param('kernel', marks=slow)])
 def test_bfloat16(backend):
-  """Values as exact as from float32; in gradients dz and the result are rounded to 8 bits."""
+  """Values are as exact as from float32; in the gradients dz and the result are rounded to 8 bits."""
   args = problem(200, 16, 300, jnp.bfloat16)
   found, expected = run(backend, *args), run('reference', *args)
   assert_close(found[:2], expected[:2], names=('logp', 'entropy'))
@@ -150,7 +155,7 @@ def test_bfloat16(backend):
 def test_extreme_logits(backend):
   """Differences of 1 between logits of 10^4, which are exact; elsewhere 20000 below the maximum."""
   hidden_TD = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
-  output_DV = np.full((3, 150), -1e4, np.float32)  # the last row beside columns that are no logits
+  output_DV = np.full((3, 150), -1e4, np.float32)  # 150 is no whole tile: the last columns are no logits
   output_DV[0, [3, 140]] = 1e4, 1e4 - 1
   output_DV[1, 7] = 1e4
   target_T = np.array([140, 7, 140, 0], np.int32)
@@ -165,13 +170,12 @@ def test_extreme_logits(backend):
   assert np.all(np.isfinite(d_hidden_TD)) and np.all(np.isfinite(d_output_DV))
 
 
-@pytest.mark.parametrize('blocks', [False, True])
+@pytest.mark.parametrize('blocks', [pytest.param(False, marks=exhaustive), True])
 def test_ranges(blocks):
   """A log-probability never exceeds 0, an entropy is in 0..log V, up to rounding."""
   T, D, V = 4, 3, 130
 
   @given(seed=st.integers(0, 2 ** 31), scale=st.sampled_from((0.0, 0.1, 1.0, 10.0, 1000.0)))
-  @settings(deadline=None, max_examples=50)
   def check(seed, scale):
     hidden_TD, *args = problem(T, D, V, seed=seed)
     logp_T, entropy_T, *gradients = run('blocks' if blocks else 'public', scale * hidden_TD, *args)
@@ -182,6 +186,7 @@ def test_ranges(blocks):
   check()
 
 
+@exhaustive
 def test_with_and_without_jit():
   *args, _, _ = problem(5, 4, 2500)
   found = token_logprob(*args, temperature=1.5)
@@ -198,10 +203,10 @@ def mesh_of(*sizes: int, devices=None, kind=jax.sharding.AxisType.Auto) -> jax.s
                            axis_types=(kind,) * 3)
 
 
-@pytest.mark.parametrize('sizes', [
-    (2, 2, 2), *(pytest.param(sizes, marks=pytest.mark.slow)
-                 for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 1)))], ids=str)
-@pytest.mark.parametrize('V', [136, pytest.param(8 * 2100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('sizes, V', [
+    pytest.param((2, 2, 2), 136, marks=slow), pytest.param((2, 2, 2), 8 * 2100, marks=exhaustive),
+    *(pytest.param(sizes, V, marks=exhaustive) for sizes in ((8, 1, 1), (1, 8, 1), (1, 1, 8), (1, 1, 1))
+      for V in (136, 8 * 2100))], ids=str)
 def test_sharded(sizes, V):
   """As on one device, in one block and in several, wherever the arguments are."""
   args = problem(16, 8, V)
@@ -290,12 +295,12 @@ def test_tiles(choose, monkeypatch):
   assert max(choose(4096, 2560, 2)) == 1024
 
 
-@functools.cache
+@functools.cache  # of five names
 def devices(topology: str):
   return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
 
 
-@functools.cache
+@functools.cache  # two tests measure the same large program
 def compile_for(topology: str, sizes=None, *, T: int, D: int, V: int, dtype='bfloat16',
                 function=token_logprob):
   """The program of a sum of both results and its gradients, on one chip or over a mesh that is set."""
@@ -329,20 +334,19 @@ def assert_lean(program, T: int, D: int) -> None:
 
 
 @pytest.mark.parametrize('topology', [
-    topology if topology == 'v5e:2x2' else pytest.param(topology, marks=pytest.mark.slow)
-    for topology in TOPOLOGIES])
+    pytest.param(topology, marks=slow if topology == 'v5e:2x2' else exhaustive) for topology in TOPOLOGIES])
 def test_compiles_for_tpus(topology):
-  """In tiles that fit every chip, as no mesh says which it is."""
+  """In tiles that fit every chip, as without a mesh the chip is unknown."""
   assert_lean(compile_for(topology, **LARGE), LARGE['T'], LARGE['D'])
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 def test_compiles_in_the_tiles_of_the_chip(topology):
   assert_lean(compile_for(topology, (1, 1, 1), **LARGE), LARGE['T'], LARGE['D'])
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2'])
 @pytest.mark.parametrize('D, V, dtype', [
     (576, 49152, 'float32'), (896, 5000, 'bfloat16'), (4096, 9999, 'bfloat16')])
@@ -350,7 +354,7 @@ def test_compiles_in_other_shapes(topology, D, V, dtype):
   assert kernels(compile_for(topology, (1, 1, 1), T=1000, D=D, V=V, dtype=dtype)) == 2
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.parametrize('sizes', [(1, 1, 4), (2, 1, 2), (1, 2, 2)], ids=str)
 def test_compiles_over_a_mesh(sizes):
   program = compile_for('v5e:2x2', sizes, **LARGE)
@@ -362,7 +366,7 @@ def test_compiles_over_a_mesh(sizes):
       1.5 * 4 * T * D // (sizes[0] * sizes[1]) + (3 * share if sizes[2] < 4 else share))
 
 
-@pytest.mark.slow
+@exhaustive
 def test_temporaries_are_a_twentieth_of_those_of_plain_logits():
   """On one v5e, whose memory the plain logits exceed: they are compiled for v5p."""
   temporaries = lambda program: program.memory_analysis().temp_size_in_bytes
@@ -372,6 +376,6 @@ def test_temporaries_are_a_twentieth_of_those_of_plain_logits():
   assert 20 * max(ours) < 9.3e9 < plain
 
 
-@pytest.mark.slow
+@exhaustive
 def test_too_wide_for_a_kernel():
   assert not kernels(compile_for('v5e:2x2', T=128, D=2 ** 15, V=4096))

@@ -1,7 +1,5 @@
-"""Every kept token is packed once where its prompt is shared or once for each rollout, in order, in a
-microbatch of its mini-batch, and within the microbatches promised."""
-
-import functools
+"""Every token of the rollouts that are kept is computed once, stands in order in a row of a microbatch of its
+mini-batch, and no more microbatches are needed than promised."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +7,6 @@ import numpy as np
 import pytest
 
 from kr_jax.learning import pack
-
-few = functools.partial(settings, deadline=None)
 
 
 def unshared(row_length, microbatch_rows):
@@ -61,7 +57,7 @@ def steps(draw):
   row_length = draw(st.integers(1, 40))
   longest = draw(st.integers(1, row_length))
   longest_prompt = draw(st.integers(0, longest - 1))
-  # Many of one length or near it are what a bound on rows has to fear.
+  # Many segments of about one length leave the most padding.
   most = longest - longest_prompt
   owns = draw(st.sampled_from((st.integers(1, most), st.integers(max(1, most - 1), most),
                                st.integers(most // 2 + 1, most))))
@@ -87,15 +83,14 @@ def packed_of(task_R, shared_R, own_R, minibatch_R, longest, limits, more=0) -> 
 def alone(length_R, minibatch_R, **limits) -> pack.Packed:
   """Segments with nothing in common, a task each."""
   length_R = np.asarray(length_R)
-  return pack.segments(np.arange(len(length_R)), 0 * length_R, length_R, np.asarray(minibatch_R),
-                       **limits)
+  return pack.segments(np.arange(len(length_R)), 0 * length_R, length_R, np.asarray(minibatch_R), **limits)
 
 
 # Without sharing.
 
 
 def test_rows_by_hand():
-  """Longest first: 5, then 4, then 3 that fits neither, then the 2 beside the 4; 1 is dropped."""
+  """Longest first: 5, then 4, then 3 that fits neither, then the 2 into the row of the 4; 1 is dropped."""
   packed = alone([3, 5, 2, 4, 1], [0, 0, 0, 0, -1], minibatches=1, microbatches=2, shape=unshared(6, 2))
   np.testing.assert_array_equal(packed.microbatches.rollout_BT, [
       [[1, 1, 1, 1, 1, -1], [3, 3, 3, 3, 2, 2]], [[0, 0, 0, -1, -1, -1], [-1] * 6]])
@@ -132,7 +127,7 @@ def test_equal_lengths_keep_their_order():
 
 def test_a_shared_prompt_by_hand():
   """Task 0 has 2 tokens in common and rollouts of 1 and 3 more, task 1 of one rollout 1 and 2. A shard
-  has two rows of 6 places, and computes 9 tokens: prompt and own of rollout 1, own of 0, all of 2."""
+  has two rows of 6 positions, and computes 9 tokens: prompt and own of rollout 1, own of 0, all of 2."""
   packed = pack.segments(
       np.array([0, 0, 1]), np.array([2, 2, 1]), np.array([1, 3, 2]), np.zeros(3, int), minibatches=1,
       microbatches=1, shape=pack.Shape(1, 2, 6, 9, True))
@@ -149,7 +144,7 @@ def test_a_shared_prompt_by_hand():
 
 def test_a_task_goes_on_where_its_prompt_is():
   """Rollouts of 1 + 2: two fill the first shard of 5 tokens, the third and fourth the second. Task 1,
-  of 1 + 1, finds no room in either; its second stays beside its first."""
+  of 1 + 1, finds no room in either; its second follows its first."""
   task_R = np.array([0, 0, 0, 0, 1, 1])
   packed = pack.segments(
       task_R, np.ones(6, int), np.array([2, 2, 2, 2, 1, 1]), np.zeros(6, int), minibatches=1,
@@ -184,9 +179,7 @@ def test_max_microbatches_are_bounded_by_tokens_and_by_rows(tokens, rows, want):
                                shape=pack.Shape(1, rows, 12, tokens, True)) == want
 
 
-@given(step=steps())
-@few(max_examples=300)
-def test_every_kept_token_stands_once_in_a_row_and_is_computed_once(step):
+def check_tokens(step):
   task_R, shared_R, own_R, keep_R, longest, limits = step
   shape = limits['shape']
   minibatch_R = pack.assign(task_R, shared_R + own_R, keep_R, minibatches=limits['minibatches'])
@@ -231,9 +224,7 @@ def test_every_kept_token_stands_once_in_a_row_and_is_computed_once(step):
   assert np.all(m.position_BT[m.rollout_BT == -1] == 0)
 
 
-@given(step=steps())
-@few(max_examples=200)
-def test_rows_are_those_of_first_fit_decreasing(step):
+def check_first_fit(step):
   task_R, shared_R, own_R, keep_R, longest, limits = step
   shape = limits['shape']
   minibatch_R = pack.assign(task_R, shared_R + own_R, keep_R, minibatches=limits['minibatches'])
@@ -252,15 +243,30 @@ def test_rows_are_those_of_first_fit_decreasing(step):
         assert np.all(rollout_S[len(expected_S):] == -1)
 
 
-@given(step=steps(), data=st.data())
-@few(max_examples=300)
-def test_no_step_needs_more_than_max_microbatches(step, data):
+def check_microbatches(step, data):
   task_R, shared_R, own_R, keep_R, longest, limits = step
   # However uneven the mini-batches are. Microbatches to spare: packing must leave them.
   minibatch_R = np.array([data.draw(st.integers(0, limits['minibatches'] - 1)) if keep else -1
                           for keep in keep_R], int)
   packed = packed_of(task_R, shared_R, own_R, minibatch_R, longest, limits, more=3)
   assert packed.first[-1] <= pack.max_microbatches(len(own_R), longest, **limits)
+
+
+@given(step=steps(), data=st.data())
+def test_a_step(step, data):
+  """Tokens stand where they should, rows are those of first fit decreasing, and microbatches suffice."""
+  check_tokens(step)
+  check_first_fit(step)
+  check_microbatches(step, data)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=1000)
+@given(step=steps(), data=st.data())
+def test_many_steps(step, data):
+  check_tokens(step)
+  check_first_fit(step)
+  check_microbatches(step, data)
 
 
 def test_max_microbatches_are_needed_where_all_are_the_longest():
@@ -308,16 +314,16 @@ def shape_of(**changed):
 
 
 def test_shapes_by_hand():
-  """Full groups of 8 compute 63 + 512 of 8 x 127 tokens: of 16 x 128 places 1159.06, in sixteens."""
+  """Full groups of 8 compute 63 + 512 of 8 x 127 tokens: of 16 x 128 positions 1159.06, in sixteens."""
   assert shape_of() == pack.Shape(1, 16, 128, 1168, True)
   assert shape_of(shards=4, microbatch_rows=4) == pack.Shape(4, 4, 128, 304, True)
   assert shape_of(shards=4, prompt_sharing=1.0) == unshared(128, 64)
   assert shape_of(prompt_sharing=0.25) == pack.Shape(1, 16, 128, 512, True)
   assert shape_of(prompt_sharing=1.0) == unshared(128, 16)
-  # The longest must fit, and there is no more than the places.
+  # The longest must fit, and there are no more tokens than positions.
   assert shape_of(prompt_sharing=0.01).tokens == 127
   assert shape_of(prompt_sharing=0.99, microbatch_rows=1).tokens == 128
-  # A rollout a task has nothing to share; long completions little: (63 + 16 x 256) / (16 x 319).
+  # A rollout alone has nothing to share; long completions have little: (63 + 16 x 256) / (16 x 319).
   assert shape_of(rollouts_per_task=1) == shape_of(rollouts_per_task=0.5) == unshared(128, 16)
   assert shape_of(completion_length=256, rollouts_per_task=16, row_length=320) == unshared(320, 16)
 
@@ -330,7 +336,7 @@ def test_a_row_too_short_for_the_longest():
 
 def test_too_few_microbatches():
   limits = {'minibatches': 1, 'shape': unshared(6, 1)}
-  with pytest.raises(ValueError, match='rollout 0 of 3 tokens fits none of 1 times 1 rows of 6'):
+  with pytest.raises(ValueError, match='rollout 0 of 3 tokens fits none of 1 times 1 rows of 6, .* pass more'):
     alone([3, 4], np.zeros(2, int), microbatches=1, **limits)
   with pytest.raises(ValueError, match='rollout 1 of 7 tokens fits none of 2 times 1 rows of 6'):
     alone([3, 7], np.zeros(2, int), microbatches=2, **limits)
@@ -353,7 +359,6 @@ def test_more_minibatches_than_tasks_leave_some_empty():
 
 
 @given(step=steps())
-@few(max_examples=200)
 def test_minibatches_are_whole_tasks_and_balanced(step):
   task_R, shared_R, own_R, keep_R, _, limits = step
   m, length_R = limits['minibatches'], shared_R + own_R

@@ -1,13 +1,13 @@
-"""Decoding attention on a TPU: of a cache, what is dead is neither computed nor fetched.
+"""Decoding attention on a TPU: columns of the cache that a slot does not read are neither fetched nor computed.
 
-Grid (slots, blocks of columns). A step has a block of columns of all key/value heads of a row, so
-that it moves megabytes; the G = N / K query heads of one stand side by side in a product. Maxima,
-sums and contexts are carried from block to block in float32.
+The grid is (slots, blocks of columns). A step reads a block of columns of all key/value heads of a row, so that
+it moves megabytes. The G = N / K query heads of a key/value head stand side by side in one product. Maxima, sums
+and contexts are carried from block to block in float32.
 
-Which row a slot reads, and which of its columns, is prefetched as scalars. Slots are taken in the
-order of their rows: those that read the same one, of a single live block, find it in VMEM. The steps of
-a slot that are left when its live blocks are through point at the first block of the next slot in
-use, which is thus fetched while the last live one is computed.
+The row that a slot reads, and its columns, are prefetched as scalars. A block is live if the slot reads one of
+its columns. Slots come in the order of their rows: if several slots read the same row of a single live block,
+the block is fetched once. A slot has as many steps as a row has blocks. Its steps after the last live block
+point at the first block of the next slot in use, which is thus fetched while the last live block is computed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ LOW = -1e30  # below every logit, and such that LOW - LOW is 0
 
 
 def _dot(x, y, contract: tuple[int, int]):
-  """Of a matrix for each head, over one dimension of each, in float32."""
+  """Products of two matrices for each head, over one dimension of each, in float32."""
   precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
   return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((0,), (0,))),
                              precision=precision, preferred_element_type=jnp.float32)
 
 
 class Plan(NamedTuple):
-  """What each place of the grid's first dimension reads: int32 [S]."""
+  """What each position in the grid's first dimension reads: int32 [S]."""
 
   slot: jax.Array
   row: jax.Array
   first: jax.Array  # column
-  length: jax.Array  # columns, from the first on and round the end
+  length: jax.Array  # columns from the first on; column 0 follows the last
   block: jax.Array  # the first live block
   blocks: jax.Array  # live blocks
-  next_row: jax.Array  # what the steps that are left point at
+  next_row: jax.Array  # of the block that the steps after the live blocks point at
   next_block: jax.Array
 
 
@@ -47,21 +47,22 @@ def schedule(row_S: jax.Array | None, first_S: jax.Array, length_S: jax.Array, T
              ) -> Plan:
   """The slots in the order of their rows (None: slot s reads row s), and their blocks.
 
-  With a slot in use behind it, steps that are left point at the first block of that, else at the last
-  live block there is, which has been fetched by then. So every live block of a slot is fetched once at
-  most, and no other unless all slots are free; where two cores part the slots (v4, v5p), one more.
+  The steps after the live blocks point at the first block of the next slot in use. If there is none, they point
+  at the last live block of all, which has been fetched by then. So each live block of a slot is fetched at most
+  once, and no other block is fetched unless all slots are free. Where two cores share the slots (v4, v5p), one
+  block more is fetched.
   """
   S, blocks = length_S.shape[0], pl.cdiv(T, block_T)
-  place_S = jnp.arange(S, dtype=jnp.int32)
-  slot_S = place_S if row_S is None else jnp.argsort(row_S).astype(jnp.int32)
+  position_S = jnp.arange(S, dtype=jnp.int32)
+  slot_S = position_S if row_S is None else jnp.argsort(row_S).astype(jnp.int32)
   row_S, first_S, length_S = (
       slot_S if row_S is None else row_S[slot_S], first_S[slot_S], length_S[slot_S])
   begin_S, end_S = first_S // block_T, (first_S + length_S - 1) % T // block_T
-  round_S = first_S + length_S > T  # then the block of the end may be that of the beginning
-  live_S = jnp.where(length_S > 0, jnp.minimum(end_S - begin_S + 1 + blocks * round_S, blocks), 0)
-  from_here_S = jax.lax.cummin(jnp.where(live_S > 0, place_S, S), reverse=True)
-  next_S = jnp.concatenate([from_here_S[1:], jnp.full(1, S, jnp.int32)])
-  last = jnp.max(jnp.where(live_S > 0, place_S, 0))
+  wraps_S = first_S + length_S > T  # then the last block may be the first block too
+  live_S = jnp.where(length_S > 0, jnp.minimum(end_S - begin_S + 1 + blocks * wraps_S, blocks), 0)
+  in_use_from_S = jax.lax.cummin(jnp.where(live_S > 0, position_S, S), reverse=True)
+  next_S = jnp.concatenate([in_use_from_S[1:], jnp.full(1, S, jnp.int32)])
+  last = jnp.max(jnp.where(live_S > 0, position_S, 0))
   last_block = (begin_S[last] + jnp.maximum(live_S[last] - 1, 0)) % blocks
   follows_S, next_S = next_S < S, jnp.where(next_S < S, next_S, last)
   return Plan(slot_S, row_S, first_S, length_S, begin_S, live_S, row_S[next_S],
@@ -69,21 +70,21 @@ def schedule(row_S: jax.Array | None, first_S: jax.Array, length_S: jax.Array, T
 
 
 def source(s, t, blocks: int, plan: Plan):
-  """The row and the block that step (s, t) finds in VMEM, of so many blocks in a row."""
+  """The row and the block that step (s, t) finds in VMEM. blocks: of a row."""
   live = t < plan.blocks[s]
   return (jnp.where(live, plan.row[s], plan.next_row[s]),
           jnp.where(live, (plan.block[s] + t) % blocks, plan.next_block[s]))
 
 
 def _attend(*refs, T: int, dtype: Any):
-  """One block of columns into the running maximum, sum and context of each query head."""
+  """Adds one block of columns to the running maximum, sum and context of each query head."""
   plan = Plan(*refs[:len(Plan._fields)])
   q_ref, k_ref, v_ref, *scales, context_ref, lse_ref, max_ref, sum_ref, total_ref = refs[len(plan):]
   s, t = pl.program_id(0), pl.program_id(1)
   block_T, H = k_ref.shape[1:]
   _, block = source(s, t, pl.num_programs(1), plan)
   column, first, length = block * block_T, plan.first[s], plan.length[s]
-  # Of a block that holds the first column and others before it, the age is above T - block_T here.
+  # In a block that holds the first column and also columns before it, the age here is above T - block_T.
   age = jnp.where(column >= first, column - first, column - first + T)
   whole = (age + block_T <= length) & (column + block_T <= T)
 
@@ -111,7 +112,7 @@ def _attend(*refs, T: int, dtype: Any):
     max_ref[...] = new_max
     sum_ref[...] = scale_old * sum_ref[...] + exp.sum(axis=2, keepdims=True)
     v = v_ref[...].astype(dtype)
-    if scales:  # integers are finite also where they are dead, their scales need not be
+    if scales:  # an integer is finite in every column, a scale need not be
       exp = where_live(exp * scales[1][...][:, None], 2, 0)
     else:
       v = where_live(v, 1, jnp.zeros((), dtype))
@@ -123,7 +124,7 @@ def _attend(*refs, T: int, dtype: Any):
 
   @pl.when(t == pl.num_programs(1) - 1)
   def _():
-    # The sum is at least 1, the exponential at the maximum; of a free slot both are 0.
+    # The sum is at least 1, the exponential at the maximum. Sum and total of a free slot are 0.
     at_least_1 = jnp.maximum(sum_ref[...], 1)
     context_ref[...] = total_ref[...] / at_least_1
     lse_ref[...] = max_ref[...] + jnp.log(at_least_1)
@@ -132,24 +133,24 @@ def _attend(*refs, T: int, dtype: Any):
 def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.Array | None,
            first_row: jax.Array | int, first_S: jax.Array, length_S: jax.Array, *scale_YKT: jax.Array, block_T: int,
            interpret: Any = False) -> tuple[jax.Array, jax.Array]:
-  """The context of each query head, and the log of the sum of exponentials behind it.
+  """The context of each query head, and the log of the sum of exponentials that it was divided by.
 
   Args:
     q_SKGH: bfloat16 or float32.
     k_YKTH, v_YKTH: bfloat16, float32 or int8, of Y rows.
     row_S: int32, the row that a slot reads; None: slot s reads row s.
-    first_row: int32, which row of the Y is counted as 0.
-    first_S: int32 in 0..T-1, the first column it reads.
-    length_S: int32 in 0..T, how many; after the last column comes column 0.
-    scale_YKT: of int8, the scales of k and of v in float32; else none.
+    first_row: int32, the row of the Y that counts as row 0.
+    first_S: int32 in 0..T-1, the first column that a slot reads.
+    length_S: int32 in 0..T, the number of columns it reads; column 0 follows the last.
+    scale_YKT: float32, the scales of k and of v if these are int8; else none.
     block_T: columns of a block: T, or a multiple of 128.
     interpret: False, or pltpu.InterpretParams to run where there is no TPU.
 
   Returns:
-    context_SKGH and lse_SKG1, float32; of length 0 zeros, and LOW.
+    context_SKGH and lse_SKG1, float32; zeros and LOW where the length is 0.
   """
   (S, K, G, H), T = q_SKGH.shape, k_YKTH.shape[2]
-  # A small cache XLA would rather move to VMEM first, all of it.
+  # XLA would move a small cache to VMEM first, all of it.
   k_YKTH, v_YKTH, *scale_YKT = (
       pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_YKTH, v_YKTH, *scale_YKT))
   dtype = q_SKGH.dtype if scale_YKT else jnp.promote_types(q_SKGH.dtype, k_YKTH.dtype)

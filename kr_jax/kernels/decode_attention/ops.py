@@ -1,11 +1,11 @@
 """Attention of one decoding step: every slot's query over its task's prompt and its own completion.
 
-A prompt's keys and values are computed once and stand once, in the prefix; a slot refers to its row.
-So taking another rollout copies nothing, and slots of one task read the same memory. What the slots
-decode stands in a ring of columns: at each step all write the same column, which is one slice, and
-those of a slot are the columns since it began. Keys hold their positions; their order does not matter.
+A prompt's keys and values are computed once and stand once, in a row of the prefix, which a slot refers to. So a
+slot takes another rollout without a copy, and slots of one task read the same memory. The keys and values of the
+completions stand in a ring of columns. At each step all slots write the same column, which is one slice, and a
+slot reads the columns since it began. Keys hold their positions, so their order does not matter.
 
-Heads stand before time, so that a head's keys lie together.
+The axis of heads stands before the axis of time, so that a head's keys lie together.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from kr_jax.kernels.decode_attention import tiles
 
 AXES = ('data', 'fsdp', 'model')
 _ROWS = ('data', 'fsdp')  # the axes that slots are sharded over; heads are over 'model'
-_TOGETHER = 8  # slots of a task that read its prompt in one product, on a CPU
+_TOGETHER = 8  # slots of a task whose queries are multiplied by its prompt in one product, on a CPU
 
 
 class _Part(NamedTuple):
-  """The attention to some of the columns."""
+  """Attention to some of the columns."""
 
   context_SKGH: jax.Array
   lse_SKG1: jax.Array  # the log of the sum of exponentials that the context was divided by
 
 
 def _merge(parts: Sequence[_Part]) -> jax.Array:
-  """context_SKGH to the columns of all."""
+  """context_SKGH of the columns of all parts."""
   lse_XSKG1 = jnp.stack([part.lse_SKG1 for part in parts])
   # Without the barrier XLA on a CPU computes each weight again for every number that it multiplies.
   weight_XSKG1 = jax.lax.optimization_barrier(jax.nn.softmax(lse_XSKG1, axis=0))
@@ -44,7 +44,7 @@ def _merge(parts: Sequence[_Part]) -> jax.Array:
 
 
 def _weights(z_SKGT: jax.Array, live_ST: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """softmax(z)_SKGT, and lse_SKG1; where nothing lives, anything finite, and about LOW."""
+  """softmax(z)_SKGT and lse_SKG1; without a live column, any finite numbers and about LOW."""
   z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, kernel.LOW)
   largest = z_SKGT.max(axis=3, keepdims=True)
   p_SKGT = jnp.exp(z_SKGT - largest)
@@ -53,10 +53,10 @@ def _weights(z_SKGT: jax.Array, live_ST: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _Part:
-  """Each slot to its own columns.
+  """The attention of each slot to its own columns.
 
-  One product of a matrix and a vector for each of the G query heads of a key/value head: with G = 1
-  as fast as two CPU cores read memory, and faster than products of matrices with G = 2, 3 and 4.
+  There is one product of a matrix and a vector for each of the G query heads of a key/value head. With G = 1
+  it is as fast as two CPU cores read memory; with G = 2, 3 and 4 it is faster than products of matrices.
   Milliseconds with S = 128, N = 4 G, K = 4, T = 128, H = 64, float32, 34 MB, the least of 15:
             vectors   matrices   sums of products   values masked too   copying the cache
     G = 1   1.9       1.9        3.3                2.9                 2.4
@@ -79,10 +79,10 @@ def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _
 
 def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: jax.Array, k_MKPH, v_MKPH,
             *scale_MKP) -> _Part:
-  """Each slot to some columns of a row that others may read too.
+  """The attention of each slot to some columns of a row that other slots may read too.
 
-  Slots are sorted by their rows, and _TOGETHER of one row at a time are multiplied by it. A window that
-  reaches beyond the slots of its row writes what the next, which begins there, writes again.
+  Slots are sorted by their rows. A window is _TOGETHER slots of one row, which are multiplied by the row in one
+  product. A window may reach beyond the last slot of its row: the next window begins there and overwrites the rest.
   """
   (S, K, G, H), (M, _, P, _) = q_SKGH.shape, k_MKPH.shape
   row_S = jnp.where(length_S > 0, row_S, M)
@@ -93,7 +93,7 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: j
   first_M = jnp.cumsum(slots_M) - slots_M
 
   def times(spec, x_SKGY, y_MKPH, width):
-    """By the row of each slot: of (kgy, kph) -> (kg, width), in the order of slot_S."""
+    """The product of x of each slot and y of its row, [., width] for each head, in the order of slot_S."""
     x_KSGY = jnp.pad(jnp.moveaxis(x_SKGY, 1, 0), ((0, 0), (0, _TOGETHER), (0, 0), (0, 0)))
 
     def window(i, out_KSGW):
@@ -124,7 +124,7 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: j
 
 def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S
            ) -> jax.Array:
-  """context_SKGH, for CPU and GPU: of the ring, chunks in which no slot lives are not read."""
+  """context_SKGH, for CPU and GPU. Chunks of the ring in which no slot has a column are not read."""
   prefix, own = jax.tree.map(lambda x: x[layer], (prefix, own))
   q_SKGH = q_SKGH.astype(jnp.float32) * q_SKGH.shape[3] ** -0.5
   parts = [_shared(q_SKGH, row_S, prefix_first_S, prefix_length_S, *prefix)]
@@ -141,11 +141,12 @@ def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, f
 
 def kernel_attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S,
                   *, block=tiles.block, interpret=False) -> jax.Array:
-  """As `attend`, by the kernel in blocks of so many columns, whatever dead ones hold.
+  """As `attend`, by the kernel. Columns that no slot reads may hold anything.
 
-  It reads the rows of a layer where they stand among those of all: to slice them out would copy them.
+  It reads the rows of a layer where they stand among the rows of all layers, as a slice would be a copy.
+  block: a function that returns the columns of a block, as tiles.block.
   """
-  own = [jnp.concatenate(chunks, axis=3) for chunks in zip(*own)]  # of one: itself
+  own = [jnp.concatenate(chunks, axis=3) for chunks in zip(*own)]  # a single chunk is not copied
   K, G, H = q_SKGH.shape[1:]
 
   def part(columns, row_S, *which):
@@ -159,10 +160,10 @@ def kernel_attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_leng
                  part(own, None, first_S, length_S)])
 
 
-# Jitted because outside a program every platform's branch would be compiled for this one.
+# Jitted, as outside of a program the branches of all platforms would be compiled for this one.
 @jax.jit
 def _shard(q_SNH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S):
-  """Of what is on one device, by the platform that the program is lowered for."""
+  """The attention of what is on one device, by the platform that the program is lowered for."""
   (S, N, H), (M, K, P) = q_SNH.shape, prefix[0].shape[1:4]
   T = sum(chunk[0].shape[3] for chunk in own)
   row_S = jnp.clip(row_S, 0, M - 1)
@@ -184,35 +185,35 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
                      length_S: jax.Array, *, layer: int | jax.Array | None = None) -> jax.Array:
   """softmax(q k / sqrt(H)) v over a slot's prompt and its completion, computed in float32.
 
-  Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and
-  'model' (jax.set_mesh) slots are split over the first two and heads over the last, however the
-  arguments arrive, and the prefix is whole on each shard of slots; inside a jax.shard_map over some of
-  the three, which needs check_vma=False, over the others.
+  Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and 'model'
+  (jax.set_mesh) slots are split over the first two axes and heads over the last, wherever the arguments are. The
+  prefix is whole on each shard of slots. Inside a jax.shard_map over some of the three axes, which needs
+  check_vma=False, slots and heads are split over the other axes.
 
-  Keys and values are (k, v), bfloat16 or float32, or of int8 (k, v, k_scale, v_scale), the scales
-  float32 without the last axis: a value is the integer times its scale.
+  Keys and values are (k, v) in bfloat16 or float32, or (k, v, k_scale, v_scale) with k and v in int8. The scales
+  are float32, without the last axis: a value is the integer times its scale.
 
   Args:
     q_SNH: bfloat16 or float32.
     prefix: keys and values [M, K, P, H] of the prompts.
-    own: keys and values [S, K, ., H] of the ring's T columns in one or more chunks. On a TPU more than
-      one are copied together; elsewhere a chunk is not read while no slot lives in it.
+    own: keys and values [S, K, ., H] of the ring's T columns in one or more chunks. On a TPU several chunks are
+      copied into one. Elsewhere a chunk is not read while no slot has a column in it.
     row_S: int32 in 0..M-1, the prompt that a slot continues.
-    prefix_first_S: int32 in 0..P-1, the first of its columns that the slot reads: 0, but of a window.
-    prefix_length_S: int32, how many it reads. What is not read may hold anything that is finite.
+    prefix_first_S: int32 in 0..P-1, the first column of the prompt that the slot reads: 0, except with a window.
+    prefix_length_S: int32, the number of columns of the prompt it reads. Other columns may hold anything finite.
     first_S: int32, the column of the ring where a slot begins.
-    length_S: int32 in 0..T, the columns it has. With none here and in the prefix the slot is free, and
-      on a TPU costs nothing.
-    layer: which of a stack, where keys and values have an axis of layers in front; on a TPU it is read
-      where it stands, without a copy. None: they have none.
+    length_S: int32 in 0..T, the number of columns of the ring it reads. A slot that reads no column at all is
+      free, and costs nothing on a TPU.
+    layer: which layer, where keys and values have an axis of layers in front. On a TPU the layer is read where
+      it stands, without a copy. None: there is no such axis.
 
   Returns:
     context_SNH in the dtype of q; zeros for a free slot.
 
   Raises:
-    ValueError: shapes that do not fit, scales that are missing or of no use, or a mesh that does not
-      divide S, N and K or has axes of type Explicit.
-    TypeError: dtypes other than these.
+    ValueError: shapes that do not fit, scales that are missing or not needed, or a mesh that does not divide
+      S, N and K or has axes of type Explicit.
+    TypeError: other dtypes.
   """
   q_SNH, *of_slots = map(
       jnp.asarray, (q_SNH, row_S, prefix_first_S, prefix_length_S, first_S, length_S))

@@ -1,14 +1,14 @@
 """Attention of one query per slot and head over what its sequence has read: the specification.
 
-A sequence is a prompt, whose keys and values stand in a row of the prefix, and a completion, whose stand
-in the slot's own row, from some column on and round the end.
+A sequence is a prompt and a completion. The prompt's keys and values stand in a row of the prefix, those of the
+completion in the slot's own row, from some column on; column 0 follows the last column.
 
     z_snt = q_sn . k_skt / sqrt(H),   k = n // (N // K)
     t in prefix_first_s + 0..prefix_length_s - 1 of row_s of the prefix,
          (first_s + 0..length_s - 1) mod T of the slot's own
     context_sn = sum_t softmax(z_sn)_t v_skt
 
-All columns are read here; the kernel reads those that live.
+All columns are read here. The kernel reads the blocks that hold a column of the sum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 
 def live(first_S: jax.Array, length_S: jax.Array, T: int) -> jax.Array:
-  """live_ST: which of T columns are among length_S from first_S on, after the last column the first."""
+  """live_ST: which of T columns are among the length_S from first_S on; column 0 follows the last."""
   return (jnp.arange(T)[None] - first_S[:, None]) % T < length_S[:, None]
 
 

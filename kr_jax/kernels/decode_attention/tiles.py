@@ -1,4 +1,4 @@
-"""How many columns of the cache stand in a block of the kernel."""
+"""The number of columns of the cache in a block of the kernel."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 SUBLANES = 8
 
-# What a step of the grid takes beside its work, and also with none: a common figure, not timed here.
+# What a step of the grid takes in addition to its work, if any: a common figure, not timed here.
 STEP_SECONDS = 0.35e-6
 
-# Bytes a second that a core reads from memory: of v5e, for programs compiled where no chip is known.
+# Bytes a second that a core reads from memory. This is the v5e, for programs compiled where no chip is known.
 BANDWIDTH = 8.2e11
 
-# Seven eighths of 16 MiB: all VMEM of v4, and what libtpu gives a kernel unasked on v5e. Chips with
-# more would have no use for it, as below.
+# Seven eighths of 16 MiB: 16 MiB are all VMEM of v4, and what libtpu gives a kernel unasked on v5e. On chips with
+# more VMEM larger blocks would gain nothing, as the table below shows.
 VMEM = 14 * 2**20
 
 
 def _bandwidth() -> float:
-  """Of the chip of the mesh which is set, or else of this process."""
+  """Of the chip of the mesh that is set, or else of the chip of this process."""
   try:
     return pltpu.get_tpu_info().mem_bw_bytes_per_second
   except ValueError:  # no TPU
@@ -27,15 +27,15 @@ def _bandwidth() -> float:
 
 
 def _lanes(H: int) -> int:
-  """What a row of a head takes, in VMEM as in memory: whole lanes."""
+  """The numbers that a row of a head takes, in VMEM and in memory: whole lanes."""
   return -(-H // LANES) * LANES
 
 
 def _bytes_of_column(K: int, G: int, H: int, itemsize: int) -> int:
-  """VMEM that a column takes; libtpu 0.0.42.1 refused no block that this lets in.
+  """Bytes of VMEM that a column takes. libtpu 0.0.42.1 refused no block that this function lets in.
 
-  Two buffers for keys and values; of integers also for the two scales, and a copy in bfloat16; and
-  four times the logits, float32 in whole registers.
+  There are two buffers for keys and values, and four times the logits, float32 in whole registers. With int8
+  there are also two buffers for the two scales, and a copy of keys and values in bfloat16.
   """
   width = _lanes(H)
   integers = 2 * K * width * 2 + 4 * 4 * max(K, SUBLANES) if itemsize == 1 else 0
@@ -45,8 +45,8 @@ def _bytes_of_column(K: int, G: int, H: int, itemsize: int) -> int:
 def block(T: int, K: int, G: int, H: int, itemsize: int) -> int | None:
   """Columns of a block, T or a multiple of 128; or None if not even 128 fit.
 
-  The fewer the blocks, the fewer steps; but of its last one a slot reads half in vain, on average.
-  Of 2560 columns, G = 4 and H = 128 (by this count, not timed):
+  The fewer the blocks, the fewer the steps; but a slot has no use for half of its last block, on average.
+  With 2560 columns, G = 4 and H = 128 (by this count, not timed):
                        v4     v5e    v5p    v6e    tpu7x
     K = 8, bfloat16    512    640    640    896    1280
     K = 8, int8        640    896    1280   1280   1280

@@ -1,10 +1,9 @@
 """The forward pass of the knapsack on a TPU: the table stays in VMEM, a copy a task streams out.
 
-The table is a scratch buffer [tile_rows + rows, 128], entry u in row tile_rows + u // 128 and lane
-u % 128, below which a tile of padding is out of reach. A candidate j reads the table s = cost * j
-entries to the left: whole rows, then lanes, which a select between two rows and one rotation
-shift. Tiles are updated in place from the last to the first, as a candidate reads nothing to the
-right of what it writes.
+The table is a scratch buffer [tile_rows + rows, 128]. Entry u is in row tile_rows + u // 128 and lane u % 128. The
+tile before entry 0 is padding, which no choice reaches. A candidate j reads the table s = cost * j entries to the
+left: whole rows and then lanes, which a select between two rows and one rotation shift. Tiles are updated in
+place from the last to the first, as a candidate reads nothing to the right of what it writes.
 """
 
 from __future__ import annotations

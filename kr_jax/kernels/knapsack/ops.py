@@ -1,8 +1,8 @@
 """The exact multiple-choice knapsack: the forward pass by backend, and the way back through it.
 
-The forward pass takes maxima only and keeps `best` of every task. Values are integers, so the way
-back finds each choice again from the row before it: J sums a task, where a choice kept in every
-cell would double the work of the pass.
+The forward pass takes maxima only and keeps `best` of every task. Values are integers, so the way back finds each
+choice again from the row before it, by J sums a task. Keeping the choice in every cell instead would double the
+work of the forward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kr_jax.kernels.knapsack import kernel
 from kr_jax.kernels.knapsack import tiles
 from kr_jax.kernels.knapsack.reference import NEG
 
-_BLOCK = 8  # candidates a loop iteration: on a CPU 32 were 20 times slower
+_BLOCK = 8  # candidates of a loop iteration; on a CPU 32 were 20 times slower
 
 
 def best(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int) -> jax.Array:
@@ -32,7 +32,7 @@ def best(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int) -> jax.Array:
     def add_block(i, new_U):
       for k in range(_BLOCK):
         j = i * _BLOCK + k
-        # Shifted by U all is out of reach: what costs more than there is, and the padding of J.
+        # A shift by U puts everything out of reach: candidates that cost too much, and the padding of J.
         shift = jnp.where(j < J, jnp.minimum(cost * j, U), U)
         new_U = jnp.maximum(
             new_U, jax.lax.dynamic_slice(padded, (U - shift,), (U,)) + value_J[j])
@@ -77,18 +77,18 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
     value_MJ: int32, the value of giving task m j units, j = 0..J-1, in any order and of any sign;
       sum_m max_j |value| must be below 2^29.
     cost_M: int32 >= 1, of a unit of each task.
-    spend: int32 in 0..capacity, what there is to spend; all of the capacity unless given.
-    capacity: the size of the table, a constant of the program, which `spend` is not.
-    exact: whether all must be spent, which must then be possible (if every cost is 1, it is for up
-      to M * (J - 1)); else at most all.
+    spend: int32 in 0..capacity, the amount to spend; None: the capacity.
+    capacity: the size of the table, a constant of the program, unlike `spend`.
+    exact: True: all must be spent, which must be possible (if every cost is 1, it is possible up to M * (J - 1)).
+      False: at most all is spent.
 
   Returns:
     unit_M, int32 in 0..J-1. Ties go to the least spent, then to the fewest units for the last
     task, then for the one before it, and so on.
 
   Raises:
-    ValueError: shapes that do not fit, no tasks or candidates, or a capacity that is negative or
-      so large that offsets into the table overflow.
+    ValueError: shapes that do not fit, no tasks or candidates, or a capacity that is negative or so large that
+      offsets into the table overflow.
     TypeError: values or costs that are not int32.
   """
   value_MJ, cost_M = jnp.asarray(value_MJ), jnp.asarray(cost_M)
@@ -100,7 +100,7 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
   J = value_MJ.shape[1]
   if not 0 <= capacity < 2**31 // J - 1:
     raise ValueError(f'capacity={capacity} must lie in 0..{2**31 // J - 2} with {J} candidates')
-  # A unit that cannot be paid for may as well cost one more than there is; offsets then fit int32.
+  # A unit that is too expensive may as well cost capacity + 1. Offsets then fit int32.
   cost_M = jnp.minimum(cost_M, capacity + 1)
   spend = jnp.asarray(capacity if spend is None else spend, jnp.int32)
   back = functools.partial(trace, capacity=capacity, exact=exact)
@@ -115,5 +115,5 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
 
   if not tiles.fits(capacity):
     return on_any(value_MJ, cost_M, spend)
-  # By the platform that the program is lowered for, which need not be the one it is lowered on.
+  # By the platform that the program is lowered for, which need not be the platform it is lowered on.
   return jax.lax.platform_dependent(value_MJ, cost_M, spend, tpu=on_tpu, default=on_any)

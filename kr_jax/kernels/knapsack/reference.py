@@ -3,8 +3,8 @@
     best[m, u] = max_j best[m - 1, u - cost_m * j] + value[m, j],   0 <= j < J,  cost_m * j <= u
     best[-1, 0] = 0, the rest of best[-1] is out of reach
 
-Source: Kellerer, Pferschy, Pisinger 2004, Knapsack Problems, section 11.5. Every cell keeps its
-choice here; ops.py keeps `best` alone.
+Source: Kellerer, Pferschy, Pisinger 2004, Knapsack Problems, section 11.5. Every cell keeps its choice here;
+ops.py keeps `best` alone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Of what no choice reaches. With S = sum_m max_j |value| < 2^29 what is in reach lies within
-# -S..S, above -2^29; the rest, NEG and values added to it, within NEG - S..NEG + S, below -2^29.
-# So what is out of reach never wins over what is in reach, and no sum wraps.
+# The value of entries that no choice reaches. With S = sum_m max_j |value| < 2^29, the entries in reach lie within
+# -S..S, above -2^29. The others, NEG with values added to it, lie within NEG - S..NEG + S, below -2^29. So an entry
+# out of reach never wins over an entry in reach, and no sum wraps.
 NEG = -2**30
 
 
@@ -22,7 +22,7 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int, exact: bo
   """unit_M, as `ops.knapsack` documents it."""
   u_U = jnp.arange(capacity + 1)
   j_J = jnp.arange(value_MJ.shape[1])
-  # A unit that cannot be paid for may as well cost one more than there is; J of them fit int32.
+  # A unit that is too expensive may as well cost capacity + 1. The cost of J of them then fits int32.
   cost_M = jnp.minimum(cost_M, capacity + 1)
 
   def add(best_U, task):

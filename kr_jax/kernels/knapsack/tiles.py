@@ -3,18 +3,17 @@
 LANES = 128
 SUBLANES = 8
 
-# Rows of 128 lanes that one pass over the candidates keeps in registers, for every chip. Cycles a
-# candidate takes for 1024 entries, counted in the instructions that libtpu 0.0.42.1 emits (not
-# timed): the more there are in flight, the better the rotations' latency is hidden, until
-# registers spill.
+# Rows of 128 lanes that one pass over the candidates keeps in registers, for every chip. The more rows are in
+# flight, the better the latency of the rotations is hidden, until registers spill. Cycles that a candidate takes
+# for 1024 entries, counted in the instructions that libtpu 0.0.42.1 emits (not timed):
 #   rows               64    128   192
 #   v4                 7.1   6.7   6.1 with 10 times the spills
 #   v5e, v5p           5.8   5.1   4.7
 #   v6e, tpu7x         4.4   3.6   3.5
 TILE_ROWS = 128
 
-# The table and the two buffers of its streamed copy, int32. The least VMEM that a kernel gets
-# unasked is 16 MiB (v4); a quarter is left to the compiler.
+# The table and the two buffers of its streamed copy are int32. The least VMEM that a kernel gets unasked is 16 MiB
+# (v4); a quarter of it is left to the compiler.
 MAX_ROWS = 12 * 2**20 // (3 * 4 * LANES)
 
 

@@ -1,3 +1,3 @@
-"""Log-probabilities of given tokens, and entropies, without logits in memory."""
+"""Log-probabilities of target tokens, and entropies, without logits in memory."""
 
 from kr_jax.kernels.token_logprob.ops import token_logprob

@@ -1,10 +1,10 @@
-"""Both passes on a TPU: tiles of logits live in VMEM only, each matrix is read as few times as fits.
+"""Both passes on a TPU: tiles of logits stand in VMEM only, and each matrix is read as few times as VMEM allows.
 
 Forward, grid (tokens, vocabulary): a tile of tokens stays while the output matrix streams by.
-Backward, grid (vocabulary, tokens): a tile of the output matrix and its gradient stay while the
-tokens stream by, and the gradient to the tokens, float32 in HBM, is read, added to and written back
-at every step. So logits are computed once a pass and no gradient stands in memory twice. As those
-steps come in order, the backward pass has one of the two cores where a device has two (v4, v5p).
+Backward, grid (vocabulary, tokens): a tile of the output matrix and its gradient stay while the tokens stream
+by. The gradient to the tokens, float32 in HBM, is read, added to and written back at every step. So logits are
+computed once a pass, and no gradient stands in memory twice. These steps must come in order, so the backward
+pass runs on one core where a device has two (v4, v5p).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LOW = -1e30  # below every logit, and such that 0 * (LOW - logit) is 0
 
 
 def _dot(x, y, contract: tuple[int, int]):
-  """Of matrices, over one dimension of each, in float32."""
+  """The product of two matrices, over one dimension of each, in float32."""
   precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
   return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((), ())),
                              precision=precision, preferred_element_type=jnp.float32)
 
 
 def _with_width(step, v, V: int, tile_V: int):
-  """step(columns) of block v of the vocabulary: what lies beyond V is not memory of the matrix."""
+  """Runs step(columns) for block v of the vocabulary; there is no memory behind column V - 1."""
   last, rest = V // tile_V, V % tile_V
   if not rest:
     step(tile_V)
@@ -47,7 +47,7 @@ def _lanes(width: int) -> int:
 
 def _reduce(hidden_ref, output_ref, target_ref, statistics_ref, max_ref, sum_ref, product_ref,
             target_logit_ref, *, V: int, scale: float):
-  """One tile of logits into the running statistics of its tokens, columns [tile_T, 1]."""
+  """Adds one tile of logits to the running statistics of its tokens, columns [tile_T, 1]."""
   v, tile_V = pl.program_id(1), output_ref.shape[1]
 
   @pl.when(v == 0)
@@ -90,7 +90,7 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
   Args:
     hidden_TD: bfloat16 or float32; T a multiple of tile_T.
     output_DV: of the same dtype.
-    target_T: int32; one outside 0..V-1 is in no column.
+    target_T: int32; a target outside 0..V-1 is in no column.
     temperature: above 0.
     tile_T: tokens of a tile, a multiple of 16.
     tile_V: columns of a tile, a multiple of 128.
@@ -120,7 +120,7 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
 def _differentiate(in_use_ref, hidden_ref, output_ref, target_ref, column_ref, _, d_output_ref,
                    d_hidden_hbm, d_hidden_ref, sum_ref, writing_ref, read, write, *, V: int,
                    scale: float):
-  """One tile of logits, and what it adds to both gradients."""
+  """Computes one tile of logits, and adds its part to both gradients."""
   v, t = pl.program_id(0), pl.program_id(1)
   tile_T, tile_V = hidden_ref.shape[0], output_ref.shape[1]
   last_t = t == pl.num_programs(1) - 1
@@ -137,7 +137,7 @@ def _differentiate(in_use_ref, hidden_ref, output_ref, target_ref, column_ref, _
     sum_ref[...] = jnp.zeros_like(sum_ref)
 
   def wait_for_write():
-    """Of any tile: they are of one size, and one is under way at a time."""
+    """Waits for a write of any tile: all tiles are of one size, and one write is under way at a time."""
     @pl.when(writing_ref[0] == 1)
     def _():
       copy_out.wait()
@@ -145,7 +145,7 @@ def _differentiate(in_use_ref, hidden_ref, output_ref, target_ref, column_ref, _
 
   def step(width):
     lanes = _lanes(width)
-    wait_for_write()  # it has the buffer, and with a single tile of tokens it writes what is read next
+    wait_for_write()  # it uses the buffer, and with a single tile of tokens it writes what is read next
     copy_in.start()
     output = output_ref[:, :lanes]
     if width % LANES:
@@ -182,14 +182,14 @@ def _differentiate(in_use_ref, hidden_ref, output_ref, target_ref, column_ref, _
 def backward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, column_T5: jax.Array, *,
              temperature: float, tile_T: int, tile_V: int, vmem: int, interpret: Any = False
              ) -> tuple[jax.Array, jax.Array]:
-  """Both gradients. Tiles of tokens without one are skipped.
+  """Both gradients. A tile of tokens whose g_logp and g_entropy are all 0 is skipped.
 
   Args:
     hidden_TD: bfloat16 or float32; T a multiple of tile_T.
     output_DV: of the same dtype.
-    target_T: int32; one outside 0..V-1 is in no column.
-    column_T5: float32, of each token: max and log_sum of ops.Statistics, g_logp / temperature,
-      g_entropy / temperature, and g_logp + g_entropy * entropy over temperature.
+    target_T: int32; a target outside 0..V-1 is in no column.
+    column_T5: float32, for each token: max and log_sum of ops.Statistics, g_logp / temperature,
+      g_entropy / temperature, and (g_logp + g_entropy * entropy) / temperature.
     temperature: above 0.
     tile_T: tokens of a tile, a multiple of 128.
     tile_V: columns of a tile, a multiple of 128.

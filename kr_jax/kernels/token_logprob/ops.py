@@ -1,12 +1,12 @@
-"""Log-probabilities of given tokens and entropies, of [T, V] logits that never stand in memory.
+"""Log-probabilities of target tokens, and entropies, of [T, V] logits that never stand in memory.
 
-The logits come in blocks of the vocabulary, are reduced at once, and come again in the backward
-pass. With p the probabilities and H the entropy, the gradient with respect to the logits is
+The logits are computed in blocks of the vocabulary, reduced at once, and computed again in the backward pass.
+With p the probabilities and H the entropy, the gradient with respect to the logits is
 
     dz_tv = [g_logp_t (1[v = target_t] - p_tv) - g_entropy_t p_tv (log p_tv + H_t)] / temperature
 
-Of a row only its maximum, the logarithm of sum_v exp(z_v - maximum) and H are kept: apart, maximum
-and logarithm lose nothing where logits are large and differences small, and no logp exceeds 0.
+Of a row only the maximum, the logarithm of sum_v exp(z_v - maximum) and H are kept. Maximum and logarithm are
+kept apart, so that nothing is lost where logits are large and their differences small, and no logp exceeds 0.
 
 Source: the online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867; logits in blocks, Wijmans
 et al. 2024, arXiv 2411.09009 (Cut Cross-Entropy). Differs: the entropy has a gradient too.
@@ -31,7 +31,7 @@ _ROWS = ('data', 'fsdp')  # the axes that tokens are sharded over; the vocabular
 
 
 class Statistics(NamedTuple):
-  """What is kept of the logits of each token."""
+  """The figures that are kept of the logits of each token."""
 
   max_T: jax.Array
   log_sum_T: jax.Array  # log sum_v exp(z_v - max), at least 0
@@ -40,7 +40,7 @@ class Statistics(NamedTuple):
 
 
 def _einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """In float32, of products that are exact for bfloat16 and to float32 for float32."""
+  """In float32; the products are exact for bfloat16, and of float32 precision for float32."""
   precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
   return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=jnp.float32)
 
@@ -48,8 +48,7 @@ def _einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def _blocks(step, carry, V: int, width: int):
   """carry = step(carry, first column, columns) over blocks of the vocabulary; the last may be narrow.
 
-  What is left of V when blocks are full comes after the loop, in a shape of its own: padding would
-  copy the output matrix.
+  The narrow block comes after the loop, in a shape of its own, as padding would copy the output matrix.
   """
   width = min(width, V)
   full = V // width
@@ -67,10 +66,10 @@ def _logits(hidden_TD, output_DV, first, width: int, temperature: float):
 
 def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, temperature: float,
             width: int) -> tuple[Statistics, jax.Array | None]:
-  """Statistics over blocks of `width` columns, and the logits where they are but one block.
+  """Statistics over blocks of `width` columns, and the logits if they are a single block.
 
-  Targets outside 0..V-1 are in no column. One block of logits is what the loop holds at a time
-  anyway, so it is kept for the backward pass rather than computed twice.
+  A target outside 0..V-1 is in no column. The loop holds one block of logits at a time anyway, so a single block
+  is kept for the backward pass rather than computed twice.
   """
   T, V = hidden_TD.shape[0], output_DV.shape[1]
 
@@ -153,10 +152,10 @@ def kernel_backward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Ar
   return d_hidden_TD[:hidden_TD.shape[0]], d_output_DV
 
 
-# Both are jitted because outside a program every platform's branch would be compiled for this one.
+# Both are jitted, as outside of a program the branches of all platforms would be compiled for this one.
 @functools.partial(jax.jit, static_argnames='temperature')
 def _shard_forward(hidden_TD, output_DV, target_T, *, temperature: float):
-  """Of what is on one device, by the platform that the program is lowered for."""
+  """Statistics of what is on one device, by the platform that the program is lowered for."""
   (T, D), V = hidden_TD.shape, output_DV.shape[1]
   on_any = functools.partial(forward, temperature=temperature, width=tiles.BLOCK_WIDTH)
   tile = tiles.forward(T, D, hidden_TD.dtype.itemsize)
@@ -179,9 +178,9 @@ def _shard_backward(hidden_TD, output_DV, target_T, z_TV, *rest, temperature: fl
 
 
 def _combine(part: Statistics) -> Statistics:
-  """The statistics of all columns from those of each shard of 'model'.
+  """The statistics of all columns from the statistics of each shard of 'model'.
 
-  H = sum_i w_i (H_i - log w_i), with w_i the probability of shard i: the terms are not negative.
+  H = sum_i w_i (H_i - log w_i), where w_i is the probability of shard i. No term is negative.
   """
   total = functools.partial(jax.lax.psum, axis_name='model')
   max_T = jax.lax.pmax(part.max_T, 'model')
@@ -204,7 +203,7 @@ def _mesh() -> jax.sharding.AbstractMesh | None:
 
 
 def _rows(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
-  """The axes that tokens are split over: those that no jax.shard_map around has split them over already."""
+  """The axes to split tokens over: all of _ROWS that no surrounding jax.shard_map has split them over."""
   return tuple(axis for axis in _ROWS if axis not in mesh.manual_axes)
 
 
@@ -231,7 +230,7 @@ def _token_logprob_forward(hidden_TD, output_DV, target_T, temperature, mesh):
         shard, mesh=mesh, axis_names={*rows, 'model'}, in_specs=(of_tokens, _COLUMNS, of_tokens),
         out_specs=(of_tokens, PartitionSpec(rows, 'model')), check_vma=False)(
             hidden_TD, output_DV, target_T)
-  # At most 0 also after rounding, as the maximum comes off first.
+  # At most 0 also after rounding, as the maximum is subtracted first.
   logp_T = s.target_T - s.max_T - s.log_sum_T
   return (logp_T, s.entropy_T), (hidden_TD, output_DV, target_T, z_TV, s)
 
@@ -263,24 +262,24 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
                   temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target, and entropy, of softmax(hidden @ output / temperature).
 
-  Both have gradients, to hidden and output in their own dtype. Under a mesh with the axes 'data',
-  'fsdp' and 'model' (jax.set_mesh) tokens are split over the first two and the vocabulary over
-  the last, however the arguments arrive; inside a jax.shard_map over 'data' or 'fsdp', over the others.
-  There the gradient to the output is that of its own tokens.
+  Both have gradients, to hidden and output in their own dtype. Under a mesh with the axes 'data', 'fsdp' and
+  'model' (jax.set_mesh) tokens are split over the first two axes and the vocabulary over the last, wherever the
+  arguments are. Inside a jax.shard_map over 'data' or 'fsdp' they are split over the other axes, and the gradient
+  to the output is the one of the shard's own tokens.
 
   Args:
     hidden_TD: bfloat16 or float32, the state that each token is predicted from.
     output_DV: of the same dtype, the output matrix.
-    target_T: int32 in 0..V-1, the tokens. For one out of range the results mean nothing.
+    target_T: int32 in 0..V-1, the target tokens. The results of a target out of range have no meaning.
     temperature: above 0, a constant of the program.
 
   Returns:
     logp_T and entropy_T, float32: at most 0, and in 0..log V up to rounding.
 
   Raises:
-    ValueError: shapes that do not fit, a temperature that is not above 0, or a mesh that does not
-      divide T and V or has axes that are not of type Auto.
-    TypeError: dtypes other than these.
+    ValueError: shapes that do not fit, a temperature that is not above 0, or a mesh that does not divide T and V
+      or has axes that are not of type Auto.
+    TypeError: other dtypes.
   """
   hidden_TD, output_DV, target_T = map(jnp.asarray, (hidden_TD, output_DV, target_T))
   shapes = hidden_TD.shape, output_DV.shape, target_T.shape

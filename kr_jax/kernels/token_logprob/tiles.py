@@ -26,15 +26,15 @@ BLOCK_WIDTH = 2048
 FORWARD = ((1024, 512), (1024, 256), (512, 512), (512, 256), (256, 256), (256, 128), (128, 128))
 BACKWARD = ((256, 1024), (256, 512), (128, 512), (256, 256), (128, 256), (256, 128), (128, 128))
 
-# Float32 is multiplied in six passes of bfloat16 parts and has but twice the bytes, so a third of a
-# tile will do; and unrolled it is six times as long.
+# Float32 is multiplied in six passes of bfloat16 parts and has only twice the bytes, so a third of a tile is
+# enough. Unrolled, the program of a tile is six times as long.
 MOST_LOGITS_FLOAT32 = 2**16
 
 LEAST_VMEM = 16 * 2**20  # v4, the least of all chips with a kernel
 
 
 def vmem() -> int:
-  """Bytes of VMEM of the chip: that of the mesh which is set, or else of this process.
+  """Bytes of VMEM of the chip of the mesh that is set, or else of the chip of this process.
 
   A program compiled elsewhere without a mesh does not know its chip and must fit all of them.
   """
@@ -45,7 +45,7 @@ def vmem() -> int:
 
 
 def _working_bytes(D: int, itemsize: int, tile_T: int, tile_V: int) -> int:
-  """Beside the blocks, for both passes; found by lowering the limit until libtpu 0.0.42.1 refused.
+  """Bytes in addition to the blocks, for both passes; found by lowering the limit until libtpu 0.0.42.1 refused.
 
   Eight tiles of logits in float32, columns of tokens (a number takes a row of 128 lanes) in two
   buffers each, and of float32 matrices the three bfloat16 parts that they are multiplied in.
@@ -66,7 +66,7 @@ def _backward_bytes(D: int, itemsize: int, tile_T: int, tile_V: int) -> int:
 
 
 def _best(sizes, count, T: int, D: int, itemsize: int) -> tuple[int, int] | None:
-  """The first that takes at most seven eighths of VMEM; no more rows than there are tokens for."""
+  """The first size that takes at most seven eighths of VMEM, with no more rows than there are tokens."""
   for tile_T, tile_V in sizes:
     if itemsize == 4 and tile_T * tile_V > MOST_LOGITS_FLOAT32:
       continue
