@@ -5,9 +5,8 @@
     maj@k  = E[the majority answer of k is right]
 
 all means over tasks. pass@k and maj@k are expectations over k of the n rollouts, drawn without
-replacement: unbiased for k new rollouts, and computed exactly, not by drawing. The majority answer is
-the one that most of the k give; where several tie, each is chosen with equal chance; a rollout without
-an answer has no vote.
+replacement: unbiased for k new rollouts, and computed exactly, not by drawing. The majority answer is the one that
+most of the k give; where several tie, each is chosen with equal chance; a rollout without an answer has no vote.
 
 The tasks are the independent draws: the standard error is that of the mean over tasks, and the interval
 is the 95 % percentile bootstrap over tasks, from a seed that never changes. The sampling keys are folded
@@ -88,8 +87,7 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     timeouts += sum(x.timeouts for x in found)
     errors += sum(x.errors for x in found)
   timeouts, errors = (int(x) for x in processes.gather(np.array([timeouts, errors])).sum(axis=0))
-  return Outcomes(np.concatenate(verdict_IR), np.concatenate(answer_IR) if answers else None,
-                  timeouts, errors)
+  return Outcomes(np.concatenate(verdict_IR), np.concatenate(answer_IR) if answers else None, timeouts, errors)
 
 
 def _number(answer: str | None) -> int:
@@ -102,8 +100,7 @@ def pass_at(verdict_IR: np.ndarray, k: int) -> np.ndarray:
   """Each task's chance that one of k of its rollouts is right; k in 1..R. Returns pass_I, float64."""
   R = verdict_IR.shape[1]
   # C(n-c, k) / C(n, k) = prod_{n-c < i <= n} (1 - k/i), as binomials overflow; 0 where any i <= k.
-  by_count = np.array([1 - np.prod(1 - np.minimum(k / np.arange(R - c + 1, R + 1), 1))
-                       for c in range(R + 1)])
+  by_count = np.array([1 - np.prod(1 - np.minimum(k / np.arange(R - c + 1, R + 1), 1)) for c in range(R + 1)])
   return by_count[verdict_IR.sum(axis=1)]
 
 
@@ -135,8 +132,7 @@ def maj_at(verdict_IR: np.ndarray, answer_IR: np.ndarray, k: int) -> np.ndarray:
   return np.array(majority_I)
 
 
-def _no_other_has_more(draw: np.ndarray, silent: int, others: Sequence[int], most: int, left: int
-                       ) -> float:
+def _no_other_has_more(draw: np.ndarray, silent: int, others: Sequence[int], most: int, left: int) -> float:
   """The chance that other answers have `left` of the draws, none more than `most`, times the chance
   that the answer with `most` is chosen: 1 / (1 + answers that tie with it)."""
   chance = np.zeros((left + 1, left // most + 1))  # [draws, ties]

@@ -391,8 +391,7 @@ class Evaluate(Filters):
 @section
 class Checkpoint(Section):
   SECTION = 'checkpoint'
-  directory: str = knob(
-      '', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir")
+  directory: str = knob('', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir")
   every: int = knob(20, 'steps', low=1)
   keep: int = knob(2, 'checkpoints', low=1)
 

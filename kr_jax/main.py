@@ -44,8 +44,7 @@ _JSON = flags.DEFINE_string('json', None, 'preflight: file to write the figures 
 _EFFICIENCY = flags.DEFINE_float('efficiency', 0.4, "preflight: share of a chip's peak that programs reach",
                                  lower_bound=0.01, upper_bound=1)
 _MEAN_PROMPT = flags.DEFINE_integer('mean_prompt', 0, 'preflight: tokens; 0: as the longest', lower_bound=0)
-_MEAN_COMPLETION = flags.DEFINE_integer('mean_completion', 0, 'preflight: tokens; 0: as the longest',
-                                        lower_bound=0)
+_MEAN_COMPLETION = flags.DEFINE_integer('mean_completion', 0, 'preflight: tokens; 0: as the longest', lower_bound=0)
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, "of several processes: 'HOST:PORT' of the first, or 'auto', which asks Cloud TPU, "
     'GKE or Slurm for all three')
@@ -71,8 +70,7 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError) as error:
-    names = {name for arg in argv if arg.startswith('--config.')
-             for name in arg.partition('=')[0].split('.')}
+    names = {name for arg in argv if arg.startswith('--config.') for name in arg.partition('=')[0].split('.')}
     if not any(repr(name) in str(error) or f"'{name}" in str(error) for name in names):
       raise
     sys.exit(f'unknown knob of --config: {error.args[0]}')

@@ -103,8 +103,7 @@ def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
 def _datasets(c: knobs.Tasks) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:
   """Dataset and split of what is trained on, each with its weight, and of what is tested on."""
   tasks_lib.check_mixture(c.mixture)
-  train = {tasks_lib.part(name, c.train_split): weight
-           for name, weight in c.mixture or ((c.dataset, 1.0),)}
+  train = {tasks_lib.part(name, c.train_split): weight for name, weight in c.mixture or ((c.dataset, 1.0),)}
   return train, [tasks_lib.part(name, c.test_split) for name in c.test or [name for name, _ in train]]
 
 
@@ -133,16 +132,14 @@ def _check_declared(c: knobs.Policy, found: policy.Config) -> None:
                      'correct them, or set policy.vocab_size=0, which declares none')
 
 
-def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: Sequence[Any] | None = None
-             ) -> Setup:
+def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: Sequence[Any] | None = None) -> Setup:
   """A setup but for its tasks. Raises ValueError for knobs that no run could follow together."""
   c = config
   filters = lambda section: {name: getattr(section, name) for name in ('temperature', 'top_k', 'top_p', 'min_p')}
   sample_config = sample.Config(**knobs.as_dict(c.sample), stop_ids=tokenizer.stop_ids if tokenizer else (0,))
   update_config = update.Config(
       **knobs.as_dict(c.optimizer), **knobs.as_dict(c.pack), grpo=c.grpo, temperature=c.sample.temperature)
-  learn_mesh, sample_mesh = sharding.meshes(
-      c.mesh, trained, rollouts=c.alloc.rollouts_per_step, devices=devices)
+  learn_mesh, sample_mesh = sharding.meshes(c.mesh, trained, rollouts=c.alloc.rollouts_per_step, devices=devices)
   rewards_config = rewards.Config(**knobs.as_dict(c.rewards))
   rewards.check(rewards_config, c.sample.completion_length)
   _check_alloc(c)

@@ -1,8 +1,7 @@
 """The processes of a run, one a host, all of which run the same program.
 
-Each computes the same budgets from the same statistics and samples the same step; of the rollouts a
-process verifies those on its own devices, and what came of them is gathered. With one process nothing of
-this does anything.
+Each computes the same budgets from the same statistics and samples the same step; of the rollouts a process verifies
+those on its own devices, and what came of them is gathered. With one process nothing of this does anything.
 
 A process that is killed leaves the others waiting in a collective. They are ended with a message (`watch`), so
 that all can be started again: the run goes on from the last checkpoint.
@@ -97,8 +96,7 @@ def own_rows(x: Any) -> tuple[np.ndarray, np.ndarray]:
   """
   if not isinstance(x, jax.Array) or x.is_fully_addressable:
     return np.arange(len(x)), np.asarray(x)
-  shards = sorted((s for s in x.addressable_shards if s.replica_id == 0),
-                  key=lambda s: s.index[0].start or 0)
+  shards = sorted((s for s in x.addressable_shards if s.replica_id == 0), key=lambda s: s.index[0].start or 0)
   rows = [np.arange(x.shape[0])[s.index[0]] for s in shards]
   nothing = np.zeros((0, *x.shape[1:]), x.dtype)
   return (np.concatenate(rows or [np.zeros(0, int)]),

@@ -11,7 +11,7 @@ never taken. Rollouts that are expected to be long go first, so that the last to
 
 On a mesh each shard of ('data', 'fsdp') has S slots, a queue of its own and the prefixes of its own
 tasks, and loops until its own queue is empty: `assign_to_queues` says which rollouts are whose. Over 'model'
-heads, hidden units and words are divided.
+heads, hidden units and vocabulary are divided.
 
 The key of a token is folded from (step, task, number of the rollout in its group, position). So a
 rollout's tokens depend on nothing else: not on S, its slot, its shard, its neighbours or the budgets.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +56,7 @@ class Config(knobs.Filters, knobs.Sample):
 
 def slots(config: Config, total: int) -> int:
   """S of each shard, where R = total."""
-  return min(config.slots, -(-total // sharding.row_shards()))
+  return min(config.slots, math.ceil(total / sharding.row_shards()))
 
 
 # Which shard samples which rollouts.
@@ -72,13 +73,13 @@ class Queues(NamedTuple):
 
 
 def assign_to_queues(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.ndarray | None = None
-          ) -> Queues:
+                     ) -> Queues:
   """Gives each shard an equal number of rollouts, to within one, of ceil(M / shards) + 1 tasks at most.
 
-  Shards take their rollouts one after the other. Of n pieces of tasks that are left for Z shards, one
-  takes q = ceil(n / Z) that are next to each other by size, the smallest such that hold its share or
-  more, and gives back what is too much of the largest, which is less than all of it. So pieces grow by
-  one a shard at the most, and q stays within the bound.
+  Shards take their rollouts one after the other. Of n pieces of tasks that are left for Z shards, a shard takes
+  ceil(n / Z) that are neighbours by size, the smallest neighbours that hold its share or more, and gives back the
+  excess of the largest, which is less than all of it. So each shard adds at most one piece, and ceil(n / Z) stays
+  within the limit.
 
   Args:
     budget_M: >= 0.
@@ -87,13 +88,13 @@ def assign_to_queues(budget_M: np.ndarray, *, total: int, shards: int = 1, expec
   """
   budget_M = np.asarray(budget_M)
   M, n = len(budget_M), int(budget_M.sum())
-  K, Q = min(M, -(-M // shards) + (shards > 1)), -(-total // shards)
-  queues = Queues(*(np.zeros(shape, np.int32) for shape in (
-      (shards, K), shards, (shards, Q), (shards, Q), shards)))
+  K = M if shards == 1 else min(M, math.ceil(M / shards) + 1)
+  Q = math.ceil(total / shards)
+  queues = Queues(*(np.zeros(shape, np.int32) for shape in ((shards, K), shards, (shards, Q), (shards, Q), shards)))
   left = [(int(b), m, 0) for m, b in enumerate(budget_M) if b > 0]  # size, task, first number
   for z in range(shards):
-    share = (n - z - 1) // shards + 1 if n > z else 0
-    mine, left = _take(sorted(left), share, -(-len(left) // (shards - z)))
+    share = n // shards + (1 if z < n % shards else 0)
+    mine, left = _take(sorted(left), share, most=math.ceil(len(left) / (shards - z)))
     task_K = [m for _, m, _ in mine]
     local_Q = np.repeat(np.arange(len(mine)), [size for size, _, _ in mine])
     number_Q = np.concatenate([first + np.arange(size) for size, _, first in mine] or [[]])
@@ -106,13 +107,13 @@ def assign_to_queues(budget_M: np.ndarray, *, total: int, shards: int = 1, expec
   return queues
 
 
-def _take(pieces: list[tuple[int, int, int]], share: int, q: int) -> tuple[list, list]:
-  """Of pieces by size, those that hold `share` rollouts, q of them at most, and what is left."""
+def _take(pieces: list[tuple[int, int, int]], share: int, most: int) -> tuple[list, list]:
+  """Of pieces by size, at most so many that hold `share` rollouts; and the pieces that are left."""
   if not share:
     return [], pieces
   size = np.cumsum([0] + [piece[0] for piece in pieces])
-  first = int(np.argmax(size[q:] - size[:-q] >= share))
-  mine, left = pieces[first:first + q], pieces[:first] + pieces[first + q:]
+  first = int(np.argmax(size[most:] - size[:-most] >= share))
+  mine, left = pieces[first:first + most], pieces[:first] + pieces[first + most:]
   excess = sum(piece[0] for piece in mine) - share
   while excess >= mine[-1][0]:  # even the smallest are too many
     left.append(mine.pop(0))
@@ -184,10 +185,9 @@ def _decode(policy_config, params, prompts, queues, key, config) -> tuple[Array,
 
 
 @jax.jit
-def _by_task(prompts, budget_M, queues, token_ZQC, logp_ZQC, length_ZQ, ended_ZQ, counts_Z3
-             ) -> types.Rollouts:
+def _by_task(prompts, budget_M, queues, token_ZQC, logp_ZQC, length_ZQ, ended_ZQ, counts_Z3) -> types.Rollouts:
   """Rollouts in the order of their tasks: tokens divided by rows, the rest whole on every device."""
-  M, (Z, Q, C) = len(budget_M), token_ZQC.shape
+  M, (Z, Q) = len(budget_M), length_ZQ.shape
   R, end = Z * Q, jnp.sum(budget_M)
   task_R = jnp.repeat(jnp.arange(M), budget_M, total_repeat_length=R)  # beyond the end M - 1
   first_M = jnp.cumsum(budget_M) - budget_M
@@ -206,21 +206,19 @@ def _by_task(prompts, budget_M, queues, token_ZQC, logp_ZQC, length_ZQ, ended_ZQ
   whole = sharding.replicate({
       'task_R': jnp.where(there_R, task_R, M), 'length_R': by_task(length_ZQ), 'ended_R': by_task(ended_ZQ),
       'decode_steps': steps, 'tail_steps': tail_steps, 'refills': refills})
-  return types.Rollouts(
-      types.Prompts(*map(jnp.asarray, prompts)), token_RC=token_RC, logp_RC=logp_RC, **whole)
+  return types.Rollouts(types.Prompts(*map(jnp.asarray, prompts)), token_RC=token_RC, logp_RC=logp_RC, **whole)
 
 
 def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tuple[Array, ...]:
   """token, logp, length and ended of one shard's queue, and its counts, with an axis of 1 in front."""
   task_K, tasks, local_Q, number_Q, end = (x[0] for x in queues)
-  (K,), (Q,) = task_K.shape, local_Q.shape
-  C, S = config.completion_length, min(config.slots, Q)
+  (Q,), C = local_Q.shape, config.completion_length
+  S = min(config.slots, Q)
   length_K = prompts.length_M[task_K]
   fold = jax.vmap(jax.random.fold_in)
   key_K = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index_M[task_K])
   key_Q = fold(key_K[local_Q], number_Q)
-  prompt_logits_KV, prefix = _prefill(
-      policy_config, params, prompts.token_MP[task_K], length_K, tasks, config)
+  prompt_logits_KV, prefix = _prefill(policy_config, params, prompts.token_MP[task_K], length_K, tasks, config)
 
   def take(d: _Decoding) -> _Decoding:
     """Free slots take the next rollouts of the queue."""
@@ -265,7 +263,7 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     free = jnp.sum(d.rollout_S == Q)
     return (free < S) & ((free < config.refill) | (d.queued == end))
 
-  # Whole over 'model': a draw from words in parts would send them around, and a collective that all shards
+  # Whole over 'model': a draw from a divided vocabulary would send logits around, and a collective that all shards
   # of rollouts take part in would wait for ever, as each loops as often as its own queue asks.
   prompt_logits_KV = sharding.replicate(prompt_logits_KV)
   d = _Decoding(
@@ -293,7 +291,7 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   """Of the first `tasks` prompts the logits after them and the cache, `config.prefill` at a time."""
   K, P = token_KP.shape
   B = min(config.prefill, K)
-  chunks = -(-K // B)
+  chunks = math.ceil(K / B)
   more = chunks * B - K
   token_KP = jnp.pad(token_KP, ((0, more), (0, 0)), constant_values=PAD)
   length_K = jnp.pad(length_K, (0, more), constant_values=1)
@@ -322,18 +320,18 @@ def _token(logits_SV: Array, key_S: Array, config: Config) -> tuple[Array, Array
 
 
 def _draw(logits_SV: Array, key_S: Array) -> Array:
-  """A token of each softmax: one number decides on a part of the vocabulary, another on the token in it.
+  """A token of each softmax: one number decides on a block of the vocabulary, another on the token in it.
 
-  Noise for each word, of which the largest sum with a logit wins, would take longer than the policy's
-  last layer: of 1024 words and 128 slots 3 ms on two CPU cores, and this .2.
+  Gumbel noise for each token of the vocabulary would take longer than the policy's last layer: of 1024 tokens and
+  128 slots 3 ms on two CPU cores, and this .2.
   """
   S, V = logits_SV.shape
-  words = max(w for w in (2**i for i in range(10)) if w == 1 or w * w <= V and V % w == 0)
-  mass_SPW = jnp.exp(logits_SV - logits_SV.max(axis=-1, keepdims=True)).reshape(S, -1, words)
+  width = max(w for w in (2**i for i in range(10)) if w == 1 or w * w <= V and V % w == 0)  # of a block
+  mass_SXW = jnp.exp(logits_SV - logits_SV.max(axis=-1, keepdims=True)).reshape(S, -1, width)
   uniform_S2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_S)
-  part_S = _invert(mass_SPW.sum(axis=2), uniform_S2[:, 0])
-  mass_SW = jnp.take_along_axis(mass_SPW, part_S[:, None, None], axis=1)[:, 0]
-  return part_S * words + _invert(mass_SW, uniform_S2[:, 1])
+  block_S = _invert(mass_SXW.sum(axis=2), uniform_S2[:, 0])
+  mass_SW = jnp.take_along_axis(mass_SXW, block_S[:, None, None], axis=1)[:, 0]
+  return block_S * width + _invert(mass_SW, uniform_S2[:, 1])
 
 
 def _invert(mass_SX: Array, uniform_S: Array) -> Array:

@@ -32,8 +32,7 @@ ROWS = ('data', 'fsdp')  # what the rows of a microbatch are spread over
 _AXIS = {'D': 'fsdp', 'N': 'model', 'K': 'model', 'F': 'model', 'V': 'model'}
 
 
-def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1
-         ) -> Mesh:
+def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
   """A mesh of all devices given. Raises ValueError if the axes do not multiply to their number."""
   devices = jax.devices() if devices is None else devices
   if data * fsdp * model != len(devices):
@@ -88,8 +87,7 @@ def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[A
   if n == 1:
     return None, None
   learn = mesh(devices[:n], data=config.data, fsdp=fsdp, model=config.model)
-  return learn, mesh(devices[:n], data=config.data, fsdp=fsdp * config.model // sample_model,
-                     model=sample_model)
+  return learn, mesh(devices[:n], data=config.data, fsdp=fsdp * config.model // sample_model, model=sample_model)
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -121,15 +119,13 @@ def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpe
   return PartitionSpec(*[None] * stacked, *(axis if axis in axes else None for axis in found))
 
 
-def _fitting(mesh: Any, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES
-             ) -> PartitionSpec:
+def _fitting(mesh: Any, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> PartitionSpec:
   """The partition without the axes that do not divide."""
   return PartitionSpec(*(axis if axis and n % mesh.shape[axis] == 0 else None
                          for axis, n in zip(partition(path, axes), shape)))
 
 
-def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES
-       ) -> NamedSharding:
+def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> NamedSharding:
   """Of the leaf of this shape at a path."""
   return NamedSharding(mesh, _fitting(mesh, path, shape, axes))
 
@@ -206,8 +202,7 @@ def replicate(tree: Any) -> Any:
 
 
 def put(tree: Any, spec: PartitionSpec) -> Any:
-  """Arrays of the host, the same in all processes, put on the mesh that is set: no device holds more than
-  its part."""
+  """Arrays of the host, the same in all processes, put on the mesh that is set: no device holds more than its part."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return tree

@@ -110,8 +110,7 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers)
     found = evaluate.outcomes(
         setup.policy, params, tasks, sharding.move(key), setup.evaluate, pool, setup.tokenizer,
         rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)), answers=bool(c.maj_at))
-  return evaluate.summarize(found, tasks, [task.source for task in tasks],
-                            passes=c.pass_at, majorities=c.maj_at)
+  return evaluate.summarize(found, tasks, [task.source for task in tasks], passes=c.pass_at, majorities=c.maj_at)
 
 
 def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
@@ -138,6 +137,5 @@ def export_checkpoint(setup: Setup, workdir: str, directory: str) -> int:
   with checkpoint.Checkpoints(checkpoint_directory(setup, workdir)) as checkpoints:
     checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
-  weights.save(directory, setup.policy, merged(setup, state, base),
-               source=setup.config.policy.checkpoint or None)
+  weights.save(directory, setup.policy, merged(setup, state, base), source=setup.config.policy.checkpoint or None)
   return int(state.step)

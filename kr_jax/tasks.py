@@ -116,8 +116,7 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
   for row in stored.as_data_source(split):
     fields = {name: x.decode() if isinstance(x, bytes) else int(x) for name, x in row.items()}
     fields['prompt'] = template.format(problem=fields['prompt'])
-    tasks.append(types.Task(
-        **fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']), source=dataset))
+    tasks.append(types.Task(**fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']), source=dataset))
   check(tasks, f'{dataset}/{split}')
   return tasks
 

@@ -85,11 +85,9 @@ def train(setup: Setup, workdir: str) -> None:
     for step in range(first_step, c.num_steps):
       if step == 0 or c.evaluate.every and step % c.evaluate.every == 0:
         evaluated(step)
-      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed,
-                                weights=setup.shares)
+      tasks_M = tasks_lib.batch(setup.train_tasks, step, per_step=c.tasks.per_step, seed=c.seed, weights=setup.shares)
       prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
-      budget_M = allocate.of_step(
-          c.alloc, stats, prompts.index_M, completion_length=c.sample.completion_length)
+      budget_M = allocate.of_step(c.alloc, stats, prompts.index_M, completion_length=c.sample.completion_length)
       expected_M = estimate.tokens(stats, prompts.index_M, default=0.0)
       processes.check_same(f'tasks and budgets of step {step}', prompts.index_M, budget_M, expected_M)
       started, params = time.monotonic(), state_lib.sampling_params(setup, state, base)
@@ -103,8 +101,7 @@ def train(setup: Setup, workdir: str) -> None:
       jax.block_until_ready(rollouts.length_R)
       sample_s = time.monotonic() - started
       del params  # a copy of the policy, for which an update may have no room
-      rollouts = sample.apply_stop_strings(
-          sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
+      rollouts = sample.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
       measures_noise = c.alloc.nu_every and step % c.alloc.nu_every == 0
       if measures_noise:
@@ -116,8 +113,7 @@ def train(setup: Setup, workdir: str) -> None:
       stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
                                rollouts.length_R, discount=c.alloc.discount)
       if measures_noise:
-        stats = estimate.observe_gradient(
-            stats, measured_noise, discount=c.alloc.discount ** c.alloc.nu_every)
+        stats = estimate.observe_gradient(stats, measured_noise, discount=c.alloc.discount ** c.alloc.nu_every)
       done, stop = step + 1, processes.any_of(stopping())
       if stop or done == c.num_steps or done % c.checkpoint.every == 0:
         record.flush()  # which stops at a loss that is not finite, before it is saved

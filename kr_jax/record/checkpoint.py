@@ -23,8 +23,7 @@ class Checkpoints:
   """The checkpoints in a directory; the latest `keep` are kept. Saving does not hold up the run."""
 
   def __init__(self, directory: str, *, keep: int = 1):
-    self._orbax = ocp.CheckpointManager(
-        absolute(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    self._orbax = ocp.CheckpointManager(absolute(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep))
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -49,8 +48,7 @@ class Checkpoints:
       self._orbax.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(stats._asdict())))
 
-  def restore(self, state: types.TrainState, stats: types.TaskStats
-              ) -> tuple[types.TrainState, types.TaskStats]:
+  def restore(self, state: types.TrainState, stats: types.TaskStats) -> tuple[types.TrainState, types.TaskStats]:
     """The latest checkpoint, in the shapes and on the devices of the arguments, whose state may be of
     jax.ShapeDtypeStruct.
 
