@@ -144,8 +144,7 @@ class ReasoningGym(Section):
 class Tasks(Section):
   SECTION = 'tasks'
   dataset: str = knob('arithmetic', "what to train on: a name of kr_jax/datasets, or 'reasoning_gym/TASK'")
-  mixture: tuple = knob(
-      (), "datasets to train on instead, each with its weight: (('gsm8k', 2.0), ('champ:test[:200]', 1.0))")
+  mixture: tuple = knob((), "datasets to train on instead, with weights: (('gsm8k', 2.0), ('champ:test[:200]', 1.0))")
   test: tuple = knob((), "datasets to evaluate on instead: ('math_500', 'champ:test[200:]')")
   template: str = knob('{problem}', 'the prompt of a problem; other braces are doubled')
   chat: bool = knob(True, "whether a prompt is a user's message in the checkpoint's chat template")
@@ -212,17 +211,15 @@ class Sizes(Section):
 
   def conflicts(self):
     if self.num_heads % self.num_kv_heads:
-      yield (f'policy.num_heads={self.num_heads} is not a multiple of '
-             f'policy.num_kv_heads={self.num_kv_heads}')
+      yield f'policy.num_heads={self.num_heads} is not a multiple of policy.num_kv_heads={self.num_kv_heads}'
     if self.head_width % 2:
       yield f'policy.head_width={self.head_width} is odd; rotary positions need pairs'
 
 
 @section
 class Policy(Sizes):
-  checkpoint: str = knob(
-      '', 'what training starts from: a directory with config.json and safetensors, a .gguf file, '
-      "gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
+  checkpoint: str = knob('', 'what training starts from: a directory with config.json and safetensors, a .gguf file, '
+                         "gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
 
 
 @section
@@ -246,8 +243,7 @@ class WarmStart(Section):
 
   def conflicts(self):
     if 0 < self.num_steps <= self.warmup_steps:
-      yield (f'warm_start.num_steps={self.num_steps} must be 0 or above '
-             f'warm_start.warmup_steps={self.warmup_steps}')
+      yield f'warm_start.num_steps={self.num_steps} must be 0 or above warm_start.warmup_steps={self.warmup_steps}'
 
 
 @section
@@ -332,8 +328,7 @@ class Grpo(Section):
 
   def conflicts(self):
     if 0 < self.dual_clip <= 1 + self.clip_high:
-      yield (f'grpo.dual_clip={self.dual_clip} must be above 1 + grpo.clip_high={1 + self.clip_high}, or 0 '
-             'for none')
+      yield f'grpo.dual_clip={self.dual_clip} must be above 1 + grpo.clip_high={1 + self.clip_high}, or 0 for none'
 
 
 @section
@@ -402,8 +397,7 @@ class Config(Section):
 
   seed: int = knob(0, 'of all that is random', low=0)
   num_steps: int = knob(100, 'updates by reinforcement learning', low=0)
-  topologies: tuple = knob(
-      (), "TPU slices that the config is meant for, which --mode=preflight compiles it for: ('v5e:4x4',)")
+  topologies: tuple = knob((), "TPU slices that the config is meant for, and preflight's unless given: ('v5e:4x4',)")
   tasks: Tasks = Tasks()
   alloc: Alloc = Alloc()
   policy: Policy = Policy()
