@@ -85,7 +85,7 @@ def _preflight() -> int:
   # Unless these are there, it says that they are not.
   for name, value in (('TPU_WORKER_HOSTNAMES', 'localhost'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-16')):
     os.environ.setdefault(name, value)
-  from kr_jax.preflight import preflight  # heavy: see above
+  from kr_jax import preflight  # heavy: see above
   config, reports = _CONFIG.value, []
   assumed = preflight.Assumed(_EFFICIENCY.value, _MEAN_PROMPT.value, _MEAN_COMPLETION.value)
   for topology in _TOPOLOGY.value or config.topologies:
