@@ -104,6 +104,11 @@ def test_meshes_of_a_run_are_of_the_same_devices_in_the_same_order(knobs, learn,
   assert all(m.devices.ravel().tolist() == jax.devices()[:int(np.prod(learn))] for m in found)
 
 
+def test_devices_that_share_a_sampler_need_rollouts_for_one():
+  learn, samples = meshes_of(rollouts=2, sample_model=4)
+  assert learn.size == 8 and samples.shape['fsdp'] == 2
+
+
 def test_one_device_has_no_mesh():
   assert meshes_of(devices=1) == (None, None)
 
