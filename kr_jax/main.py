@@ -80,10 +80,11 @@ def _preflight() -> int:
   """Prints what a config takes on each slice, and returns 1 where it does not fit."""
   # The compiler looks for no TPU, and needs none to itself.
   os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+  os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # which could not be read without a TPU
   # Unless these are there, it says that they are not.
   for name, value in (('TPU_WORKER_HOSTNAMES', 'localhost'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-16')):
     os.environ.setdefault(name, value)
-  from kr_jax.preflight import preflight  # heavy: see above
+  from kr_jax import preflight  # heavy: see above
   config, reports = _CONFIG.value, []
   assumed = preflight.Assumed(_EFFICIENCY.value, _MEAN_PROMPT.value, _MEAN_COMPLETION.value)
   for topology in _TOPOLOGY.value or config.topologies:

@@ -1,16 +1,16 @@
 """The mesh, and the one table from a parameter's name to its partition.
 
-A parameter's name ends in its shape, and each letter has its axis of the mesh:
+A parameter's name ends in its shape letters, and each letter has its axis of the mesh:
 
-    D -> 'fsdp'      N K F V -> 'model'      the others, and whole vectors: replicated
+    D -> 'fsdp'      N K F V -> 'model'      other letters, and vectors: replicated
 
-An axis that does not divide a dimension leaves it whole: key/value heads that are fewer than 'model',
-which are then repeated where attention reads them (`head_copies`).
+An axis that does not divide a dimension leaves the dimension whole: so it is with key/value heads that are fewer
+than 'model', which attention repeats (`head_copies`).
 
-Rows of a microbatch are spread over ('data', 'fsdp'). Programs are traced under `jax.set_mesh(mesh)`,
-the XLA partitioner does the rest; without a mesh all stands on one device. A run has two meshes of the
-same devices in the same order: one to learn on, and one to sample on, whose 'model' axis may be longer, as
-a sampler reads all parameters for each token.
+Rows of a microbatch are spread over ('data', 'fsdp'). Programs are traced under `jax.set_mesh(mesh)`, and the XLA
+partitioner divides them; without a mesh all arrays are on one device. A run has two meshes of the same devices in
+the same order, one to learn on and one to sample on. The 'model' axis of the second may be longer, as a sampler
+reads all parameters for each token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _AXIS = {'D': 'fsdp', 'N': 'model', 'K': 'model', 'F': 'model', 'V': 'model'}
 
 
 def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
-  """A mesh of all devices given. Raises ValueError if the axes do not multiply to their number."""
+  """A mesh of these devices (None: all). Raises ValueError if the axes do not multiply to their number."""
   devices = jax.devices() if devices is None else devices
   if data * fsdp * model != len(devices):
     raise ValueError(f'a mesh of data={data}, fsdp={fsdp}, model={model} needs {data * fsdp * model} '
@@ -43,14 +43,14 @@ def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, 
 
 def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[Any] | None = None
            ) -> tuple[Mesh, Mesh] | tuple[None, None]:
-  """The meshes to learn and to sample on; None, None where there is one device.
+  """The meshes to learn and to sample on; (None, None) where there is one device.
 
   Args:
     sizes: width, num_heads, num_kv_heads, hidden_width and vocab_size, as policy.Config has them.
     rollouts: of a step.
 
   Raises:
-    ValueError: the axes do not fit the devices, the sizes or the rollouts, with some that do.
+    ValueError: the axes do not fit the devices, the sizes or the rollouts; the error names axes that fit.
   """
   devices = list(jax.devices() if devices is None else devices)
   n = config.devices or len(devices)
@@ -91,12 +91,12 @@ def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[A
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
-  """Sets a mesh for the programs that are traced in it; None: all stands on one device."""
+  """Sets a mesh for the programs that are traced in this context; None: all arrays are on one device."""
   return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def misfit(sizes: Any, fsdp: int, model: int) -> str:
-  """Why a policy of these sizes cannot be divided so; '' where it can."""
+  """Why the mesh cannot divide a policy of these sizes; '' where it can."""
   for name, axis, parts in (('width', 'fsdp', fsdp), ('num_heads', 'model', model),
                             ('hidden_width', 'model', model), ('vocab_size', 'model', model)):
     if getattr(sizes, name) % parts:
@@ -109,7 +109,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpec:
-  """Of the leaf at a path of jax.tree_util: parameters, and what is shaped as they are; over `axes`."""
+  """Of the leaf at a path of jax.tree_util, over some axes: of parameters, and of trees of the same shapes."""
   names = [str(getattr(k, 'key', getattr(k, 'name', ''))) for k in path]
   letters = names[-1].rpartition('_')[2] if names else ''
   if len(letters) < 2 or not letters.isupper():
@@ -120,13 +120,13 @@ def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpe
 
 
 def _fitting(mesh: Any, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> PartitionSpec:
-  """The partition without the axes that do not divide."""
+  """The partition without the axes that do not divide their dimensions."""
   return PartitionSpec(*(axis if axis and n % mesh.shape[axis] == 0 else None
                          for axis, n in zip(partition(path, axes), shape)))
 
 
 def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> NamedSharding:
-  """Of the leaf of this shape at a path."""
+  """The sharding of the leaf of this shape at a path."""
   return NamedSharding(mesh, _fitting(mesh, path, shape, axes))
 
 
@@ -143,7 +143,7 @@ def shapes_on(mesh: Mesh | None, shapes: Any) -> Any:
 
 
 def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
-  """Parameters or gradients, held to their partition over `axes` where a mesh is set."""
+  """Parameters or gradients, constrained to their partition over `axes` where a mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return tree
@@ -153,10 +153,10 @@ def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gather(name: str, x: jax.Array) -> jax.Array:
-  """A parameter of one layer, or of none, whole but for 'model'; its gradient is divided by the table.
+  """A parameter of one layer, or of none, whole along 'fsdp'; its gradient is divided by the table.
 
-  Without this the partitioner may gather it before it is cast, or gather what it is multiplied by, and
-  gradients would be added up whole on every device before they are divided.
+  Without this constraint the partitioner may gather the parameter before it is cast, or gather the other factor,
+  and every device would add up whole gradients before they are divided.
   """
   return constrain({name: x}, axes=('model',))[name]
 
@@ -164,30 +164,30 @@ def gather(name: str, x: jax.Array) -> jax.Array:
 gather.defvjp(lambda name, x: (gather(name, x), None), lambda name, _, g: (constrain({name: g})[name],))
 
 
-def _hold(tree: Any, spec: PartitionSpec) -> Any:
-  """Arrays, held to a partition where a mesh is set."""
+def _constrain_to(tree: Any, spec: PartitionSpec) -> Any:
+  """Arrays, constrained to a partition where a mesh is set."""
   if jax.sharding.get_abstract_mesh().empty:
     return tree
   return jax.lax.with_sharding_constraint(tree, spec)
 
 
 def constrain_rows(tree: Any, axis: int = 0) -> Any:
-  """Arrays whose `axis` is rows, of a microbatch or of rollouts: spread over ROWS where a mesh is set."""
-  return _hold(tree, PartitionSpec(*[None] * axis, unmapped(ROWS)))
+  """Arrays whose `axis` is rows of a microbatch, or rollouts, which are spread over ROWS where a mesh is set."""
+  return _constrain_to(tree, PartitionSpec(*[None] * axis, unmapped(ROWS)))
 
 
 def sum_over_copies(function: Any, rows: Any, *others: Any) -> Any:
-  """function(rows, *others), a sum over rows, where each copy of the parameters adds up its own.
+  """function(rows, *others), a sum over rows, for which each copy of the parameters adds up its own rows.
 
-  Of what a loop in the function adds up the copies send one another one sum, and not one of each turn.
+  A loop in the function adds up without communication; the copies exchange one sum, not one a turn.
 
   Args:
     rows: arrays whose second axis is spread over ROWS.
-    others: the same for all rows.
+    others: arrays that all rows share.
   """
   shape = jax.sharding.get_abstract_mesh().shape
-  # With both other axes XLA's partitioner breaks off at the gradient of the embedding (jax 0.10.2): then
-  # the copies do send one another each turn's.
+  # With both other axes XLA's partitioner aborts at the gradient of the embedding (jax 0.10.2): then the copies
+  # exchange a sum in each turn.
   if shape.get('data', 1) == 1 or shape['fsdp'] > 1 and shape['model'] > 1:
     return function(rows, *others)
   summed = lambda *args: jax.lax.psum(function(*args), 'data')
@@ -198,11 +198,11 @@ def sum_over_copies(function: Any, rows: Any, *others: Any) -> Any:
 
 def replicate(tree: Any) -> Any:
   """Arrays, whole on every device where a mesh is set."""
-  return _hold(tree, PartitionSpec())
+  return _constrain_to(tree, PartitionSpec())
 
 
 def put(tree: Any, spec: PartitionSpec) -> Any:
-  """Arrays of the host, the same in all processes, put on the mesh that is set: no device holds more than its part."""
+  """Arrays of the host, the same in all processes, put on the mesh that is set: a device receives its part alone."""
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
     return tree
@@ -211,7 +211,7 @@ def put(tree: Any, spec: PartitionSpec) -> Any:
 
 
 def move(tree: Any) -> Any:
-  """Arrays of the other mesh of a run, on the one that is set: whole, or by rows where they were divided."""
+  """Arrays of a run's other mesh, on the mesh that is set: divided by rows if they were divided, else whole."""
   mesh = jax.sharding.get_mesh()
 
   def moved(x):
@@ -224,13 +224,13 @@ def move(tree: Any) -> Any:
 
 
 def unmapped(axes: Sequence[str]) -> tuple[str, ...]:
-  """Those of the axes of the mesh that no jax.shard_map around here has taken."""
+  """Of these axes, the axes of the mesh over which no surrounding jax.shard_map maps."""
   mesh = jax.sharding.get_abstract_mesh()
   return tuple(axis for axis in axes if axis in mesh.axis_names and axis not in mesh.manual_axes)
 
 
 def row_shards() -> int:
-  """Over how many devices the rows of a microbatch are spread."""
+  """The number of devices that the rows of a microbatch are spread over."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
 
@@ -242,6 +242,6 @@ def head_copies(num_kv_heads: int) -> int:
 
 
 def platform() -> str:
-  """'tpu', 'cpu' or 'gpu': what the program now traced is for, which need not be this machine."""
+  """'tpu', 'cpu' or 'gpu': the platform that a program is traced for, which need not be this machine's."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from kr_jax import knobs as knobs_lib
 from kr_jax import sample
-from kr_jax import knobs
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.learning import update
@@ -41,8 +41,9 @@ def three_steps(meshes):
     for step, budget_M in enumerate(BUDGETS):
       key = jax.random.fold_in(state.key, step)
       with on(samples):
-        rollouts = sample.rollouts(POLICY, decode.sampling_params(POLICY, state.params), PROMPTS, np.array(budget_M),
-                                   sharding.move(key), SAMPLE, total=16)
+        rollouts = sample.rollouts(
+            POLICY, decode.sampling_params(POLICY, state.params), PROMPTS, np.array(budget_M), sharding.move(key),
+            SAMPLE, total=16)
       rollouts = sharding.move(rollouts)
       n = sum(budget_M)
       token_RC = np.asarray(rollouts.token_RC)
@@ -60,17 +61,18 @@ def on_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('axes', [{'data': 2, 'fsdp': 2, 'model': 2}, {'fsdp': 2, 'model': 4}], ids=str)
+@pytest.mark.parametrize('axes', [
+    {'data': 2, 'fsdp': 2, 'model': 2}, pytest.param({'fsdp': 2, 'model': 4}, marks=pytest.mark.exhaustive)], ids=str)
 def test_no_collective_of_the_sampler_joins_queues(axes):
   """Each loops as often as its own queue asks: one that waits for another would wait for ever."""
   mesh = sharding.mesh(**axes)
   key = jax.random.key(0)
   with jax.set_mesh(mesh):
-    sampling_params = jax.eval_shape(lambda key: decode.sampling_params(POLICY, policy.init(POLICY, key)), key)
-    sampling_params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), sampling_params,
-                          sharding.of(mesh, sampling_params, ('model',)))
+    params = jax.eval_shape(lambda key: decode.sampling_params(POLICY, policy.init(POLICY, key)), key)
+    params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params,
+                          sharding.of(mesh, params, ('model',)))
     queues = sample.assign_to_queues(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
-    text = sample._decode.lower(POLICY, sampling_params, PROMPTS, queues, key, SAMPLE).compile().as_text()
+    text = sample._decode.lower(POLICY, params, PROMPTS, queues, key, SAMPLE).compile().as_text()
   groups = re.findall(r'replica_groups=(\[[\d,]+\]<=\[8\]),', text)
   assert len(groups) == len(re.findall(r'channel_id=', text)) > 0
   assert set(groups) == {f'[{8 // axes["model"]},{axes["model"]}]<=[8]'}  # neighbours, along 'model'
@@ -79,13 +81,15 @@ def test_no_collective_of_the_sampler_joins_queues(axes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('data, fsdp, model, sample_model', [
-    *((data, fsdp, 8 // data // fsdp, 0) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8)
-      if data * fsdp <= 8),
-    (1, 8, 1, 4), (2, 2, 2, 4), (1, 2, 4, 1)])
+    (8, 1, 1, 0), (1, 8, 1, 4), (2, 2, 2, 4),
+    *(pytest.param(*axes, marks=pytest.mark.exhaustive) for axes in [
+        *((data, fsdp, 8 // data // fsdp, 0) for data in (1, 2, 4) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8),
+        (1, 2, 4, 1)])])
 def test_steps_are_those_of_one_device(data, fsdp, model, sample_model):
   want_tokens, want_losses, want = on_one_device()
   assert len({tuple(x) for step in want_tokens for x in step}) > 20 and np.ptp(want_losses) > 0
-  meshes = sharding.meshes(knobs.Mesh(data=data, fsdp=fsdp, model=model, sample_model=sample_model), POLICY, rollouts=16)
+  meshes = sharding.meshes(knobs_lib.Mesh(data=data, fsdp=fsdp, model=model, sample_model=sample_model),
+                           POLICY, rollouts=16)
   tokens, losses, params = three_steps(meshes)
   assert tokens == want_tokens
   np.testing.assert_allclose(losses, want_losses, atol=1e-5)

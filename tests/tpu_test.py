@@ -2,21 +2,28 @@
 
 import dataclasses
 import functools
+import importlib
 import math
 import re
 
 import jax
 from jax.experimental import topologies
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from kr_jax import preflight
+from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.allocation import allocate
+from kr_jax.kernels.knapsack import knapsack
 from kr_jax.learning import noise
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
+from tests import configs_test
 from tests import knobs
 
 POLICY = policy.Config(
@@ -28,8 +35,17 @@ GEMMA = dataclasses.replace(
     POLICY, head_width=256, qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0,
     post_norms=True, embedding_scale=True, query_scalar=128.0, window=64, global_every=2,
     local_rope_theta=1e4, rope_scaling=(8.0,))
+# Qwen3-4B but for its 36 layers, of which four stand for all.
+QWEN = policy.Config(
+    vocab_size=151936, num_layers=4, width=2560, num_heads=32, num_kv_heads=8, head_width=128,
+    hidden_width=9728, rope_theta=1e6, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
+    dtype='bfloat16', remat='none', lora_rank=0, lora_alpha=1.0)
 UPDATE = knobs.updates(row_length=128, microbatch_rows=1)
+SAMPLE = knobs.sampler(slots=16, prompt_length=128, completion_length=128)
 M, R, P, C = 8, 64, 32, 32
+# Of all chips one compiles by default.
+CHIPS = ['v5e:2x2', *(pytest.param(topology, marks=pytest.mark.exhaustive)
+                      for topology in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'))]
 
 
 @functools.cache
@@ -38,18 +54,35 @@ def devices(topology):
 
 
 def mesh_of(topology, **axes):
-  """Of as many chips as it has places."""
+  """Of as many chips as its axes multiply to."""
   return sharding.mesh(devices(topology)[:math.prod(axes.values())], **axes)
 
 
-def compile_for(topology, function, tree, *static, **axes):
-  """The compiled program of function(*tree, *static) on a mesh."""
+def traced_for(topology, function, tree, *static, **axes):
+  """function(*tree, *static), traced on a mesh."""
   mesh = mesh_of(topology, **axes)
   args = jax.tree.map(
       lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or at),
       tree, sharding.of(mesh, tree))
   with jax.set_mesh(mesh):
-    return function.lower(*args, *static).compile()
+    return function.trace(*args, *static)
+
+
+def compiled_for(topology, function, tree, *static, **axes):
+  return traced_for(topology, function, tree, *static, **axes).lower().compile()
+
+
+# The allocator.
+
+
+@pytest.mark.parametrize('topology', CHIPS)
+def test_the_allocator_beside_its_kernel_compiles(topology):
+  gain_MG, units = np.zeros((M, 31), np.float32), np.int32(R - 2 * M)
+  compiled_for(topology, allocate.greedy, (gain_MG, units))
+  compiled_for(topology, allocate._even, (gain_MG.astype(np.int32), np.zeros(M, np.int32)))
+
+
+# The update.
 
 
 def abstract_rollouts(length=P):
@@ -59,19 +92,6 @@ def abstract_rollouts(length=P):
       prompts=prompts, task_R=np.zeros(R, np.int32), token_RC=np.zeros((R, length), np.int32),
       logp_RC=np.zeros((R, length), np.float32), length_R=np.ones(R, np.int32),
       ended_R=np.ones(R, np.int32), decode_steps=np.zeros((), np.int32))
-
-
-@functools.cache
-def abstract_state():
-  return jax.eval_shape(lambda key: update.init(policy.init(POLICY, key), key, UPDATE),
-                        jax.random.key(0))
-
-
-@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
-def test_the_allocator_beside_its_kernel_compiles(topology):
-  gain_MG, units = np.zeros((M, 31), np.float32), np.int32(R - 2 * M)
-  compile_for(topology, allocate.greedy, (gain_MG, units))
-  compile_for(topology, allocate._even, (gain_MG.astype(np.int32), np.zeros(M, np.int32)))
 
 
 def abstract_tokens(rollouts, config, topology, **axes):
@@ -85,24 +105,30 @@ def abstract_tokens(rollouts, config, topology, **axes):
   return tokens._replace(old_logp_BT=tokens.sampler_logp_BT)
 
 
-@functools.cache
-def update_for(topology, policy_config, config, length, **axes):
-  """The compiled update of rollouts of `length` prompt and `length` completion tokens, and its state."""
-  rollouts = abstract_rollouts(length)
-  state = jax.eval_shape(lambda key: update.init(policy.init(policy_config, key), key, config),
-                         jax.random.key(0))
+def abstract_state(policy_config=POLICY, config=UPDATE):
+  return jax.eval_shape(lambda key: update.init(policy.init(policy_config, key), key, config), jax.random.key(0))
+
+
+def traced_update(topology, policy_config, config, length, **axes):
+  """The update of rollouts of `length` prompt and `length` completion tokens, traced; and its state."""
+  rollouts, state = abstract_rollouts(length), abstract_state(policy_config, config)
   experience = jax.eval_shape(lambda rollouts: update._experience(
       rollouts, np.zeros(R, np.float32), config), rollouts)
   tokens = abstract_tokens(rollouts, config, topology, **axes)
-  return compile_for(topology, update._step, (state, {}, experience, tokens, np.zeros(2, np.int32)),
-                     policy_config, config, **axes), state
+  return traced_for(topology, update._step, (state, {}, experience, tokens, np.zeros(2, np.int32)),
+                    policy_config, config, **axes), state
+
+
+def compiled_update(*args, **axes):
+  traced, state = traced_update(*args, **axes)
+  return traced.lower().compile(), state
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology', ['v5e:2x2', 'v6e:2x2'])
+@pytest.mark.parametrize('topology', CHIPS)
 def test_the_measurement_of_noise_compiles(topology):
   state, rollouts = abstract_state(), abstract_rollouts()
-  program = compile_for(
+  program = compiled_for(
       topology, noise.gradient_noise_of_tokens,
       (state.params, {}, rollouts.task_R, np.zeros(R, np.float32),
        abstract_tokens(rollouts, UPDATE, topology), np.int32(0), state.key), M, POLICY, UPDATE)
@@ -111,15 +137,15 @@ def test_the_measurement_of_noise_compiles(topology):
 
 @pytest.mark.slow
 def test_the_update_of_layers_that_read_a_window_compiles():
-  program, _ = update_for('v5e:2x2', GEMMA, UPDATE, P, data=2, model=2)
+  program, _ = compiled_update('v5e:2x2', GEMMA, UPDATE, P, data=2, model=2)
   # Each layer runs the attention of its kind.
   assert 'splash' in program.as_text() and 'conditional' in program.as_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'])
+@pytest.mark.parametrize('topology', CHIPS)
 def test_the_update_compiles(topology):
-  program, state = update_for(topology, POLICY, UPDATE, P)
+  program, state = compiled_update(topology, POLICY, UPDATE, P)
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
   # The donated state is updated in place.
   assert program.memory_analysis().alias_size_in_bytes >= 3 * params
@@ -127,39 +153,144 @@ def test_the_update_compiles(topology):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('axes', [{'data': 4}, {'fsdp': 4}, {'model': 2, 'data': 2}], ids=str)
+@pytest.mark.parametrize('axes', [
+    {'data': 2, 'fsdp': 2}, pytest.param({'data': 4}, marks=pytest.mark.exhaustive), {'model': 2, 'data': 2}], ids=str)
 def test_the_update_compiles_on_a_mesh(axes):
-  """And leaves parameters and moments parted by the table, none of them whole on every chip."""
-  program, state = update_for('v5e:2x2', POLICY, UPDATE, P, **axes)
-  mesh = mesh_of('v5e:2x2', **axes)
+  """And leaves parameters and moments divided by the table, no matrix of them whole on every chip."""
+  program, state = compiled_update('v5e:2x2', POLICY, UPDATE, P, **axes)
   found, _ = program.output_shardings
-  wanted = sharding.of(mesh, state)
+  wanted = sharding.of(mesh_of('v5e:2x2', **axes), state)
   whole = set()
   for (path, x), found, wanted in zip(
       jax.tree_util.tree_leaves_with_path(state), *map(jax.tree.leaves, (found, wanted)), strict=True):
     assert found.is_equivalent_to(wanted, x.ndim), path
     if found.is_fully_replicated and x.size > 2048:
       whole.add(path)
-  # Rows are spread over 'data', and nothing else is.
+  # 'data' divides rows and nothing else.
   assert bool(whole) == (axes == {'data': 4})
 
 
-@pytest.mark.slow
+def largest(jaxpr):
+  """Elements of the largest array in a program, in all but its kernels."""
+  sizes = [math.prod(x.aval.shape) for eqn in jaxpr.eqns for x in eqn.outvars]
+  sizes += [largest(inner) for eqn in jaxpr.eqns if eqn.primitive.name != 'pallas_call'
+            for inner in jaxprs_in_params(eqn.params)]
+  return max(sizes, default=0)
+
+
+LONG = dataclasses.replace(POLICY, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1, hidden_width=256)
+
+
+@pytest.mark.parametrize('remat, prompt_sharing', [('none', 1.0), ('full', 0.6)])
+def test_no_array_of_the_update_is_quadratic_in_the_row(remat, prompt_sharing):
+  """Neither [T, T] attention nor [T, V] logits are among them, both of the same size here."""
+  T = LONG.vocab_size
+  traced, _ = traced_update('v5e:2x2', dataclasses.replace(LONG, remat=remat),
+                            UPDATE.replace(row_length=T, prompt_sharing=prompt_sharing), T // 2)
+  assert largest(traced.jaxpr.jaxpr) < (T - 1) ** 2
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('remat, prompt_sharing', [('none', 1.0), ('full', 0.6)])
 def test_temporaries_of_the_update_grow_linearly_with_the_row(remat, prompt_sharing):
   """Neither [T, T] attention nor [T, V] logits stand in memory."""
-  config = dataclasses.replace(POLICY, remat=remat, vocab_size=4096, width=128, num_heads=2, num_kv_heads=1,
-                               hidden_width=256)
-  temporaries, largest = [], []
+  config = dataclasses.replace(LONG, remat=remat)
+  temporaries, sizes = [], []
   for length in (2048, 4096):
-    program, _ = update_for('v5e:2x2', config,
-                            UPDATE.replace(row_length=length, microbatch_rows=1, prompt_sharing=prompt_sharing),
-                            length // 2)
+    program, _ = compiled_update(
+        'v5e:2x2', config, UPDATE.replace(row_length=length, prompt_sharing=prompt_sharing), length // 2)
     temporaries.append(program.memory_analysis().temp_size_in_bytes)
     shapes = re.findall(r'= \w+\[([\d,]+)\]', program.as_text())
-    largest.append(max(math.prod(map(int, shape.split(','))) for shape in shapes))
-  print(remat, prompt_sharing, temporaries, largest)
-  assert largest[1] <= 2 * largest[0]
-  # What is kept in VMEM is not counted, and of short rows that is more: so much can come on top.
+    sizes.append(max(math.prod(map(int, shape.split(','))) for shape in shapes))
+  assert sizes[1] <= 2 * sizes[0]
+  # Arrays in VMEM are not counted, and those of short rows are more: so many bytes can come on top.
   vmem = 128 * 2**20
   assert temporaries[1] <= 2 * (temporaries[0] + vmem)
+
+
+# The sampler.
+
+
+def compiled_sampler(topology, policy_config, config, tasks, rollouts, **axes):
+  """The sampler of so many tasks and rollouts a shard, and the bytes of its slots and prefixes."""
+  mesh = mesh_of(topology, **axes)
+  shards = axes.get('data', 1)
+  num_tasks, total = shards * (tasks - (shards > 1)), shards * rollouts
+  P, C = config.prompt_length, config.completion_length
+  of = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+  with jax.set_mesh(mesh):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(lambda key: decode.sampling_params(policy_config, policy.init(policy_config, key)), key)
+    params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params,
+                          sharding.of(mesh, params, ('model',)))
+    queues = sample.assign_to_queues(np.full(num_tasks, total // num_tasks), total=total, shards=shards)
+    assert queues.task_ZK.shape == (shards, tasks) and queues.local_ZQ.shape == (shards, rollouts)
+    queues = jax.tree.map(lambda x: of(x, PartitionSpec(sharding.ROWS)), queues)
+    prompts = types.Prompts(np.zeros((num_tasks, P), np.int32), np.ones(num_tasks, np.int32),
+                            np.arange(num_tasks, dtype=np.int32))
+    program = sample._decode.lower(policy_config, params, prompts, queues, key, config).compile()
+  value = 1 if config.cache == 'int8' else 2
+  column = 2 * policy_config.num_layers * policy_config.num_kv_heads // axes.get('model', 1) * (
+      policy_config.head_width * value + 4 * (config.cache == 'int8'))
+  return program, column * (config.slots * -(-C // 128) * 128 + tasks * P)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology, cache', [
+    pytest.param('v5e:2x2', '', marks=pytest.mark.exhaustive), ('v5e:2x2', 'int8'),
+    *(pytest.param(topology, '', marks=pytest.mark.exhaustive)
+      for topology in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'))])
+def test_the_sampler_compiles(topology, cache):
+  program, _ = compiled_sampler(topology, dataclasses.replace(POLICY, num_layers=1), SAMPLE.replace(cache=cache), M, R)
+  assert 'decode_attention' in program.as_text()
+
+
+@pytest.mark.slow
+def test_the_sampler_of_layers_that_read_a_window_compiles():
+  program, _ = compiled_sampler('v5e:2x2', GEMMA, SAMPLE, M, R)
+  assert 'decode_attention' in program.as_text()
+
+
+@pytest.mark.exhaustive
+def test_a_sampler_of_4b_shapes_holds_little_but_its_cache():
+  """On v5e:4x4, data 4 x model 4: 32 slots, 16 tasks and 128 rollouts a shard."""
+  config = knobs.sampler(slots=32, prefill=4, prompt_length=512, completion_length=2048)
+  program, cache = compiled_sampler('v5e:4x4', QWEN, config, 16, 128, data=4, model=4)
+  assert program.memory_analysis().temp_size_in_bytes < 1.3 * cache
+  # No step gathers parameters or turns a cache around.
+  text = program.as_text()
+  assert not re.search(r'= bf16\[32,2,2048,128\]\S* copy\(', text)
+  assert not re.search(r'= bf16\[[\d,]*(2560|9728)[\d,]*\]\S* all-gather\(', text)
+
+
+# The shipped configs: each program of a step is lowered, which takes kernels to the compiler's door.
+
+
+def shipped(name, variant):
+  """A config, and the first slice that it is meant for."""
+  config = importlib.import_module(f'configs.{name}').get_config(variant)
+  if config.policy.checkpoint and not config.policy.vocab_size:  # then the sizes are the checkpoint's
+    config.policy.checkpoint = str(configs_test.DATA / 'checkpoints' / configs_test.CHECKPOINTS[name])
+  return config, (config.topologies or ('v5e:2x2',))[0]
+
+
+@functools.cache
+def lowered_knapsack(M, J, capacity):
+  of = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+  return jax.jit(functools.partial(knapsack, capacity=capacity, exact=True)).trace(
+      of(M, J), of(M), of()).lower(lowering_platforms=('tpu',))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['', 'debug'])
+@pytest.mark.parametrize('name', [
+    'arithmetic', 'smollm2_arithmetic', 'gsm8k_qwen3_1p7b', 'r1_distill_1p5b', 'qwen3_4b', 'qwen25_math_7b'])
+def test_a_shipped_config_is_lowered_for_a_tpu(name, variant):
+  config, topology = shipped(name, variant)
+  alloc, tasks = config.alloc, config.tasks.per_step
+  lowered_knapsack(tasks, alloc.high - alloc.low + 1, alloc.rollouts_per_step - alloc.low * tasks)
+  programs = preflight.programs(preflight.setup(config, topology))
+  assert {'reshard', 'sample', 'update'} <= {program.phase for program in programs}
+  for program in programs:
+    with jax.set_mesh(program.mesh):
+      program.function.lower(*program.args)

@@ -1,24 +1,29 @@
-"""What a config takes on a TPU slice, by the real TPU compiler, on a machine without one.
+"""What a config takes on a TPU slice, by the real TPU compiler, on a machine without a TPU.
 
-The programs of a step are compiled for the slice from shapes alone: weights are resharded for the sampler
-(reshard), prompts are read and completions decoded (sample; evaluate, where that takes more),
-log-probabilities are taken where the loss asks for them, of the policy as it stands (score) and of the
-initial one (reference), and the parameters move (update). Of each are known
+The programs of a step are compiled for the slice from shapes alone. They are the program's phases:
 
-    peak = arguments + output + temporaries - what is updated in place + what stands beside it
+    reshard      makes the sampling params of the parameters
+    sample       reads prompts and decodes completions
+    evaluate     the same for held-out tasks, where these are more
+    score        takes log-probabilities of the policy as it stands, where the loss asks for them
+    reference    takes those of the initial policy
+    update       moves the parameters
 
-by the compiler (`memory_analysis`), against what the chip has; and by the compiled text (hlo.py) the FLOPs
-it executes and the bytes that its collectives send, loops counted as often as they run: those that end
-when their work is done by what is assumed of the lengths. Seconds are arithmetic,
+The compiler tells the memory of each (`memory_analysis`), which is held against the memory of a chip:
 
-    max(FLOPs / peak FLOP/s, bytes read / memory bandwidth, bytes sent / ICI bandwidth) / efficiency.
+    peak = arguments + output - what is updated in place + temporaries + resident
+
+where resident are the arrays on the device that are no arguments. The jaxpr tells the FLOPs (flops.py), the
+compiled text the bytes that collectives send (hlo.py). Both count a loop as often as it runs; the turns of loops
+that end when their work is done follow from assumed lengths. Seconds are arithmetic:
+
+    max(FLOPs / peak FLOP/s, bytes read / memory bandwidth, bytes sent / ICI bandwidth) / efficiency
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import concurrent.futures
-import itertools
 import math
 import re
 import time
@@ -40,13 +45,14 @@ from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
+from kr_jax.preflight import flops
 from kr_jax.preflight import hlo
 from kr_jax.preflight import resources
 from kr_jax.prepare import Setup
 
 
 class Assumed(NamedTuple):
-  """What no compiler knows."""
+  """What no compiler can know."""
 
   efficiency: float = 0.4  # share of a chip's peak that programs reach
   mean_prompt: int = 0  # tokens; 0: the longest
@@ -61,22 +67,22 @@ class Program(NamedTuple):
   args: tuple[Any, ...]
   mesh: Mesh
   times: int  # how often a step runs it
-  beside: Any  # arrays that stand on the devices while it runs and are not among its arguments
-  trips: dict[str, float]  # of loops that end when their work is done
+  resident: Any  # arrays on the devices that are no arguments
+  trips: dict[str, float]  # turns of loops that end when their work is done, by scope
   useful_flops: float  # of one run, on all devices
-  attention_flops: float = 0.0  # of these, those of decoding, which no compiled text tells
+  attention_flops: float = 0.0  # of these, the attention of decoding, which depends on lengths
   read_bytes: float = 0.0  # that a chip reads from memory at the least
 
 
 class Phase(NamedTuple):
-  """A program on one chip. Figures other than bytes are of one run; None: it did not compile."""
+  """A program on one chip. FLOPs, collectives and seconds are of one run; None: the program did not compile."""
 
   phase: str
   times: int
   argument_bytes: int
-  output_bytes: int  # but for what is updated in place
+  output_bytes: int  # without what is updated in place
   temp_bytes: int | None
-  beside_bytes: int
+  resident_bytes: int
   peak_bytes: int
   hbm_bytes: int
   fits: bool
@@ -88,7 +94,7 @@ class Phase(NamedTuple):
 
 
 def devices(topology: str) -> Sequence[Any]:
-  """Of a slice, 'v5e:4x4'. Raises ValueError for one that the TPU compiler does not know."""
+  """Of a slice, 'v5e:4x4'. Raises ValueError for a slice that the TPU compiler does not know."""
   resources.chip(topology)
   try:
     return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
@@ -110,7 +116,7 @@ def setup(config: ml_collections.ConfigDict, topology: str) -> Setup:
 
 
 def _abstract(mesh: Mesh, function: Callable[..., Any], *args: Any) -> Any:
-  """Shapes of what a function gives on a mesh."""
+  """Shapes of a function's results on a mesh."""
   with jax.set_mesh(mesh):
     return jax.eval_shape(function, *args)
 
@@ -122,23 +128,26 @@ def _at(tree: Any, of: Any) -> Any:
   return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, of)
 
 
-def _bytes(tree: Any) -> int:
-  """Of shapes, on one device."""
+def device_bytes(tree: Any) -> int:
+  """Of a tree of shapes with shardings, on one device."""
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize if x.dtype != jax.dtypes.prng_key
              else 0 for x in jax.tree.leaves(tree))
 
 
 class _Held(NamedTuple):
-  """What stands on the devices between programs, and what the sampler reads."""
+  """Shapes of what is resident between programs, and of what the sampler reads."""
 
   state: types.TrainState
   base: Any  # {} where nothing needs it
-  params: Any  # that the sampler's are made of
+  params: Any  # that sampling_params are made of
   sampling_params: Any
 
 
 def programs(setup: Setup, assumed: Assumed = Assumed()) -> list[Program]:
-  """Of a step, in the order in which it runs them; and of an evaluation, where it needs more than that."""
+  """Of a step, in the order in which they run, and of an evaluation, where it takes more memory.
+
+  Raises ValueError for assumed lengths above those of the config.
+  """
   c, P, C = setup.config, setup.sample.prompt_length, setup.sample.completion_length
   lengths = {'tasks': c.tasks.per_step, 'rollouts': c.alloc.rollouts_per_step,
              'prompt': assumed.mean_prompt or P, 'completion': assumed.mean_completion or C}
@@ -149,8 +158,10 @@ def programs(setup: Setup, assumed: Assumed = Assumed()) -> list[Program]:
   adapters = () if held.params is held.state.params else held.state.params
   reshard = Program(
       'reshard', decode.sampling_params, (setup.policy, held.params), setup.sample_mesh, 1,
-      (adapters, held.state.opt_state, held.base), {}, 0.0, read_bytes=_bytes(held.params) + _bytes(held.sampling_params))
-  sampler, evaluation = _sampler('sample', setup, held, lengths), _sampler('evaluate', setup, held, lengths | {
+      (adapters, held.state.opt_state, held.base), {}, 0.0,
+      read_bytes=device_bytes(held.params) + device_bytes(held.sampling_params))
+  sampler = _sampler('sample', setup, held, lengths)
+  evaluation = _sampler('evaluate', setup, held, lengths | {
       'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
   tasks = lambda program: program.args[3].task_ZK.shape[1]
   more = [evaluation._replace(times=0)] if tasks(evaluation) > tasks(sampler) else []
@@ -174,7 +185,7 @@ def _held(setup: Setup) -> _Held:
 
 
 def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -> Program:
-  """The decoding of rollouts, as many of each task."""
+  """The decoding of rollouts, equally many of each task."""
   samples, config, (M, R, prompt, completion) = setup.sample_mesh, setup.sample, lengths.values()
   at = lambda tree, *spec: _at(tree, NamedSharding(samples, PartitionSpec(*spec)))
   shards = math.prod(samples.shape[axis] for axis in sharding.ROWS)
@@ -186,12 +197,12 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -
   heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
   column = resources.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
   waves = max(Q / slots, 1)
-  # Each step reads all weights, and of each slot what it has of its completion, and its task's prompt.
-  read = waves * completion * (_bytes(held.sampling_params) + slots * (prompt + completion / 2) * column)
+  # Each decoding step reads all weights and, for each slot, its prompt and the completion so far.
+  read = waves * completion * (device_bytes(held.sampling_params) + slots * (prompt + completion / 2) * column)
   return Program(
       phase, sample._decode,
-      (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config), samples, 1,
-      (held.state, held.base),
+      (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config),
+      samples, 1, (held.state, held.base),
       {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: waves,
        sample.DECODE: completion},
       resources.sample_flops(setup.policy, **lengths),
@@ -200,7 +211,7 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -
 
 
 def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
-  """What learns from rollouts, all of them kept."""
+  """The phases that learn from rollouts, none of which is left out."""
   learn, u, (state, base, *_) = setup.learn_mesh, setup.update, held
   microbatches = _microbatches(
       setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
@@ -208,8 +219,8 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
   bounds = np.zeros(2, np.int32)
   forward_flops = resources.score_flops(setup.policy, **lengths)
 
-  def score(phase, trained, base, policy_config, beside):
-    return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, beside,
+  def score(phase, trained, base, policy_config, resident):
+    return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, resident,
                    {update.MICROBATCHES: microbatches * u.minibatches}, forward_flops)
 
   found, logp, one_update = [], tokens.sampler_logp_BT, u.epochs * u.minibatches == 1
@@ -226,7 +237,7 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
 
 
 def _batch(setup: Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
-  """Shapes of what a step learns from."""
+  """Shapes of the microbatches of a step, and of what they are weighted by."""
   learn, u, M, R = setup.learn_mesh, setup.update, lengths['tasks'], lengths['rollouts']
   P, C = setup.sample.prompt_length, setup.sample.completion_length
   with jax.set_mesh(learn):
@@ -249,7 +260,7 @@ def _batch(setup: Setup, lengths: dict[str, float]) -> tuple[update.Tokens, upda
 
 
 def _microbatches(setup: Setup, lengths: dict[str, float], devices: int) -> int:
-  """How many of an update rollouts of mean length fill, all of them kept: of one device's share."""
+  """How many microbatches the rollouts of an update fill, if all have mean length: of one device's share."""
   R = -(-lengths['rollouts'] // (setup.update.minibatches * devices))
   group = max(round(lengths['rollouts'] / lengths['tasks']), 1)
   shape = update.microbatch_shape(
@@ -264,45 +275,45 @@ def _microbatches(setup: Setup, lengths: dict[str, float], devices: int) -> int:
 # Their compilation.
 
 
-def _compile(program: Program) -> tuple[jax.stages.Compiled | None, int, float]:
-  """A program; the bytes that it would need where those are more than there are; and seconds taken."""
-  started = time.monotonic()
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+  """A compiled program and 0, or None and the bytes that it would need where the chip has fewer."""
   try:
-    with jax.set_mesh(program.mesh):
-      compiled = program.function.lower(*program.args).compile()
+    return lowered.compile(), 0
   except jax.errors.JaxRuntimeError as error:
     found = re.search(r'Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)', str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or not found:
       raise
     size, unit = [x for x in found.groups() if x]
-    return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit]), time.monotonic() - started
-  return compiled, 0, time.monotonic() - started
+    return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit])
 
 
 def measure(program: Program, chip: resources.Chip, efficiency: float) -> Phase:
   """Compiles a program and says what it takes."""
-  compiled, needed, compile_seconds = _compile(program)
-  arguments = _bytes([x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
+  chips, started = program.mesh.size, time.monotonic()
+  with jax.set_mesh(program.mesh):
+    traced = program.function.trace(*program.args)
+    compiled, needed = _compile(traced.lower())
+  arguments = device_bytes([x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
+  resident = device_bytes(program.resident)
   phase = Phase(
       phase=program.phase, times=program.times, argument_bytes=arguments, output_bytes=0, temp_bytes=None,
-      beside_bytes=_bytes(program.beside), peak_bytes=needed + _bytes(program.beside),
-      hbm_bytes=chip.hbm_bytes, fits=False, useful_flops=program.useful_flops / program.mesh.size,
-      executed_flops=None, collectives=[], seconds=None, compile_seconds=round(compile_seconds, 1))
+      resident_bytes=resident, peak_bytes=needed + resident, hbm_bytes=chip.hbm_bytes, fits=False,
+      useful_flops=program.useful_flops / chips, executed_flops=None, collectives=[], seconds=None,
+      compile_seconds=round(time.monotonic() - started, 1))
   if compiled is None:
     return phase
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + phase.beside_bytes
-  counts = hlo.count(compiled.as_text(), program.mesh.shape, program.trips)
-  executed = counts.flops + program.attention_flops / program.mesh.size + sum(
-      n * resources.kernel_flops(name, shapes) for (name, shapes), n in counts.kernels.items())
-  sent = sum(moved.bytes for moved in counts.collectives.values())
+  peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + resident
+  executed = (flops.count(traced.jaxpr.jaxpr, program.trips) + program.attention_flops) / chips
+  collectives = hlo.count(compiled.as_text(), program.mesh.shape, program.trips)
+  sent = sum(moved.bytes for moved in collectives.values())
   return phase._replace(
       argument_bytes=memory.argument_size_in_bytes, output_bytes=output,
       temp_bytes=memory.temp_size_in_bytes, peak_bytes=peak, fits=peak <= chip.hbm_bytes,
       executed_flops=executed,
       collectives=[{'kind': kind, 'axes': list(axes), 'bytes': moved.bytes, 'count': moved.count}
-                   for (kind, axes), moved in sorted(counts.collectives.items())],
+                   for (kind, axes), moved in sorted(collectives.items())],
       seconds=max(executed / chip.flops, program.read_bytes / chip.hbm_bytes_per_s,
                   sent / chip.ici_bytes_per_s) / efficiency)
 
@@ -314,12 +325,15 @@ def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Ass
   Args:
     phases: those to compile; (): all.
 
-  Returns: fits; phases, {name: Phase as a dict}; and of a step of all chips tokens, seconds, dollars and the
-    share of the chips' peak that useful FLOPs are (None where a program does not fit).
+  Returns: fits; phases, {name: Phase as a dict}; and of a step of all chips tokens_per_step, seconds_per_step,
+    dollars_per_step and useful_share_of_peak, which useful FLOPs have of the chips' peak (None where a program does
+    not compile).
+
+  Raises ValueError as `setup` and `programs` do.
   """
   found, chip = setup(config, topology), resources.chip(topology)
   wanted = [p for p in programs(found, assumed) if not phases or p.phase in phases]
-  # Compilers run beside each other as far as there are cores.
+  # Two compilations at a time: each has phases that use one core.
   with processes.progress(f'compile for {topology}', 0, len(wanted), unit='program') as bar, \
       concurrent.futures.ThreadPoolExecutor(2) as pool:
     tasks = [pool.submit(measure, program, chip, assumed.efficiency) for program in wanted]
@@ -350,10 +364,10 @@ def table(report: dict[str, Any]) -> str:
   assumed, phases = report['assumed'], report['phases'].values()
   lines = [f'{report["topology"]}: {report["chips"]} chips of {report["chip"]["hbm_bytes"] / 1e9:.1f} GB; learns on '
            f'{mesh(report["mesh"]["learn"])}, samples on {mesh(report["mesh"]["sample"])}', '',
-           'a chip, GB    arguments   output   temporaries   beside     peak      fits']
+           'a chip, GB    arguments   output   temporaries  resident    peak      fits']
   for p in phases:
     lines.append(f'{p["phase"]:<12}{giga(p["argument_bytes"]):>11}{giga(p["output_bytes"]):>9}'
-                 f'{giga(p["temp_bytes"]):>14}{giga(p["beside_bytes"]):>9}{giga(p["peak_bytes"]):>9}'
+                 f'{giga(p["temp_bytes"]):>14}{giga(p["resident_bytes"]):>9}{giga(p["peak_bytes"]):>9}'
                  f'{"yes" if p["fits"] else "NO":>10}')
   lines += ['', 'a chip, a run     TFLOP useful   executed   GB sent   seconds   a step']
   for p in phases:
@@ -373,137 +387,3 @@ def table(report: dict[str, Any]) -> str:
                   f'${report["dollars_per_step"]:.2f}; useful FLOPs {report["useful_share_of_peak"]:.1%} of peak '
                   f'(arithmetic: {lengths}, at {assumed["efficiency"]:.0%} of the chips\' peaks)']
   return '\n'.join(lines)
-
-
-# What would fit.
-
-
-class _Choice(NamedTuple):
-  """Knobs to try, by how long a step would take, and what each costs in memory: more of it, more memory."""
-
-  seconds: float
-  overrides: dict[str, Any]
-  need: tuple[float, ...]
-
-
-_SAMPLES, _LEARNS = ('reshard', 'sample', 'evaluate'), ('score', 'reference', 'update')
-# Numbers of a token and layer that the backward pass finds at the least.
-_SAVED = {
-    'full': lambda c: c.width,
-    'attention': lambda c: c.width + c.num_heads * c.head_width,
-    'dots': lambda c: 3 * c.width + 2 * (c.num_heads + c.num_kv_heads) * c.head_width + 2 * c.hidden_width,
-    'none': lambda c: 4 * c.width + 3 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * c.hidden_width}
-# Forward passes of matrices, of an update's three and what is computed again.
-_PASSES = {'full': 4.0, 'attention': 4.0, 'dots': 3.0, 'none': 3.0}
-
-
-def overridden(config: ml_collections.ConfigDict, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
-  """A config with other knobs: {'sample.slots': 16}."""
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(overrides)
-  return config
-
-
-def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Assumed(),
-            phases: Sequence[str] = ()) -> dict[str, Any] | None:
-  """Overrides of a few knobs, of the fastest by arithmetic that fits by the compiler.
-
-  Sampler and update are looked at apart: of the first mesh.sample_model and sample.slots, of the second
-  mesh.model, policy.remat and pack.microbatch_rows. Choices that need no less than one that did not
-  fit are left out.
-
-  Args:
-    phases: those that do not fit, whose knobs alone are looked at; (): all.
-
-  Returns {} where nothing need change, None where nothing fits.
-  """
-  found: dict[str, Any] = {}
-  # The update first: its mesh bounds the sampler's.
-  for choices, names in ((_updates, _LEARNS), (_samplers, _SAMPLES)):
-    if phases and not set(names) & set(phases):
-      continue
-    failed, fitting = [], None
-    for choice in sorted(choices(overridden(config, found), topology, assumed), key=lambda x: x.seconds):
-      if any(all(x >= y for x, y in zip(choice.need, other.need)) for other in failed):
-        continue
-      tried = overridden(config, found | choice.overrides)
-      if run(tried, topology, assumed, names)['fits']:
-        fitting = choice.overrides
-        break
-      failed.append(choice)
-    if fitting is None:
-      return None
-    found |= fitting
-  flat = config.to_dict()
-  return {name: x for name, x in found.items() if flat[name.partition('.')[0]][name.partition('.')[2]] != x}
-
-
-def advice(report: dict[str, Any]) -> str:
-  """What to do, of a report with a suggestion."""
-  overrides = report['suggestion']
-  if overrides is None:
-    return (f'nothing fits {report["topology"]}: take a larger slice, or a smaller alloc.rollouts_per_step, '
-            'sample.completion_length or pack.row_length')
-  if not overrides:
-    return f'fits {report["topology"]} as it is, and the fastest that does'
-  return f'fits {report["topology"]}: ' + ' '.join(f'--config.{name}={x}' for name, x in overrides.items())
-
-
-def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
-  """Samplers whose weights and caches alone would leave room, with the time that memory takes to read them."""
-  chip, base = resources.chip(topology), setup(config, topology)
-  c, learn = base.policy, base.learn_mesh
-  copy = learn.size // learn.shape['data']
-  state = _bytes(next(p for p in programs(base, assumed) if p.phase == 'sample').beside)
-  P, C = base.sample.prompt_length, base.sample.completion_length
-  prompt, completion = assumed.mean_prompt or P, assumed.mean_completion or C
-  for model in (m for m in range(1, copy + 1) if copy % m == 0 and not sharding.misfit(c, 1, m)):
-    shards = learn.size // model
-    rollouts, tasks = -(-config.alloc.rollouts_per_step // shards), -(-config.tasks.per_step // shards) + 1
-    if rollouts * shards > 2 * config.alloc.rollouts_per_step:
-      continue
-    heads = c.num_kv_heads / math.lcm(c.num_kv_heads, model) * model
-    column = resources.column_bytes(c, base.sample.cache) / heads
-    weights = 2 * (c.num_layers * resources.layer_weights(c) + (2 - c.tie_embeddings) * c.vocab_size * c.width
-                   ) / model
-    for slots in {min(2 ** i, rollouts) for i in range(2, 10)}:
-      if state + weights + column * (slots * C + tasks * P) > chip.hbm_bytes:
-        continue
-      read = weights + slots * (prompt + completion / 2) * column
-      words = 4 * slots * c.vocab_size * (model - 1) / model  # logits are made whole
-      seconds = max(rollouts / slots, 1) * completion * max(
-          read / chip.hbm_bytes_per_s, words / chip.ici_bytes_per_s)
-      yield _Choice(seconds, {'mesh.sample_model': model, 'sample.slots': slots}, (slots, -model))
-
-
-def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
-  """Updates whose state and saved activations alone would leave room, with the time of their FLOPs, or of the
-  parameters and gradients that they send."""
-  chip, n = resources.chip(topology), len(devices(topology))
-  data, most = config.mesh.data, config.alloc.rollouts_per_step
-  for model, rows, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16), policy.REMAT):
-    fsdp = n // data // model
-    overrides = {'mesh.fsdp': 0, 'mesh.model': model, 'pack.microbatch_rows': rows, 'policy.remat': remat}
-    try:
-      base = setup(overridden(config, overrides | {'mesh.sample_model': 0}), topology)
-    except ValueError:
-      continue
-    if rows * data * fsdp * base.update.minibatches > most and rows > 1:  # microbatches of padding
-      continue
-    learn, c = base.learn_mesh, base.trained
-    program = programs(base, assumed)[-1]
-    microbatches = program.trips[update.MICROBATCHES]
-    with jax.set_mesh(learn):
-      shape = update.microbatch_shape(base.sample.prompt_length, base.sample.completion_length,
-                                      config.alloc.rollouts_per_step / config.tasks.per_step, base.update)
-    tokens = shape.tokens * (1 if shape.shared else rows)
-    saved = tokens * c.num_layers * 2 * (c.width if remat == 'full' else _SAVED[remat](c) / model)
-    held = _bytes([x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
-    if held + saved > chip.hbm_bytes:
-      continue
-    weights = c.num_layers * resources.layer_weights(c) / model
-    sent = microbatches * 2 * weights * (4 if _PASSES[remat] > 3 else 3) * (fsdp > 1)
-    sent += microbatches * 4 * tokens * c.num_layers * c.width * 2 * (model > 1) * (_PASSES[remat] / 3)
-    flops = microbatches * tokens * 2 * _PASSES[remat] * (weights + c.width * c.vocab_size / model)
-    yield _Choice(max(flops / chip.flops, sent / chip.ici_bytes_per_s), overrides,
-                  (rows, list(_SAVED).index(remat), -model))

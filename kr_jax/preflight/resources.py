@@ -3,17 +3,18 @@
 With n_l parameters of a layer's matrices, n_o of the output's, L layers, A = N H and sequences of t tokens,
 of which the first p are shared:
 
-    a token read      2 L n_l                          an output        2 n_o
-    attention         2 L A t^2 of t tokens            2 L A (t^2 - p^2) of the last t - p
+    a token that is read      2 L n_l                  an output        2 n_o
+    attention                 2 L A t^2 of t tokens    2 L A (t^2 - p^2) of the last t - p
 
-A multiply-add is two. A backward pass is twice a forward pass; what is computed again counts as executed,
-not as useful. Source of the terms: Bai et al. 2023, arXiv 2401.00625; Kaplan et al. 2020, arXiv 2001.08361,
-table 1. Differs: attention reads half of a causal square, and outputs are counted where they are needed. What
-a window leaves out is counted too, adapters are not.
+A multiply-add is two FLOPs. A backward pass takes twice a forward pass; a product that is computed again is
+executed (flops.py), not useful. Source of the terms: Bai et al. 2023, arXiv 2401.00625; Kaplan et al. 2020, arXiv
+2001.08361, table 1. Differs: attention reads half of a causal square, and outputs are counted where they are
+needed. Tokens that a window leaves out are counted too, adapters are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
@@ -53,8 +54,7 @@ def layer_weights(c: policy.Config) -> int:
 
 
 def forward_flops(c: policy.Config, own: float, shared: float = 0, outputs: float | None = None) -> float:
-  """Of a forward pass over `own` tokens that follow `shared` ones, with this many outputs (None: of all
-  own)."""
+  """Of a forward pass over `own` tokens that follow `shared` ones, with so many outputs (None: of all own)."""
   attention = 2 * c.num_layers * c.num_heads * c.head_width * ((shared + own) ** 2 - shared ** 2)
   outputs = own if outputs is None else outputs
   return 2 * c.num_layers * layer_weights(c) * own + attention + 2 * c.width * c.vocab_size * outputs
@@ -62,15 +62,15 @@ def forward_flops(c: policy.Config, own: float, shared: float = 0, outputs: floa
 
 def sample_flops(c: policy.Config, *, tasks: float, rollouts: float, prompt: float, completion: float
                  ) -> float:
-  """Of prompts read once a task, and of completions decoded: each reads its prompt in attention."""
+  """Of prompts that are read once a task, and of completions: attention of each reads its prompt."""
   return (tasks * forward_flops(c, prompt, outputs=1)
           + rollouts * forward_flops(c, completion, shared=prompt))
 
 
 def score_flops(c: policy.Config, *, tasks: float, rollouts: float, prompt: float, completion: float
                 ) -> float:
-  """Of a forward pass over completions, whose prompts are read once a task. An update that trains all
-  parameters takes three times that."""
+  """Of a forward pass over completions, whose prompts are read once a task. An update of all parameters takes three
+  times as many."""
   return (tasks * forward_flops(c, prompt, outputs=0)
           + rollouts * forward_flops(c, completion, shared=prompt))
 
@@ -81,18 +81,15 @@ def column_bytes(c: policy.Config, cache: str = '') -> int:
   return 2 * c.num_layers * c.num_kv_heads * (c.head_width * value + 4 * (cache == 'int8'))
 
 
-def kernel_flops(name: str, shapes: tuple[tuple, tuple]) -> float:
-  """That a run of a Pallas kernel executes, of a policy's or of this project.
+def kernel_flops(name: str, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> float:
+  """FLOPs of one run of a Pallas kernel, of the attention of an update or of this project, by the shapes of its
+  operands and results.
 
-  Those of the decoding kernel hang on how much of its cache lives: 0 here, and `decode_attention_flops` by
-  what is assumed of that.
-
-  Args:
-    shapes: of its operands and of its results, each (dtype, dimensions), as hlo.count has them.
+  Those of the decoding kernel depend on how much of its cache lives: 0 here, and `decode_attention_flops` by the
+  lengths that are assumed.
 
   Raises ValueError for a kernel that is not known.
   """
-  operands, results = ([dimensions for _, dimensions in side] for side in shapes)
   for kind, products in (('fwd', 2), ('dq', 3), ('dkv', 4)):
     if name.startswith(f'splash_mha_{kind}_'):
       *rows, heads, T, width = operands[2]
@@ -110,6 +107,6 @@ def kernel_flops(name: str, shapes: tuple[tuple, tuple]) -> float:
 
 
 def decode_attention_flops(c: policy.Config, *, rollouts: float, prompt: float, completion: float) -> float:
-  """Of the attention of completions decoded."""
+  """Of the attention of completions that are decoded."""
   return rollouts * 2 * c.num_layers * c.num_heads * c.head_width * (
       (prompt + completion) ** 2 - prompt ** 2)

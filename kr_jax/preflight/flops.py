@@ -1,0 +1,101 @@
+"""FLOPs that one run of a program executes, by a walk over its jaxpr.
+
+Products of matrices and kernels of Pallas count, 2 for each multiplication with addition. Each equation counts as
+often as it runs:
+
+    scan          its length
+    while         the trips that the caller gives for the jax.named_scope around the loop
+    cond          the branch with most FLOPs; of jax.lax.platform_dependent the branch of a TPU
+    shard_map     once on each shard, as the shapes inside are those of a shard
+    pallas_call   what resources.kernel_flops says of its name and shapes
+
+Equations whose results nothing reads are left out first.
+
+The sum is over all chips. Divided by their number it is what one chip executes of the compiled program, with three
+differences. Where no axis of a product is divided over an axis of the mesh (key/value heads that are fewer than
+'model'), each chip along it repeats the product, and the chip executes more. Of the small sampler the partitioner
+may gather the output matrix and compute all logits on each chip. Padding of tiles counts in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import math
+import re
+
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from kr_jax.preflight import resources
+
+# No program of this project has these; they would be missed.
+_UNCOUNTED = ('conv_general_dilated', 'ragged_dot', 'ragged_dot_general')
+
+
+def count(jaxpr: core.Jaxpr, trips: Mapping[str, float], scopes: str = '') -> float:
+  """FLOPs of one run on all chips together.
+
+  Args:
+    jaxpr: `jax.jit(f).trace(*args).jaxpr.jaxpr`, traced under jax.set_mesh.
+    trips: turns of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
+    scopes: those around the jaxpr, since the last loop: 'steps/jvp(layer)'.
+
+  Raises:
+    ValueError: a loop with FLOPs has no scope with trips, or a kernel or product is of an unknown kind.
+  """
+  live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return sum(_of_equation(eqn, trips, f'{scopes}/{eqn.source_info.name_stack}') for eqn in live.eqns)
+
+
+def loop_trips(scopes: str, trips: Mapping[str, float]) -> float:
+  """Turns of a loop by the innermost of its scopes that has trips.
+
+  Args:
+    scopes: names with slashes between them, of the scopes since the loop around it: 'steps/transpose(jvp(layer))'.
+
+  Raises ValueError where none has.
+  """
+  # jax.grad and jax.vmap write their names around those of scopes; jit(f) names a function and no scope.
+  names = [re.sub(r'^(?:(?:jvp|transpose|vmap)\()*|\)*$', '', scope) for scope in scopes.split('/')]
+  found = [name for name in names if name in trips]
+  if not found:
+    raise ValueError(f'how often the loop in {scopes!r} runs is not known: it needs a jax.named_scope with trips; '
+                     f'those with trips are {sorted(trips)}')
+  return trips[found[-1]]
+
+
+def _of_equation(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) -> float:
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'dot_general':
+    return _of_product(eqn)
+  if name == 'pallas_call':
+    operands, results = ([x.aval.shape for x in side] for side in (eqn.invars, eqn.outvars))
+    return resources.kernel_flops(params['name'], operands, results)
+  if name == 'scan':
+    return params['length'] * count(params['jaxpr'].jaxpr, trips)
+  if name == 'while':
+    once = count(params['body_jaxpr'].jaxpr, trips)
+    return once * loop_trips(scopes, trips) if once else 0.0
+  if name == 'cond':
+    return _of_branches(eqn, trips, scopes)
+  if name in _UNCOUNTED:
+    raise ValueError(f'FLOPs of {name} are not counted; add it to kr_jax/preflight/flops.py')
+  inside = sum(count(jaxpr, trips, scopes) for jaxpr in core.jaxprs_in_params(params))
+  if name == 'shard_map':
+    return inside * math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
+  return inside
+
+
+def _of_product(eqn: core.JaxprEqn) -> float:
+  (contracted, _), _ = eqn.params['dimension_numbers']
+  lhs = eqn.invars[0].aval.shape
+  return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[d] for d in contracted)
+
+
+def _of_branches(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) -> float:
+  """Of the branch that a TPU takes, or else of that with most."""
+  branches = eqn.params['branches']
+  platforms = eqn.params.get('branches_platforms')  # of each branch; None: all others
+  if platforms:
+    branches = [branch for branch, of in zip(branches, platforms) if of is None or 'tpu' in of][:1]
+  return max(count(branch.jaxpr, trips, scopes) for branch in branches)
