@@ -4,6 +4,7 @@ Programs of the tests are small and many: XLA builds them in half the time if it
 that another test or process has built already is read from a directory that all share.
 """
 
+import collections
 import os
 import pathlib
 import sys
@@ -37,11 +38,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Leaves exhaustive tests out unless --all is given."""
+  """Leaves exhaustive tests out unless --all is given; begins with the files that have most slow tests, beside
+  which another core does the rest."""
   if not config.getoption('--all'):
     left_out = [item for item in items if item.get_closest_marker('exhaustive')]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not item.get_closest_marker('exhaustive')]
+  slow = collections.Counter(
+      item.path for item in items if item.get_closest_marker('slow') or item.get_closest_marker('exhaustive'))
+  items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope='module', autouse=True)

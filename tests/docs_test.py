@@ -72,6 +72,7 @@ def check_config(config, flags):
   knobs.read(made)
 
 
+@pytest.mark.slow
 def test_commands_are_ones_that_there_are():
   lines, help_of = commands(), {}
   assert len(lines) > 20

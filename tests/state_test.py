@@ -20,6 +20,7 @@ def last_record(workdir):
   return {k: v for k, v in rows[-1].items() if k != 'wall_s'}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_repeats_the_last_evaluation_of_its_run(finished, data_dir):
   measured = state.evaluate_checkpoint(prepare.prepare(debug_config(data_dir)), finished)
   assert {'step': measured['step'], **evaluate.record(measured)} == last_record(finished)
