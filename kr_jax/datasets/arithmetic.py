@@ -8,13 +8,12 @@ digits a total, and the last two digits of a completion are its answer:
 Totals stay in 0..99. The blanks give every prompt the same length, so that the distance from a term to its
 total is fixed: a small transformer learns the step in minutes.
 
-The solutions of the split `warm_start` are those of a careless pupil, who forgets every second carry or
-borrow ('+3+8-5': '030106' or '031116' as well) and goes on from the wrong total. A policy that is fine-tuned
-on them knows its digits, and is right on a task with c carries about one time in 2^c: its success rates
-spread over all of 0..1, and its most likely answers are often wrong. Only the verified answers can teach it
-to carry always.
+The solutions of the split `warm_start` are those of a careless pupil, who forgets every second carry or borrow
+('+3+8-5': '030106' or '031116' as well) and goes on from the wrong total. A policy that is fine-tuned on them knows
+its digits, and is right on a task with c carries about one time in 2^c: its success rates spread over all of 0..1,
+and its most likely answers are often wrong. Only the verified answers can teach it to carry always.
 
-The splits share no problem. `id` is the problem itself, so it never changes.
+The splits share no problem.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def solution(terms: list[int], *, rng: random.Random | None = None) -> str:
 
 
 def splits() -> dict[str, list[dict[str, str | int]]]:
-  """The tasks of each split, shuffled; no problem is in two splits."""
+  """The tasks of each split, shuffled."""
   rng = random.Random(2509_25849)
   examples = {split: [] for split in SPLITS}
   for difficulty in DIFFICULTIES:

@@ -1,7 +1,7 @@
 """What every dataset shares: the fields of a stored task, and the TFDS builder that stores them.
 
 TFDS orders the tasks of a split by a hash of their ids, writes them once, and finds them again by the name,
-the config and the version of the dataset. A dataset whose tasks change needs another version.
+the config and the version of the dataset.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     # Not dataset_info_from_configs: it takes the folder's README.md for the description of each dataset.
-    text = tfds.features.Text()
+    features = {name: tfds.features.Text() for name in ('id', 'prompt', 'answer', *DEFAULTS)}
+    features['difficulty'] = tfds.features.Scalar(np.int32)
     return tfds.core.DatasetInfo(
-        builder=self, description=self.__doc__,
-        features=tfds.features.FeaturesDict({
-            'id': text, 'prompt': text, 'answer': text, 'difficulty': tfds.features.Scalar(np.int32),
-            'solution': text, 'verifier': text, 'info': text}))
+        builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager  # TFDS downloads nothing

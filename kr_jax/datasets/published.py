@@ -1,8 +1,7 @@
 """Published problem sets: files that a user downloads and points to, read, checked, and stored as tasks.
 
 A `ProblemSet` says where its files are published, which fields a row has, and which task a row is; sets.py lists
-them. Rows are numbered from 1. A row that is not as published is a ValueError with its file and number, before
-anything is stored. Stored tasks are found again by the digest of their files: another file gives other data.
+them. A row that is not as published is a ValueError with its file and number.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ class ProblemSet:
   source: str = ''  # the paper
   split: str = 'test'  # of all rows
   merged: bool = False  # as for `read`
-  # Of a set with several splits: (files, data_dir) -> the rows of each split. `split` is then not used.
+  # Of a set with several splits: (files, data_dir) -> the rows of each split, where it does without files as well.
   rows_by_split: Callable[[Sequence[epath.Path], str], Mapping[str, LocatedRows]] | None = None
-  needs_files: bool = True  # False: rows_by_split does without files as well
   version: str = '1.0.0'  # to be raised when `task` changes
 
 
@@ -103,27 +101,21 @@ def _parquet_rows(path):
     for batch in batches:
       try:
         batch_rows = batch.to_pylist()
-      except UnicodeDecodeError:  # it does not say in which row
-        batch_rows = [_parquet_row(batch, i, f'{path}, row {number + 1 + i}')
-                      for i in range(batch.num_rows)]
-      for row in batch_rows:
-        number += 1
-        yield number, row
-
-
-def _parquet_row(batch, i, where):
-  try:
-    return batch.slice(i, 1).to_pylist()[0]
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{where}: not UTF-8 ({error.reason})') from error
+      except UnicodeDecodeError:  # it does not say in which row: rows one by one fail at this row
+        batch_rows = (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
+      try:
+        for number, row in enumerate(batch_rows, start=number + 1):
+          yield number, row
+      except UnicodeDecodeError as error:
+        raise ValueError(f'{path}, row {number + 1}: not UTF-8 ({error.reason})') from error
 
 
 def misfit(x: Any, schema: Any, name: str = '') -> str | None:
   """What keeps a value from its schema; None where nothing does.
 
   Args:
-    schema: a type, or a union of types; {field: schema} for a dict, which may have other fields as well;
-      [schema] for a list of one or more.
+    schema: a type or a union of types; {field: schema} for a dict, which may have other fields; [schema] for a
+      list of one or more.
     name: of the value.
   """
   if isinstance(schema, dict):
@@ -172,8 +164,7 @@ def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
     if key not in found:
       found[key], first[key] = task, place
     elif task['answer'] != found[key]['answer']:
-      contested.setdefault(
-          key, f'{place} has {task["answer"]!r}, {first[key]} {found[key]["answer"]!r}')
+      contested.setdefault(key, f'{place} has {task["answer"]!r}, {first[key]} {found[key]["answer"]!r}')
   if contested:
     logging.getLogger('absl').warning(
         '%s: %d of %d problems have different answers in different rows and are left out: %s%s',
@@ -209,10 +200,11 @@ def files(problem_set: ProblemSet, pattern: str) -> Files:
   Raises ValueError where the path is '' and the set needs files, or where the path names no file.
   """
   name, where = problem_set.name, problem_set.where
-  if not pattern and problem_set.needs_files:
+  if not pattern and not problem_set.rows_by_split:
     raise ValueError(f'dataset {name!r} is read from {where}; download it, and point to it with '
                      f'--config.tasks.files.{name}=PATH')
-  paths = _files(pattern) if pattern else []
+  path = epath.Path(pattern).expanduser()
+  paths = sorted(p for p in path.parent.glob(path.name) if p.is_file()) if pattern and path.parent.is_dir() else []
   if pattern and not paths:
     raise ValueError(f'tasks.files.{name}={pattern!r} names no file; point to {where}')
   return Files(
@@ -220,13 +212,7 @@ def files(problem_set: ProblemSet, pattern: str) -> Files:
       description=f'{problem_set.about} {problem_set.source}'.strip(), problem_set=problem_set, paths=tuple(paths))
 
 
-def _files(pattern):
-  path = epath.Path(pattern).expanduser()
-  return sorted(p for p in path.parent.glob(path.name) if p.is_file()) if path.parent.is_dir() else []
-
-
 def _digest(paths):
-  """Sixteen characters that name the files' names and contents."""
   digest = hashlib.sha256()
   for path in paths:
     digest.update(f'{path.name}\n'.encode())

@@ -1,9 +1,8 @@
-"""The procedural tasks of reasoning-gym, each by its name: 'reasoning_gym/chain_sum'.
+"""The procedural tasks of reasoning-gym, each by its name: 'reasoning_gym/chain_sum(max_terms=3, max_digits=2)'.
 
-Arguments of a task's config stand in the name: 'reasoning_gym/chain_sum(max_terms=3, max_digits=2)'. The
-splits are one sequence, first `test` tasks and then `train`: they share no seed, and more training tasks
-leave the test as it is. Problems that repeat others, and those whose own answer the scorer does not
-accept, are left out, so that small families of problems give fewer tasks than asked for.
+The splits are one sequence, first `test` tasks and then `train`: they share no seed, and more training tasks leave
+the test as it is. Problems that repeat others, and those whose own answer the scorer does not accept, are left out, so
+that small families of problems give fewer tasks than asked for.
 
 `info` is JSON {"dataset": "chain_sum", "entry": {...}}: what reasoning-gym's scorer reads.
 """
@@ -28,7 +27,7 @@ ALPHABET = '\n' + ''.join(map(chr, range(32, 127)))
 
 @dataclasses.dataclass(eq=False)
 class Procedure(tfds.core.BuilderConfig):
-  """What is generated. The name is different for every other choice of the fields."""
+  """What is generated; the name differs for every other choice of the fields."""
 
   task: str = ''  # its name in reasoning-gym
   arguments: dict[str, Any] = dataclasses.field(default_factory=dict)  # of its config
@@ -39,10 +38,7 @@ class Procedure(tfds.core.BuilderConfig):
 
 
 def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
-  """What 'reasoning_gym/TASK(NAME=VALUE, ...)' asks for.
-
-  Raises ValueError for a name that cannot be read, and for an unknown task or argument.
-  """
+  """What 'reasoning_gym/TASK(NAME=VALUE, ...)' asks for. Raises ValueError where it is broken or unknown."""
   task, arguments = _parse(dataset)
   try:
     import reasoning_gym
@@ -50,8 +46,7 @@ def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
   except ImportError as error:
     raise ValueError(f"dataset {dataset!r} needs a package: pip install 'kr_jax[data]'") from error
   if task not in factory.DATASETS:
-    raise ValueError(f'dataset {dataset!r}: reasoning-gym has no {task!r}, only '
-                     f'{sorted(factory.DATASETS)}')
+    raise ValueError(f'dataset {dataset!r}: reasoning-gym has no {task!r}, only {sorted(factory.DATASETS)}')
   config = factory.DATASETS[task][1]
   known = [field.name for field in dataclasses.fields(config) if field.name not in ('seed', 'size')]
   if unknown := sorted(set(arguments) - set(known)):
@@ -71,8 +66,8 @@ def _parse(dataset):
       raise ValueError
     return call.func.id, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
   except (SyntaxError, AttributeError, ValueError) as error:
-    raise ValueError(f'dataset {dataset!r} is neither reasoning_gym/TASK nor '
-                     'reasoning_gym/TASK(NAME=VALUE, ...)') from error
+    raise ValueError(
+        f'dataset {dataset!r} is neither reasoning_gym/TASK nor reasoning_gym/TASK(NAME=VALUE, ...)') from error
 
 
 def tagged(x: Any) -> Any:
@@ -97,8 +92,7 @@ class Builder(builder.TaskBuilder):
 
   def splits(self) -> dict[str, list[dict[str, str]]]:
     c, entries, seen = self.builder_config, self._entries(), set()
-    return {split: self._tasks(entries, split, size, seen)
-            for split, size in (('test', c.test), ('train', c.train))}
+    return {split: self._tasks(entries, split, getattr(c, split), seen) for split in ('test', 'train')}
 
   def _entries(self) -> Iterator[dict[str, Any]]:
     import reasoning_gym
@@ -106,15 +100,10 @@ class Builder(builder.TaskBuilder):
     try:
       yield from reasoning_gym.create_dataset(c.task, **c.arguments, seed=c.seed, size=c.test + c.train)
     except (AssertionError, TypeError, ValueError) as error:
-      raise ValueError(
-          f'dataset {c.dataset!r}: reasoning-gym refuses its arguments: {error!r}') from error
+      raise ValueError(f'dataset {c.dataset!r}: reasoning-gym refuses its arguments: {error!r}') from error
 
-  def _tasks(self, entries: Iterator[dict[str, Any]], split: str, size: int, seen: set[str]
-             ) -> list[dict[str, str]]:
-    """The tasks of the next `size` entries; adds their questions to `seen`.
-
-    Raises ValueError where none is left, and logs how many are left out.
-    """
+  def _tasks(self, entries: Iterator[dict[str, Any]], split: str, size: int, seen: set[str]) -> list[dict[str, str]]:
+    """The tasks of the next `size` entries; adds their questions to `seen`. Raises ValueError where none is left."""
     import reasoning_gym
     c, tasks, score, repeated, refused = self.builder_config, [], None, 0, 0
     for entry in itertools.islice(entries, size):
@@ -134,6 +123,5 @@ class Builder(builder.TaskBuilder):
     if not tasks:
       raise ValueError(f'{c.dataset}/{split} has no task: of {size}, {left_out}; name another task')
     if len(tasks) < size:
-      logging.getLogger('absl').warning(
-          '%s/%s has %d tasks: of %d, %s', c.dataset, split, len(tasks), size, left_out)
+      logging.getLogger('absl').warning('%s/%s has %d tasks: of %d, %s', c.dataset, split, len(tasks), size, left_out)
     return tasks

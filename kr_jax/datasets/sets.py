@@ -29,6 +29,10 @@ def amc_answer(answer: str | int | float) -> str:
   return str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer)
 
 
+def question_and_answer(row: published.Row) -> published.Task:
+  return {'prompt': row['question'], 'answer': row['answer']}
+
+
 def dapo_task(row: published.Row) -> published.Task:
   """The problem of a row, without the instructions around it."""
   roles = [message['role'] for message in row['prompt']]
@@ -95,65 +99,51 @@ def olympiad_task(row: published.Row) -> published.Task:
 
 SETS = {problem_set.name: problem_set for problem_set in (
     published.ProblemSet(
-        name='aime_2024',
-        about='The 30 problems of both papers; the answers are whole numbers in 0..999.',
+        name='aime_2024', about='The 30 problems of both papers; the answers are whole numbers in 0..999.',
         where='data/train-00000-of-00001.parquet of HuggingFaceH4/aime_2024 on the Hugging Face hub',
         schema={'id': int, 'problem': str, 'solution': str, 'answer': str},
         task=lambda row: {'id': str(row['id']), 'prompt': row['problem'], 'answer': row['answer'],
                           'solution': row['solution']}),
     published.ProblemSet(
-        name='aime_2025',
-        about='The 30 problems of both papers, 15 a file; the answers are whole numbers in 0..999.',
+        name='aime_2025', about='The 30 problems of both papers, 15 a file; the answers are whole numbers in 0..999.',
         where='aime2025-I.jsonl and aime2025-II.jsonl of opencompass/AIME2025 on the Hugging Face hub '
                   "(both: 'aime2025-*.jsonl')",
-        schema={'question': str, 'answer': str},
-        task=lambda row: {'prompt': row['question'], 'answer': row['answer']}),
+        schema={'question': str, 'answer': str}, task=question_and_answer),
     published.ProblemSet(
-        name='amc_2023',
-        about='40 problems of AMC 12, without their choices; the answers are numbers.',
+        name='amc_2023', about='40 problems of AMC 12, without their choices; the answers are numbers.',
         where='test-00000-of-00001.parquet of math-ai/amc23 on the Hugging Face hub',
         schema={'question': str, 'answer': str | int | float},
         task=lambda row: {'prompt': row['question'], 'answer': amc_answer(row['answer'])}),
     published.ProblemSet(
-        name='dapo_math_17k',
+        name='dapo_math_17k', source='Yu et al. 2025, arXiv 2503.14476',
         about='17 thousand problems, each about a hundred times in 1.79 million rows; the answers are whole numbers.',
-        source='Yu et al. 2025, arXiv 2503.14476',
         where='data/dapo-math-17k.parquet of BytedTsinghua-SIA/DAPO-Math-17k on the Hugging Face hub',
         schema={'prompt': [{'role': str, 'content': str}], 'reward_model': {'ground_truth': str}},
         task=dapo_task, split='train', merged=True),
     published.ProblemSet(
-        name='gpqa_diamond',
+        name='gpqa_diamond', source='Rein et al. 2023, arXiv 2311.12022',
         about='198 questions of physics, chemistry and biology with four choices.',
-        source='Rein et al. 2023, arXiv 2311.12022',
         where='gpqa_diamond.csv of Idavidrein/gpqa on the Hugging Face hub',
-        schema={'Record ID': str, 'Question': str, **dict.fromkeys(GPQA_CHOICES, str)},
-        task=gpqa_task),
+        schema={'Record ID': str, 'Question': str, **dict.fromkeys(GPQA_CHOICES, str)}, task=gpqa_task),
     published.ProblemSet(
-        name='gsm8k',
-        about='8.5 thousand word problems of grade school, with worked solutions.',
-        source='Cobbe et al. 2021, arXiv 2110.14168',
-        where=GSM8K_WHERE,
-        schema={'question': str, 'answer': str},
-        task=gsm8k_task, rows_by_split=gsm8k_rows, needs_files=False),
+        name='gsm8k', source='Cobbe et al. 2021, arXiv 2110.14168',
+        about='8.5 thousand word problems of grade school, with worked solutions.', where=GSM8K_WHERE,
+        schema={'question': str, 'answer': str}, task=gsm8k_task, rows_by_split=gsm8k_rows),
     published.ProblemSet(
-        name='math_500',
+        name='math_500', source='Lightman et al. 2023, arXiv 2305.20050; Hendrycks et al. 2021, arXiv 2103.03874',
         about='500 competition problems of MATH, with worked solutions; the difficulty is the level, 1..5.',
-        source='Lightman et al. 2023, arXiv 2305.20050; Hendrycks et al. 2021, arXiv 2103.03874',
         where='test.jsonl of HuggingFaceH4/MATH-500 on the Hugging Face hub',
         schema={'unique_id': str, 'problem': str, 'solution': str, 'answer': str, 'level': int},
         task=lambda row: {'id': row['unique_id'], 'prompt': row['problem'], 'answer': row['answer'],
                           'difficulty': row['level'], 'solution': row['solution']}),
     published.ProblemSet(
-        name='minerva_math',
+        name='minerva_math', source='Lewkowycz et al. 2022, arXiv 2206.14858, section 2.5 (OCWCourses)',
         about='272 problems of university courses in science, with short answers.',
-        source='Lewkowycz et al. 2022, arXiv 2206.14858, section 2.5 (OCWCourses)',
         where='test.jsonl of math-ai/minervamath on the Hugging Face hub',
-        schema={'question': str, 'answer': str},
-        task=lambda row: {'prompt': row['question'], 'answer': row['answer']}),
+        schema={'question': str, 'answer': str}, task=question_and_answer),
     published.ProblemSet(
-        name='olympiad_bench',
+        name='olympiad_bench', source='He et al. 2024, arXiv 2402.14008',
         about='The 674 open-ended mathematical problems in English without pictures.',
-        source='He et al. 2024, arXiv 2402.14008',
         where='OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet, in OlympiadBench/ of Hothan/OlympiadBench on the '
                   'Hugging Face hub',
         schema={'id': int, 'question': str, 'context': str | None, 'solution': [str], 'final_answer': [str]},

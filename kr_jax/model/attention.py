@@ -2,8 +2,8 @@
 
     context_t = sum_s softmax_s(q_t k_s / sqrt(H)) v_s,   s <= t of the segment of t, at most `window` tokens
 
-A row holds several sequences one after the other, its segments. `masked` is the plain form, in which every
-test compares; `splash` is JAX's TPU kernel, whose memory is linear in the length of a row. `packed` chooses.
+A row holds several sequences one after the other, its segments. `masked` is the plain form; `splash` is JAX's
+TPU kernel, whose memory is linear in the length of a row. `packed` chooses.
 
 Rotary positions (Su et al. 2021, arXiv 2104.09864, eq. 34) rotate the pairs (i, i + H/2), as published
 checkpoints do, and not neighbours as in the paper.
@@ -58,8 +58,7 @@ def rope_table(position_BT: Array, frequency_H: np.ndarray) -> RopeTable:
 
   Without the barrier XLA computes the table again in each layer, which takes a CPU longer than the rotation.
   """
-  position_BT111 = position_BT[..., None, None, None].astype(jnp.float32)
-  angle_BT11H = position_BT111 * frequency_H[None, None, None, None]
+  angle_BT11H = position_BT[..., None, None, None].astype(jnp.float32) * frequency_H[None, None, None, None]
   cos, sin = jnp.cos(angle_BT11H), jnp.sin(angle_BT11H)
   return jax.lax.optimization_barrier(
       RopeTable(jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)))
@@ -91,9 +90,8 @@ def packed(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, *, wi
   Returns:
     context_BTNH.
   """
-  # On a TPU [T, T] scores of long rows would not fit, and the kernel leaves out blocks that a mask leaves
-  # out. Elsewhere there is no such kernel.
-  attend = _splash_on_mesh if sharding.platform() == 'tpu' else _masked_and_named
+  # On a TPU [T, T] scores of long rows would not fit, and the kernel skips blocks that are masked as a whole.
+  attend = _splash_on_mesh if sharding.platform() == 'tpu' else masked
   full, local = (functools.partial(attend, window=size) for size in (0, window))
   if isinstance(is_local, bool):
     return (local if is_local else full)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
@@ -106,11 +104,8 @@ def masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, windo
   same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
   age_TT = jnp.arange(T)[:, None] - jnp.arange(T)[None]
   read_TT = (age_TT >= 0) & (age_TT < (window or T))
-  return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=(same_BTT & read_TT[None])[:, None])
-
-
-def _masked_and_named(*args: Array, window: int) -> Array:
-  return checkpoint_name(masked(*args, window=window), 'attention')
+  context_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=(same_BTT & read_TT[None])[:, None])
+  return checkpoint_name(context_BTNH, 'attention')
 
 
 def splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int = 0, *,
@@ -122,23 +117,21 @@ def splash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, windo
   pad = lambda x, value=0: jnp.pad(x, [(0, 0), (0, T - length)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
   q_BTNH, k_BTKH, v_BTKH, segment_BT = pad(q_BTNH), pad(k_BTKH), pad(v_BTKH), pad(segment_BT, -1)
   block = max(size for size in (_TILE, 2 * _TILE, 4 * _TILE) if T % size == 0)
-  mask = (splash_attention.LocalMask((T, T), (window - 1, 0), 0) if window
-          else splash_attention.CausalMask((T, T)))
+  mask = splash_attention.LocalMask((T, T), (window - 1, 0), 0) if window else splash_attention.CausalMask((T, T))
   kernel = splash_attention.make_splash_mha(
       splash_attention.MultiHeadMask([mask] * N), head_shards=1, q_seq_shards=1,
       block_sizes=splash_attention.BlockSizes(
-          block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
-          block_kv_dq=block),
+          block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block),
       residual_checkpoint_name='attention', interpret=interpret)
   heads_first = lambda x_BTNH: jnp.einsum('btnh->bnth', x_BTNH)
-  context_BNTH = jax.vmap(
-      lambda q, k, v, segment: kernel(q, k, v, splash_attention.SegmentIds(q=segment, kv=segment)))(
-          heads_first(q_BTNH) * H ** -0.5, heads_first(k_BTKH), heads_first(v_BTKH), segment_BT)
+  of_row = lambda q, k, v, segment: kernel(q, k, v, splash_attention.SegmentIds(q=segment, kv=segment))
+  context_BNTH = jax.vmap(of_row)(
+      heads_first(q_BTNH) * H ** -0.5, heads_first(k_BTKH), heads_first(v_BTKH), segment_BT)
   return jnp.einsum('bnth->btnh', context_BNTH)[:, :length]
 
 
 def _splash_on_mesh(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int) -> Array:
-  """`splash`, of which each device of the mesh computes its own rows and heads."""
+  """`splash`; each device of the mesh computes its own rows and heads."""
   copies = sharding.head_copies(k_BTKH.shape[2])
   k_BTKH, v_BTKH = (jnp.repeat(x, copies, axis=2) for x in (k_BTKH, v_BTKH))
   attend = functools.partial(splash, window=window)
@@ -146,6 +139,6 @@ def _splash_on_mesh(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Arr
     return attend(q_BTNH, k_BTKH, v_BTKH, segment_BT)
   row_axes = sharding.unmapped(sharding.ROWS) or None
   rows, heads = PartitionSpec(row_axes), PartitionSpec(row_axes, None, 'model')
-  return jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads,
-                       axis_names=set(sharding.unmapped(sharding.AXES)), check_vma=False)(
-                           q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  of_device = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads,
+                            axis_names=set(sharding.unmapped(sharding.AXES)), check_vma=False)
+  return of_device(q_BTNH, k_BTKH, v_BTKH, segment_BT)

@@ -1,10 +1,8 @@
 """What a sampler runs: `prefill` reads prompts into a cache, `decode` extends each slot by one token.
 
-Both read the parameters as `sampling_params` arranges them once a step. A prompt's keys and values stand in a
-prefix, once for all slots that continue it; the tokens of all slots stand in a ring of columns, one column a
-step (kernels/decode_attention). Both go through the layers in stages.
-
-A TPU and a CPU want other arrangements of the same numbers. `layout` makes these choices, all in one place;
+Both read the parameters as `sampling_params` arranges them once a step, and go through the layers in stages. A
+prompt's keys and values stand in a prefix, once for all slots that continue it; the tokens of all slots stand in a
+ring of columns, one column a step (kernels/decode_attention). `layout` chooses what a TPU and a CPU want otherwise;
 the plain layout is the reference that the other is tested against.
 """
 
@@ -63,11 +61,9 @@ def layout() -> Layout:
 
 
 class Cache(NamedTuple):
-  """Keys and values of a stage of layers, of S sequences, T columns of each.
+  """Keys and values of a stage of layers, of S sequences, T columns of each."""
 
-  Heads stand before time, so that the keys that one query reads of a head are contiguous.
-  """
-
+  # Heads stand before time, so that the keys that one query reads of a head are contiguous.
   k_LSKTH: Array  # in the dtype of the computation, or int8
   v_LSKTH: Array
   k_scale_LSKT: Array | None = None  # float32, of int8: a value is its integer times the scale
@@ -97,17 +93,13 @@ def sampling_params(config: policy.Config, params: Any) -> Any:
 
 
 def _stages(config: policy.Config) -> tuple[range, ...]:
-  """The layers of each stage."""
   size = config.num_layers if layout().scanned else 1
   return tuple(range(i, i + size) for i in range(0, config.num_layers, size))
 
 
 def _through(config: policy.Config, stage: range, layer: Callable[..., tuple[Any, Any]], carry: Any, params: Any
              ) -> tuple[Any, Any]:
-  """Takes `carry` through the layers of a stage: carry, output = layer(carry, params, i, is_local).
-
-  The index i counts in the stage. Returns the last carry, and the stacked outputs of the layers.
-  """
+  """Scans carry, output = layer(carry, params, i, is_local) over the layers of a stage; i counts in the stage."""
   if len(stage) == 1:
     params = jax.tree.map(lambda x: x[0], params)
     carry, output = layer(carry, params, 0, config.is_local(stage[0]))
@@ -119,7 +111,6 @@ def _through(config: policy.Config, stage: range, layer: Callable[..., tuple[Any
 
 
 def _stored(k_BTKH: Array, v_BTKH: Array, int8: bool) -> Cache:
-  """Keys and values of one layer in the form of a cache."""
   k_BKTH, v_BKTH = (jnp.einsum('btkh->bkth', x) for x in (k_BTKH, v_BTKH))
   if not int8:
     return Cache(k_BKTH, v_BKTH)
@@ -135,11 +126,7 @@ def _stored(k_BTKH: Array, v_BTKH: Array, int8: bool) -> Cache:
 
 def prefill(config: policy.Config, params: Any, token_BP: Array, length_B: Array, *, int8: bool = False
             ) -> tuple[Array, tuple[Cache, ...]]:
-  """Reads prompts that are padded on the right.
-
-  Args:
-    params: sampling params.
-    int8: whether the cache holds integers.
+  """Reads prompts that are padded on the right, with sampling params. int8: whether the cache holds integers.
 
   Returns:
     logits_BV, float32, of the token after the last one of each prompt; and the cache by stage, P columns. The
@@ -153,8 +140,7 @@ def prefill(config: policy.Config, params: Any, token_BP: Array, length_B: Array
   def layer(x_BPD, params, i, is_local, only_last):
     one = block(params)
     q, k, v = one.qkv(x_BPD, attention.by_kind(is_local, local_table, full_table))
-    context_BPNH = attention.packed(
-        q, k, v, jnp.zeros_like(token_BP), window=config.window, is_local=is_local)
+    context_BPNH = attention.packed(q, k, v, jnp.zeros_like(token_BP), window=config.window, is_local=is_local)
     if only_last:
       x_BPD, context_BPNH = last_token(x_BPD, length_B), last_token(context_BPNH, length_B)
     return one.add(x_BPD, context_BPNH), _stored(k, v, int8)
@@ -162,8 +148,7 @@ def prefill(config: policy.Config, params: Any, token_BP: Array, length_B: Array
   x_BPD, cache = policy.embed(config, params, token_BP), []
   for stage, stage_params in zip(stages, params['layers'], strict=True):
     only_last = stage[0] == config.num_layers - 1  # nothing reads the last layer's other tokens
-    x_BPD, stored = _through(
-        config, stage, functools.partial(layer, only_last=only_last), x_BPD, stage_params)
+    x_BPD, stored = _through(config, stage, functools.partial(layer, only_last=only_last), x_BPD, stage_params)
     cache.append(stored)
   x_B1D = x_BPD if only_last else last_token(x_BPD, length_B)
   return policy.logits_of(config, params, policy.last_norm(config, params, x_B1D))[:, 0], tuple(cache)
@@ -185,8 +170,7 @@ def _append(ring: tuple[Cache, ...], new: Cache, layer: int | Array, column: Arr
   def write(i, chunk):
     def put(chunk):
       start = (layer, 0, 0, column - i * width, 0)
-      return jax.tree.map(
-          lambda x, y: jax.lax.dynamic_update_slice(x, y[None], start[:x.ndim]), chunk, new)
+      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y[None], start[:x.ndim]), chunk, new)
     if len(ring) == 1:
       return put(chunk)
     return jax.lax.cond(column // width == i, put, lambda chunk: chunk, chunk)
@@ -215,11 +199,10 @@ def _columns_read(slots: Slots, column: Array, columns: int, window: int = 0) ->
 
 def decode(config: policy.Config, params: Any, token_S: Array, slots: Slots, prefix: tuple[Cache, ...],
            rings: tuple[tuple[Cache, ...], ...]) -> tuple[Array, tuple[tuple[Cache, ...], ...]]:
-  """Appends one token to each of S sequences: a prompt, and the tokens decoded after it.
+  """Appends one token (int32) to each of S sequences: a prompt, and the tokens decoded after it.
 
   Args:
     params: sampling params.
-    token_S: int32, the tokens.
     slots: a slot decodes at most as many tokens as a ring has columns, and steps without a break.
     prefix: the prompts, as `prefill` returns them.
     rings: as `empty` and this function return them.

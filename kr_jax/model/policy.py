@@ -6,15 +6,10 @@
 Query heads share key/value heads. A config may add tied embeddings, q/k norms (Qwen3, Gemma 3), q/k/v biases
 (Qwen2), scaled rotary frequencies (Llama 3) and the parts of Gemma 3 alone: layers that read a window, norms
 after attention and MLP, gelu, scaled embeddings. Parameters are float32 and stacked over layers. Layers are
-scanned, so that compile time does not grow with depth.
-
-Outside this file the policy is `config` (hashable) and `params` (nested dicts of arrays), and pure functions
-read them: `hidden` reads packed tokens, and `output_matrix` takes the result to logits. A sampler has programs
-of its own (decode.py).
+scanned, so that compile time does not grow with depth. A sampler has programs of its own (decode.py).
 
 With `lora_rank` each matrix W of a layer has an adapter: y = x W + (alpha / rank) (x A) B, with B = 0 at first
-(Hu et al. 2021, arXiv 2106.09685, eq. 3). `split` separates the adapters, which are trained, from the base,
-which is not; `merge` adds the adapters to the base. A sampler reads merged parameters.
+(Hu et al. 2021, arXiv 2106.09685, eq. 3). The adapters alone are trained; a sampler reads merged parameters.
 """
 
 from __future__ import annotations
@@ -45,6 +40,9 @@ REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,  # keeps the layer's input alone
 }
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
+# The axes that each matrix of a layer reads and those that it writes: q_DNH, with the adapter q_lora_DA, q_lora_ANH.
+_AXES = {'q': ('D', 'NH'), 'k': ('D', 'KH'), 'v': ('D', 'KH'), 'o': ('NH', 'D'), 'gate': ('D', 'F'), 'up': ('D', 'F'),
+         'down': ('F', 'D')}
 
 
 @knobs.section
@@ -68,8 +66,7 @@ class Config(knobs.Sizes):
     if self.activation not in ACTIVATIONS:
       yield f'policy.activation={self.activation!r} is not one of {tuple(ACTIVATIONS)}'
     if len(self.rope_scaling) not in (0, 1, 4):
-      yield (f'policy.rope_scaling={self.rope_scaling} is not (), (factor,) or '
-             '(factor, low, high, context)')
+      yield f'policy.rope_scaling={self.rope_scaling} is not (), (factor,) or (factor, low, high, context)'
 
   def is_local(self, layer: int) -> bool:
     """Whether a layer reads a window."""
@@ -88,7 +85,6 @@ _rmsnorm = jax.checkpoint(rmsnorm, static_argnums=2, prevent_cse=False)
 
 
 def _norm_scale(config: Config, norm: Array) -> Array:
-  """The factor of a norm, from its parameter."""
   return config.norm_offset + norm if config.norm_offset else norm
 
 
@@ -141,15 +137,11 @@ class Block(nnx.Module):
       self.q_bias_NH, self.k_bias_KH, self.v_bias_KH = zeros(N, H), zeros(K, H), zeros(K, H)
     if c.qk_norm:
       self.q_norm_H, self.k_norm_H = norm(H), norm(H)
-    adapter = lambda i, o: (
-        (_normal(rngs, (*i, A), math.prod(i) ** -0.5), zeros(A, *o)) if c.lora_rank else (None, None))
-    self.q_lora_DA, self.q_lora_ANH = adapter((D,), (N, H))
-    self.k_lora_DA, self.k_lora_AKH = adapter((D,), (K, H))
-    self.v_lora_DA, self.v_lora_AKH = adapter((D,), (K, H))
-    self.o_lora_NHA, self.o_lora_AD = adapter((N, H), (D,))
-    self.gate_lora_DA, self.gate_lora_AF = adapter((D,), (F,))
-    self.up_lora_DA, self.up_lora_AF = adapter((D,), (F,))
-    self.down_lora_FA, self.down_lora_AD = adapter((F,), (D,))
+    for name, (i, o) in _AXES.items() if A else ():
+      shape = getattr(self, f'{name}_{i}{o}').shape
+      read, written = shape[:len(i)], shape[len(i):]
+      setattr(self, f'{name}_lora_{i}A', _normal(rngs, (*read, A), math.prod(read) ** -0.5))
+      setattr(self, f'{name}_lora_A{o}', zeros(A, *written))
 
   def cast(self, weight: nnx.Param) -> Array:
     """A weight in the dtype of the computation."""
@@ -158,20 +150,19 @@ class Block(nnx.Module):
   def _norm(self, x: Array, norm: nnx.Param) -> Array:
     return _rmsnorm(x, _norm_scale(self.c, norm[...]), self.c.norm_eps)
 
-  def _product(self, i: str, o: str, x: Array, matrix: nnx.Param, down: nnx.Param | None, up: nnx.Param | None
-               ) -> Array:
-    """x [B, T, *i] times a matrix [*i, *o], and times its adapter of two matrices; i and o are letters."""
-    y = _times(x, self.cast(matrix), i, o)
+  def _product(self, name: str, x: Array) -> Array:
+    """x [B, T, *i] times a matrix [*i, *o], by its name in _AXES, and times its adapter."""
+    i, o = _AXES[name]
+    matrix = lambda axes: self.cast(getattr(self, f'{name}_{axes}'))
+    y = _times(x, matrix(i + o), i, o)
     if self.c.lora_rank:
-      y += self.c.lora_alpha / self.c.lora_rank * _times(
-          _times(x, self.cast(down), i, 'a'), self.cast(up), 'a', o)
+      adapted = _times(_times(x, matrix(f'lora_{i}A'), i, 'A'), matrix(f'lora_A{o}'), 'A', o)
+      y += self.c.lora_alpha / self.c.lora_rank * adapted
     return checkpoint_name(y, 'product')
 
   def qkv_products(self, h_BTD: Array) -> tuple[Array, Array, Array]:
     """Products with the matrices of queries, keys and values."""
-    return (self._product('d', 'nh', h_BTD, self.q_DNH, self.q_lora_DA, self.q_lora_ANH),
-            self._product('d', 'kh', h_BTD, self.k_DKH, self.k_lora_DA, self.k_lora_AKH),
-            self._product('d', 'kh', h_BTD, self.v_DKH, self.v_lora_DA, self.v_lora_AKH))
+    return self._product('q', h_BTD), self._product('k', h_BTD), self._product('v', h_BTD)
 
   def qkv(self, x_BTD: Array, table: attention.RopeTable) -> tuple[Array, Array, Array]:
     """Queries, keys and values of the layer's input: q_BTNH, k_BTKH, v_BTKH."""
@@ -190,29 +181,26 @@ class Block(nnx.Module):
   def add(self, x_BTD: Array, context_BTNH: Array) -> Array:
     """The layer's output, from its input and the context that attention read."""
     c = self.c
-    attended_BTD = self._product('nh', 'd', context_BTNH, self.o_NHD, self.o_lora_NHA, self.o_lora_AD)
+    attended_BTD = self._product('o', context_BTNH)
     if c.post_norms:
       attended_BTD = self._norm(attended_BTD, self.attention_post_norm_D)
     x_BTD += attended_BTD
     h_BTD = self._norm(x_BTD, self.mlp_norm_D)
-    gate_BTF = self._product('d', 'f', h_BTD, self.gate_DF, self.gate_lora_DA, self.gate_lora_AF)
-    up_BTF = self._product('d', 'f', h_BTD, self.up_DF, self.up_lora_DA, self.up_lora_AF)
     # Of the two products nothing but them is kept for the backward pass.
-    mlp_BTD = jax.checkpoint(self._down, prevent_cse=False)(gate_BTF, up_BTF)
+    down = jax.checkpoint(self._down, prevent_cse=False)
+    mlp_BTD = down(self._product('gate', h_BTD), self._product('up', h_BTD))
     if c.post_norms:
       mlp_BTD = self._norm(mlp_BTD, self.mlp_post_norm_D)
     return x_BTD + mlp_BTD
 
   def _down(self, gate_BTF: Array, up_BTF: Array) -> Array:
-    h_BTF = ACTIVATIONS[self.c.activation](gate_BTF) * up_BTF
-    return self._product('f', 'd', h_BTF, self.down_FD, self.down_lora_FA, self.down_lora_AD)
+    return self._product('down', ACTIVATIONS[self.c.activation](gate_BTF) * up_BTF)
 
 
 class Policy(nnx.Module):
   """Embedding, L stacked blocks, final norm, output."""
 
   def __init__(self, c: Config, *, rngs: nnx.Rngs):
-    self.c = c
     self.embed_VD = _normal(rngs, (c.vocab_size, c.width), 0.02)
     self.layers = nnx.vmap(lambda r: Block(c, rngs=r))(rngs.split(c.num_layers))
     self.norm_D = nnx.Param(jnp.full(c.width, 1 - c.norm_offset))
@@ -234,12 +222,9 @@ def block(config: Config, cls: type[Block] = Block) -> Callable[[Any], Block]:
 
 def rope_tables(config: Config, position_BT: Array) -> tuple[attention.RopeTable, attention.RopeTable]:
   """The tables of layers that read all, and of local layers."""
-  full = attention.rope_table(position_BT, attention.frequencies(
-      config.rope_theta, config.head_width, config.rope_scaling))
-  if not config.window:
-    return full, full
-  return full, attention.rope_table(position_BT, attention.frequencies(
-      config.local_rope_theta, config.head_width))
+  table = lambda *arguments: attention.rope_table(position_BT, attention.frequencies(*arguments))
+  full = table(config.rope_theta, config.head_width, config.rope_scaling)
+  return full, table(config.local_rope_theta, config.head_width) if config.window else full
 
 
 def embed(config: Config, params: Any, token_BT: Array) -> Array:
@@ -268,8 +253,7 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
   Args:
     token_BT: int32.
     position_BT: position of each token in its sequence.
-    segment_BT: int32, the sequence of each token. A token reads the tokens before it in its row that have the
-      same number.
+    segment_BT: int32, the number of a token's sequence. A token reads those before it in its row that share it.
     rows: the rows that attention reads instead of these; segment_BT is not read then.
 
   Returns:
@@ -298,14 +282,12 @@ def hidden(config: Config, params: Any, token_BT: Array, position_BT: Array, seg
 
 
 def _gathered(config: Config, name: str, x: Array) -> Array:
-  """A matrix in the dtype of the computation, gathered by `sharding.gather`."""
   return sharding.gather(name, x.astype(config.dtype))
 
 
 def gather_vocabulary(config: Config, params: Any) -> Any:
   """Parameters whose embedding and output matrix are gathered: once for both, where they are the same."""
-  return {name: _gathered(config, name, x) if name in ('embed_VD', 'output_DV') else x
-          for name, x in params.items()}
+  return {name: _gathered(config, name, x) if name in ('embed_VD', 'output_DV') else x for name, x in params.items()}
 
 
 def output_matrix(config: Config, params: Any) -> Array:
@@ -316,16 +298,14 @@ def output_matrix(config: Config, params: Any) -> Array:
 
 def logits_of(config: Config, params: Any, hidden_BTD: Array) -> Array:
   """logits_BTV, float32."""
-  return jnp.einsum('btd,dv->btv', hidden_BTD, output_matrix(config, params),
-                    preferred_element_type=jnp.float32)
+  return jnp.einsum('btd,dv->btv', hidden_BTD, output_matrix(config, params), preferred_element_type=jnp.float32)
 
 
 def logits(config: Config, params: Any, token_BT: Array) -> Array:
   """Next-token logits of rows of one sequence each: logits_BTV, float32."""
   B, T = token_BT.shape
   position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-  return logits_of(config, params, hidden(
-      config, params, token_BT, position_BT, jnp.zeros_like(position_BT)))
+  return logits_of(config, params, hidden(config, params, token_BT, position_BT, jnp.zeros_like(position_BT)))
 
 
 def without_lora(config: Config) -> Config:
@@ -355,24 +335,10 @@ def merge(config: Config, trained: Any, base: Any) -> Any:
   return _merge_adapters(config, trained, base) if config.lora_rank else trained
 
 
-# The two matrices of the adapter of each matrix. The letters of a name are its axes.
-_ADAPTERS = {
-    'q_DNH': ('q_lora_DA', 'q_lora_ANH'),
-    'k_DKH': ('k_lora_DA', 'k_lora_AKH'),
-    'v_DKH': ('v_lora_DA', 'v_lora_AKH'),
-    'o_NHD': ('o_lora_NHA', 'o_lora_AD'),
-    'gate_DF': ('gate_lora_DA', 'gate_lora_AF'),
-    'up_DF': ('up_lora_DA', 'up_lora_AF'),
-    'down_FD': ('down_lora_FA', 'down_lora_AD'),
-}
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
   merged, adapters = dict(base['layers']), trained['layers']
-  letters = lambda name: 'L' + name.rpartition('_')[2]
-  for matrix, (down, up) in _ADAPTERS.items():
-    product = f'{letters(down)},{letters(up)}->{letters(matrix)}'.lower()
-    merged[matrix] += config.lora_alpha / config.lora_rank * jnp.einsum(
-        product, adapters[down], adapters[up])
+  for name, (i, o) in _AXES.items():
+    merged[f'{name}_{i}{o}'] += config.lora_alpha / config.lora_rank * jnp.einsum(
+        f'L{i}A,LA{o}->L{i}{o}', adapters[f'{name}_lora_{i}A'], adapters[f'{name}_lora_A{o}'])
   return {**base, 'layers': merged}

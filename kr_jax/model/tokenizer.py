@@ -1,16 +1,14 @@
 """Text <-> tokens: one character a token, or by the tokenizer of a published checkpoint.
 
 Both have `prompt`, the tokens that the policy reads of a task's text; `encode`; `decode`, up to the first stop
-token; `stop_ids`; and `vocab_size`.
-
-In a prompt of a published checkpoint control tokens come from its chat template alone. A task's text that spells
-a control token is encoded as text.
+token; `stop_ids`; and `vocab_size`. Control tokens of a prompt come from the chat template alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -42,21 +40,15 @@ class Characters:
     """Raises ValueError for a character outside the alphabet."""
     for character in text:
       if character not in self._token:
-        raise ValueError(
-            f'{text!r} holds {character!r}, which is not in the alphabet {self.alphabet!r}')
+        raise ValueError(f'{text!r} holds {character!r}, which is not in the alphabet {self.alphabet!r}')
     return tuple(self._token[character] for character in text)
 
   prompt = encode
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text up to the first stop token; padding is dropped."""
-    text = []
-    for token in tokens:
-      if token == STOP:
-        break
-      if token != PAD:
-        text.append(self.alphabet[int(token) - 2])
-    return ''.join(text)
+    kept = itertools.takewhile(lambda token: token != STOP, tokens)
+    return ''.join(self.alphabet[int(token) - 2] for token in kept if token != PAD)
 
 
 class Subwords:
@@ -69,12 +61,10 @@ class Subwords:
     thinking: `enable_thinking` of templates that know it (Qwen3).
 
   Raises:
-    ValueError: files are missing or broken, the template fails or alters texts, or a system message has no
-      chat template.
+    ValueError: files are missing or broken, the template fails or alters texts, or `system` has no template.
   """
 
-  def __init__(self, path: str | os.PathLike, *, chat: bool = True, system: str = '',
-               thinking: bool = True):
+  def __init__(self, path: str | os.PathLike, *, chat: bool = True, system: str = '', thinking: bool = True):
     import tokenizers  # a policy from scratch does not need it
     self._files = pretrained.read(path)
     name, stored = self._files.path, self._files.tokenizer_json
@@ -94,7 +84,7 @@ class Subwords:
     self.vocab_size = self._files.config['vocab_size']
     self.stop_ids = self._stops()
     self._template = self._chat_template() if chat else None
-    self._options = {'enable_thinking': thinking}
+    self._thinking = thinking
     self._system = [{'role': 'system', 'content': system}] if system else []
     if system and self._template is None:
       raise ValueError(f'tasks.system={system!r} needs a chat template, which {name} does not have or '
@@ -132,11 +122,12 @@ class Subwords:
       raise ValueError(f'{self._files.path}: the chat template is broken: {error}') from error
 
   def _rendered(self, text: str) -> str:
-    tokens = {name: _text(x) for name, x in self._files.tokenizer_config.items() if name.endswith('_token')}
+    tokens = {name: _text(x) for name, x in self._files.tokenizer_config.items()
+              if name.endswith('_token') and x is not None}
     try:
       return self._template.render(
           messages=[*self._system, {'role': 'user', 'content': text}], add_generation_prompt=True, tools=None,
-          **{name: x for name, x in tokens.items() if x is not None}, **self._options)
+          enable_thinking=self._thinking, **tokens)
     except Exception as error:
       raise ValueError(f'{self._files.path}: the chat template fails: {error}') from error
 
@@ -155,10 +146,7 @@ class Subwords:
 
   def prompt(self, text: str) -> tuple[int, ...]:
     """Tokens that the policy reads of a task: a chat in which the user says this text; without a chat template
-    the text, after BOS where the checkpoint has one.
-
-    Raises:
-      ValueError: the template alters the text.
+    the text, after BOS where the checkpoint has one. Raises ValueError where the template alters the text.
     """
     if self._template is None:
       return (*self._first, *self.encode(text))
@@ -175,12 +163,8 @@ class Subwords:
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text up to the first stop token; other special tokens are dropped."""
-    kept = []
-    for token in map(int, tokens):
-      if token in self.stop_ids:
-        break
-      kept.append(token)
-    return self._published.decode(kept, skip_special_tokens=True)
+    kept = itertools.takewhile(lambda token: token not in self.stop_ids, map(int, tokens))
+    return self._published.decode(list(kept), skip_special_tokens=True)
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes the files of the tokenizer."""
