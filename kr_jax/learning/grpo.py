@@ -9,22 +9,17 @@
                  -stop_gradient(clip(w, 1 - low, 1 + high)) A logp_t             'cispo'
     whole        sum over tokens, weight_r [tis_t l_t + kl_coef kl_t - entropy_coef entropy_t]
 
-Groups are ragged, so their statistics are segment sums over `task_R`. Nothing is reshaped.
+With advantage 'std' the expected gradient of a task depends on its budget N, whatever the weight: its factor
+depends on N and on the success rate, and is largest for rare successes among many rollouts.
 
-`weight` decides what a task of N rollouts weighs: N, 1 or sqrt(N). `aggregate` shares this weight out over
-the task's rollouts or tokens (`token_weights`). With advantage 'loo' and weight 'task' the expected gradient
-of a task does not depend on its budget. With 'std' the gradient does, whatever the weight: the factor depends
-on N and on the success rate, and is largest for rare successes among many rollouts.
-
-Sources: Shao et al. 2024, arXiv 2402.03300, eq. 3 (GRPO) and 4 (k3); Kool et al. 2019, Buy 4 REINFORCE
-samples, get a baseline for free, eq. 8, and Ahmadian et al. 2024, arXiv 2402.14740, section 3 (RLOO);
-Liu et al. 2025, arXiv 2503.20783, section 3.2 (Dr. GRPO); Yu et al. 2025, arXiv 2503.14476, eq. 10
-(DAPO); Zheng et al. 2025, arXiv 2507.18071, eq. 5-7 (GSPO); MiniMax 2025, arXiv 2506.13585, eq. 4
-(CISPO); Ye et al. 2020, arXiv 1912.09729, eq. 5 (dual clip); Tang and Munos 2025, arXiv 2506.09477
-(gradients of KL estimates); Yao et al. 2025, Your efficient RL framework secretly brings you
-off-policy RL training (truncated importance sampling).
-Differs: the standard deviation is the population's (ddof 0). Advantages are not clipped: a clip would push
-a task with few successes down on the whole.
+Sources: Shao et al. 2024, arXiv 2402.03300, eq. 3 (GRPO) and 4 (k3); Kool et al. 2019, Buy 4 REINFORCE samples, get
+a baseline for free, eq. 8, and Ahmadian et al. 2024, arXiv 2402.14740, section 3 (RLOO); Liu et al. 2025, arXiv
+2503.20783, section 3.2 (Dr. GRPO); Yu et al. 2025, arXiv 2503.14476, eq. 10 (DAPO); Zheng et al. 2025, arXiv
+2507.18071, eq. 5-7 (GSPO); MiniMax 2025, arXiv 2506.13585, eq. 4 (CISPO); Ye et al. 2020, arXiv 1912.09729, eq. 5
+(dual clip); Tang and Munos 2025, arXiv 2506.09477 (gradients of KL estimates); Yao et al. 2025, Your efficient RL
+framework secretly brings you off-policy RL training (truncated importance sampling).
+Differs: the standard deviation is the population's (ddof 0). Advantages are not clipped: a clip would push a task
+with few successes down on the whole.
 """
 
 from __future__ import annotations
@@ -37,24 +32,17 @@ from kr_jax import knobs
 from kr_jax.types import Array
 
 
-def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'std',
-              eps: float = 1e-6) -> Array:
-  """Group-relative advantages; exactly 0 in groups whose rewards are all equal.
+def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'std', eps: float = 1e-6) -> Array:
+  """advantage_R, float32: relative to the group; exactly 0 in groups whose rewards are all equal.
 
   Args:
     reward_R: float32.
-    task_R: int32 in 0..M-1, the group of each rollout. A group may have any size, 0 and 1 included.
-      Rollouts of task M belong to no group, and have advantage 0.
+    task_R: int32 in 0..M-1, the group of each rollout, of any size; M: no group, and advantage 0.
     num_tasks: M.
     kind: 'std', 'loo' or 'mean'.
     eps: added to the standard deviation.
-
-  Returns:
-    advantage_R, float32.
   """
-  def group_sum(x_R):
-    return jax.ops.segment_sum(x_R, task_R, num_tasks)
-
+  group_sum = lambda x_R: jax.ops.segment_sum(x_R, task_R, num_tasks)
   group_R = jnp.minimum(task_R, num_tasks - 1)
   count_M = jnp.maximum(group_sum(jnp.ones_like(reward_R)), 1)
   centred_R = reward_R - (group_sum(reward_R) / count_M)[group_R]
@@ -65,8 +53,7 @@ def advantage(reward_R: Array, task_R: Array, num_tasks: int, *, kind: str = 'st
   else:
     scale_M = jnp.ones_like(count_M)
   # The rewards themselves decide, as the mean of equal rewards may be off by a rounding.
-  mixed_M = (jax.ops.segment_max(reward_R, task_R, num_tasks)
-             > jax.ops.segment_min(reward_R, task_R, num_tasks))
+  mixed_M = jax.ops.segment_max(reward_R, task_R, num_tasks) > jax.ops.segment_min(reward_R, task_R, num_tasks)
   return jnp.where(mixed_M[group_R] & (task_R < num_tasks), centred_R * scale_M[group_R], 0.0)
 
 
@@ -74,23 +61,20 @@ def token_weights(task_R: Array, length_R: Array, num_tasks: int, *, weight: str
                   completion_length: int) -> Array:
   """The weight in the loss of each token of a rollout.
 
-  A task of N rollouts weighs f = N ('rollout'), 1 ('task') or sqrt(N) ('sqrt'), and each of its rollouts
-  f / N. A token of a rollout of n tokens has the weight in the second column, divided by the sum in the
-  third, which makes the loss a mean:
+  With weight f = N ('rollout'), 1 ('task') or sqrt(N) ('sqrt') of a task of N rollouts, a token of a rollout of n
+  tokens has the weight in the second column, divided by the sum in the third, which makes the loss a mean:
 
       'token'     f / N        / sum over rollouts of f n / N    mean over all tokens (DAPO)
       'rollout'   f / (N n)    / sum over tasks of f             mean over rollouts of their means (GRPO)
       'constant'  f / (N C)    / sum over tasks of f             a long rollout's tokens weigh no less (Dr. GRPO)
 
-  So, relative to other tasks, all tokens of a task together weigh f with 'rollout', and f times the mean
-  length of its rollouts with 'token' and 'constant'.
+  So the tokens of a task together weigh f with 'rollout', and f times the mean length with 'token' and 'constant'.
 
   Args:
     task_R: int32 in 0..M; M where there is no rollout.
     length_R: int32, completion tokens; 0 where there is no rollout.
-    num_tasks: M.
+    num_tasks, completion_length: M and C.
     weight, aggregate: as in knobs.Grpo.
-    completion_length: C.
 
   Returns:
     weight_R, float32; 0 where there is no rollout.
@@ -106,8 +90,7 @@ def token_weights(task_R: Array, length_R: Array, num_tasks: int, *, weight: str
   return token_R / jnp.where(divisor > 0, divisor, 1.0)
 
 
-def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.Grpo
-                ) -> tuple[Array, Array, Array]:
+def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.Grpo) -> tuple[Array, Array, Array]:
   """The loss of each token, and which tokens were clipped. All arrays have one shape, any.
 
   Args:
@@ -115,15 +98,14 @@ def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.G
     logp: read with 'cispo' only. There the gradient goes through logp and not through the ratio.
 
   Returns:
-    loss, float32; low and high, bool: whether the lower or the upper limit of the ratio took the token's
-    gradient away. With 'cispo', whether the limit applied: every token keeps its gradient.
+    loss, float32; low and high, bool: whether the lower or the upper limit of the ratio took the token's gradient
+    away; with 'cispo', whether it applied.
   """
   # A ratio of e^30 has no meaning, but an overflow would make the gradient NaN.
   ratio = jnp.exp(jnp.minimum(log_ratio, 30.0))
   clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
   if config.loss == 'cispo':
-    loss = -jax.lax.stop_gradient(clipped) * advantage * logp
-    return loss, ratio < clipped, ratio > clipped
+    return -jax.lax.stop_gradient(clipped) * advantage * logp, ratio < clipped, ratio > clipped
   gain = jnp.minimum(ratio * advantage, clipped * advantage)
   low = (ratio < clipped) & (advantage < 0)
   high = (ratio > clipped) & (advantage > 0)
@@ -137,8 +119,8 @@ def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.G
 def kl(logp: Array, ref_logp: Array, kind: str) -> Array:
   """An estimate of KL(policy | reference) at tokens that the policy sampled. Arrays of one shape, any.
 
-  With d = ref_logp - logp, 'k3' is exp(d) - 1 - d, which is never negative, and 'k1' is -d. The derivative
-  of -d is 0 on average, so 'k1' has the derivative of d^2 / 2 instead: its mean is that of the divergence.
+  With d = ref_logp - logp, 'k3' is exp(d) - 1 - d, which is never negative, and 'k1' is -d. The derivative of -d is
+  0 on average, so 'k1' has the derivative of d^2 / 2 instead: its mean is the derivative of the divergence.
   """
   d = jnp.minimum(ref_logp - logp, 30.0)
   if kind == 'k3':

@@ -1,15 +1,15 @@
 """How much of a rollout's gradient is noise, measured from two halves of a batch.
 
-In the model of value.snr the score s_r = grad log prob(rollout r) of a task with success rate p is
-(v_r - p) x plus noise of power nu |x|^2, where v_r is the verdict. Each half h of a group is taken as a group of
-its own, with leave-one-out advantages A_r. These sum to 0, so that p drops out:
+In the model of value.snr the score s_r = grad log prob(rollout r) of a task with success rate p is (v_r - p) x plus
+noise of power nu |x|^2, where v_r is the verdict. Each half h of a group is taken as a group of its own, with
+leave-one-out advantages A_r. These sum to 0, so that p drops out:
 
     g_h = sum over tasks, sign * sum over r in h, A_r s_r        c_h = sum over r in h, A_r v_r
     E[g_0 . g_1]     = |x|^2 sum over tasks, c_0 c_1
     E[|g_0 - g_1|^2] = |x|^2 sum over tasks, (c_0 - c_1)^2 + nu |x|^2 sum over r, A_r^2
 
-Each task has a random sign, so that the products of different tasks' directions x are 0 on average. A task with
-two successes and two failures or more tells of the signal.
+The random signs make the products of different tasks' directions x 0 on average. A task with two successes and two
+failures or more tells of the signal.
 """
 
 from __future__ import annotations
@@ -35,16 +35,13 @@ def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R:
   """Signal and noise of a rollout's gradient, at the cost of a forward and two backward passes.
 
   Args:
-    trained, base: parameters, as policy.split returns them.
-    rollouts: of a batch.
+    trained, base, rollouts, policy_config, config: as in `update.step`.
     verdict_R: float32, 1.0 or 0.0.
     key: of the signs, new every step.
-    policy_config: of the policy that is trained, with its adapters.
-    config: of the update.
 
   Returns:
-    float32 [4]: the signal and its scale, the noise and its scale. With sums over steps of these four,
-    signal / its scale estimates |x|^2, and noise / its scale estimates nu |x|^2 (estimate.nu).
+    float32 [4]: signal, its scale, noise, its scale. Of sums over steps, signal / its scale estimates |x|^2, and
+    noise / its scale nu |x|^2 (estimate.nu).
   """
   packed = update.pack_mixed(rollouts, verdict_R, config)
   return gradient_noise_of_tokens(
@@ -71,19 +68,17 @@ def gradient_noise_of_tokens(trained: Any, base: Any, task_R: Array, verdict_R: 
     def weighted_logp(trained):
       params = policy.join(policy_config, trained, base)
       logp_BT, _ = update.score(policy_config, params, microbatch, config)
-      return jnp.einsum('hbt,bt->h', weight_2R[:, microbatch.rollout_BT],
-                        jnp.where(microbatch.mask_BT, logp_BT, 0.0))
+      logp_BT = jnp.where(microbatch.mask_BT, logp_BT, 0.0)
+      return jnp.einsum('hbt,bt->h', weight_2R[:, microbatch.rollout_BT], logp_BT)
 
     _, pull = jax.vjp(weighted_logp, trained)
     return tuple(sharding.constrain(pull(half_2)[0]) for half_2 in jnp.eye(2))
 
-  halves = update.sum_over_microbatches(
-      half_gradients, (trained, base, weight_2R), tokens, jnp.array(0), end)
+  halves = update.sum_over_microbatches(half_gradients, (trained, base, weight_2R), tokens, jnp.array(0), end)
   c_2M = jax.ops.segment_sum(advantage_R * verdict_R, group_R, 2 * M).reshape(M, 2).T
-  signal = optax.tree.vdot(*halves)
-  signal_scale = jnp.sum(c_2M[0] * c_2M[1])
+  signal, signal_scale = optax.tree.vdot(*halves), jnp.sum(c_2M[0] * c_2M[1])
   spread = optax.tree.norm(jax.tree.map(jnp.subtract, *halves), squared=True)
   noise = spread - jnp.sum((c_2M[0] - c_2M[1]) ** 2) * signal / jnp.maximum(signal_scale, 1e-30)
   # Without a scale of the signal, nothing tells which part of the spread is noise.
-  return sharding.replicate(jnp.where(
-      signal_scale > 0, jnp.stack([signal, signal_scale, noise, jnp.sum(advantage_R ** 2)]), 0.0))
+  sums = jnp.stack([signal, signal_scale, noise, jnp.sum(advantage_R ** 2)])
+  return sharding.replicate(jnp.where(signal_scale > 0, sums, 0.0))

@@ -1,24 +1,21 @@
 """Rollouts of any length -> microbatches of one shape.
 
 A rollout that is kept becomes a segment of a row: its prompt and its completion without the last token, which
-nothing reads. In a segment of a completion of c tokens, each of the last c tokens predicts one token of the
-completion. These c tokens are the rollout's own. The tokens before them are the same in the whole group: they
-are the shared ones.
+nothing reads. Of a completion of c tokens, each of the segment's last c tokens, the rollout's own, predicts one. The
+tokens before them are the same in the whole group: they are the shared ones.
 
-With prompt sharing a microbatch has two layouts. Its B shards hold T tokens each, and all but attention is
-computed on these. Attention alone reads rows of whole segments, with one position for each token of each
-segment. A group's shared tokens are computed once in a shard, and stand at many positions of its rows. Without
-prompt sharing a shard is a row, and T the length of the row.
+With prompt sharing, all but attention is computed on the T tokens of each of B shards. Attention alone reads rows of
+whole segments. A group's shared tokens are computed once in a shard, and stand at many positions of its rows.
+Without prompt sharing a shard is a row, and T the length of the row.
 
-Tasks are packed one after the other, the task with the longest segment first, and the segments of a task
-longest first. A segment goes into the first shard that has its prompt already and room for the rest, or else
-into the first shard with room for all of it.
+Tasks are packed one after the other, the task with the longest segment first, and the segments of a task longest
+first. A segment goes into the first shard that has its prompt already and room for the rest, or else into the first
+shard with room for all of it.
 
-A mini-batch is what one optimiser step learns from: whole tasks, in microbatches of its own. Let L be the
-greatest length of a segment, and k = min(T // L, rows (row_length // L)), so that every shard takes at least
-k segments. A shard without room for a further segment holds at least k of them. Hence n rollouts need at most
-ceil(n / k) shards, or ceil(n / (k B)) microbatches, and R rollouts in m mini-batches need at most
-(R + m (k B - 1)) // (k B) microbatches. This is the one static shape that all steps have in common.
+A mini-batch is what one optimiser step learns from: whole tasks, in microbatches of its own. With segments of at most
+L tokens, a shard without room for a further segment holds at least k = min(T // L, rows (row_length // L)) of them.
+Hence n rollouts need at most ceil(n / (k B)) microbatches, and R rollouts in m mini-batches at most
+(R + m (k B - 1)) // (k B). This is the one static shape that all steps have in common.
 """
 
 from __future__ import annotations
@@ -58,16 +55,15 @@ class Packed(NamedTuple):
 
 def shape(*, prompt_length: int, completion_length: int, rollouts_per_task: float, row_length: int,
           microbatch_rows: int, prompt_sharing: float, shards: int) -> Shape:
-  """The shape of a microbatch of `microbatch_rows` rows on each device.
+  """The shape of a microbatch.
 
   Args:
     prompt_length, completion_length: P and C, the longest.
     rollouts_per_task: the mean.
-    row_length: tokens of a row.
-    microbatch_rows: rows of each device.
-    prompt_sharing: the share of the rows' tokens that is computed when groups share their prompts. 1: no prompt
-      is shared. 0: the share that rollouts of full length need, or 1 where that is above 0.75.
-    shards: devices that the rows are spread over. Each has prompts of its own.
+    row_length, microbatch_rows: tokens of a row, and rows of each device.
+    prompt_sharing: the share of the rows' tokens that is computed when groups share their prompts. 1: no prompt is
+      shared. 0: the share that rollouts of full length need, or 1 where this share is above 0.75.
+    shards: devices that the rows are spread over.
 
   Raises:
     ValueError: the longest segment does not fit into a row.
@@ -78,8 +74,8 @@ def shape(*, prompt_length: int, completion_length: int, rollouts_per_task: floa
                      'its completion, without the last token, may have; set it to at least that')
   if not prompt_sharing:
     n = max(rollouts_per_task, 1)
-    prompt_sharing = (prompt_length - 1 + n * completion_length) / (n * longest)
-    prompt_sharing = prompt_sharing if prompt_sharing <= 0.75 else 1
+    share = (prompt_length - 1 + n * completion_length) / (n * longest)
+    prompt_sharing = share if share <= 0.75 else 1
   if prompt_sharing == 1:
     return Shape(shards * microbatch_rows, 1, row_length, row_length, False)
   # A tile of bfloat16 has 16 rows.
@@ -94,16 +90,14 @@ def max_microbatches(num_rollouts: int, longest: int, *, minibatches: int, shape
   return (num_rollouts + minibatches * (per_microbatch - 1)) // per_microbatch
 
 
-def assign(task_R: np.ndarray, length_R: np.ndarray, keep_R: np.ndarray, *, minibatches: int
-           ) -> np.ndarray:
+def assign(task_R: np.ndarray, length_R: np.ndarray, keep_R: np.ndarray, *, minibatches: int) -> np.ndarray:
   """minibatch_R: each rollout's mini-batch, or -1 for a rollout that is not kept.
 
   Tasks stay whole. The task with the most tokens comes first, and each task goes into the mini-batch with the
   fewest tokens so far, so that all mini-batches have about as many.
   """
   task_R = np.asarray(task_R)
-  tokens_M = np.bincount(task_R, weights=np.where(keep_R, length_R, 0),
-                         minlength=max(task_R, default=0) + 1)
+  tokens_M = np.bincount(task_R, np.where(keep_R, length_R, 0), minlength=max(task_R, default=0) + 1)
   minibatch_M, filled = np.full(len(tokens_M), -1), np.zeros(minibatches)
   for m in np.argsort(-tokens_M, kind='stable'):
     if tokens_M[m] > 0:
@@ -112,30 +106,15 @@ def assign(task_R: np.ndarray, length_R: np.ndarray, keep_R: np.ndarray, *, mini
   return np.where(keep_R, minibatch_M[task_R], -1)
 
 
-class _Shards(NamedTuple):
-  """The contents of all Z shards of a step, of T tokens and G rows of S positions each. Packing fills them."""
-
-  rollout_ZT: np.ndarray
-  position_ZT: np.ndarray
-  place_ZT: np.ndarray
-  segment_ZGS: np.ndarray
-  source_ZGS: np.ndarray
-  computed_Z: np.ndarray  # tokens in use
-  filled_ZG: np.ndarray  # positions of each row in use
-
-
 def segments(task_R: np.ndarray, shared_R: np.ndarray, own_R: np.ndarray, minibatch_R: np.ndarray, *,
              minibatches: int, microbatches: int, shape: Shape) -> Packed:
   """Packs the rollouts of each mini-batch.
 
   Args:
     task_R: int, the task of each rollout.
-    shared_R: int, tokens at the beginning of each segment that are the same in its whole task.
-    own_R: int, the tokens after them.
+    shared_R, own_R: int, tokens at the beginning of a segment that are the same in its whole task, and tokens after.
     minibatch_R: int, as `assign` returns it.
-    minibatches: number of mini-batches.
-    microbatches: number of microbatches to return, at least `max_microbatches`.
-    shape: of a microbatch.
+    minibatches, microbatches: their numbers; `max_microbatches` are always enough.
 
   Raises:
     ValueError: a rollout fits into none of the microbatches.
@@ -143,33 +122,22 @@ def segments(task_R: np.ndarray, shared_R: np.ndarray, own_R: np.ndarray, miniba
   if not shape.shared:  # each rollout is then like a task of its own, with nothing in common
     own_R = shared_R + own_R
     task_R, shared_R = np.arange(len(own_R)), np.zeros_like(own_R)
-  shards = _empty_shards(microbatches * shape.shards, shape)
+  task_R = np.asarray(task_R)
+  shards = _Shards(microbatches * shape.shards, shape)
   first = np.zeros(minibatches + 1, np.int32)
   for u in range(minibatches):
-    first_shard = first[u] * shape.shards
-    rollouts = _order(np.asarray(task_R), shared_R + own_R, np.flatnonzero(minibatch_R == u))
-    _pack_minibatch(shards, rollouts, task_R, shared_R, own_R, first_shard, shape)
+    first_shard, prompts_of_task = first[u] * shape.shards, {}
+    for r in _order(task_R, shared_R + own_R, np.flatnonzero(minibatch_R == u)):
+      shards.add(r, shared_R[r], shared_R[r] + own_R[r], prompts_of_task.setdefault(task_R[r], {}), first_shard)
     shards_in_use = np.count_nonzero(shards.computed_Z[first_shard:])
     first[u + 1] = first[u] + math.ceil(shards_in_use / shape.shards)
 
   def by_microbatch(x_ZX):
-    return x_ZX.reshape(microbatches, shape.shards, x_ZX.shape[-1])
+    """The shards of a microbatch side by side: [microbatches, rows or shards, tokens]."""
+    return x_ZX.reshape(microbatches, shape.shards * math.prod(x_ZX.shape[1:-1]), x_ZX.shape[-1])
 
-  def rows_by_microbatch(x_ZGS):
-    return x_ZGS.reshape(microbatches, shape.shards * shape.rows, shape.row_length)
-
-  rows = Rows(rows_by_microbatch(shards.segment_ZGS), rows_by_microbatch(shards.source_ZGS),
-              by_microbatch(shards.place_ZT)) if shape.shared else None
+  rows = Rows(*map(by_microbatch, (shards.segment_ZGS, shards.source_ZGS, shards.place_ZT))) if shape.shared else None
   return Packed(Microbatch(by_microbatch(shards.rollout_ZT), by_microbatch(shards.position_ZT), rows), first)
-
-
-def _empty_shards(Z: int, shape: Shape) -> _Shards:
-  tokens, positions = (Z, shape.tokens), (Z, shape.rows, shape.row_length)
-  return _Shards(
-      rollout_ZT=np.full(tokens, -1, np.int32), position_ZT=np.zeros(tokens, np.int32),
-      place_ZT=np.zeros(tokens, np.int32), segment_ZGS=np.full(positions, -1, np.int32),
-      source_ZGS=np.zeros(positions, np.int32), computed_Z=np.zeros(Z, np.int32),
-      filled_ZG=np.zeros((Z, shape.rows), np.int32))
 
 
 def _order(task_R: np.ndarray, length_R: np.ndarray, rollouts: np.ndarray) -> np.ndarray:
@@ -179,60 +147,59 @@ def _order(task_R: np.ndarray, length_R: np.ndarray, rollouts: np.ndarray) -> np
   return rollouts[np.argsort(first_of_task[task], kind='stable')]
 
 
-def _pack_minibatch(shards: _Shards, rollouts: np.ndarray, task_R: np.ndarray, shared_R: np.ndarray,
-                    own_R: np.ndarray, first_shard: int, shape: Shape) -> None:
-  """Packs rollouts, which come task by task, into the shards from the first on."""
-  task = None
-  for r in rollouts:
-    if task_R[r] != task:
-      task, prompts = task_R[r], {}  # {shard: the indices of the shared tokens in it}
-    shared, n = shared_R[r], shared_R[r] + own_R[r]
-    z = _find_shard(shards, prompts, shared, n, first_shard, shape)
-    if z is None:
-      raise ValueError(
-          f'rollout {r} of {n} tokens fits none of {len(shards.computed_Z) - first_shard} times {shape.rows} rows '
-          f'of {shape.row_length}, {shape.tokens} tokens computed; pass more microbatches')
-    g = int(np.argmax(shards.filled_ZG[z] + n <= shape.row_length))
-    begin = shards.filled_ZG[z, g]
-    place = g * shape.row_length + begin + np.arange(n)
+class _Shards:
+  """The contents of all Z shards of a step, of T tokens and G rows of S positions each, which `add` fills."""
+
+  def __init__(self, Z: int, shape: Shape):
+    tokens, positions = (Z, shape.tokens), (Z, shape.rows, shape.row_length)
+    self.shape = shape
+    self.rollout_ZT = np.full(tokens, -1, np.int32)
+    self.position_ZT, self.place_ZT = np.zeros((2, *tokens), np.int32)
+    self.segment_ZGS = np.full(positions, -1, np.int32)
+    self.source_ZGS = np.zeros(positions, np.int32)
+    self.computed_Z = np.zeros(Z, np.int32)  # tokens in use
+    self.filled_ZG = np.zeros((Z, shape.rows), np.int32)  # positions of each row in use
+
+  def add(self, r: int, shared: int, n: int, prompts: dict[int, np.ndarray], first_shard: int) -> None:
+    """Packs a rollout of n tokens. prompts: {shard: where it computes the shared tokens of the rollout's task}."""
+    z = self._find(r, shared, n, prompts, first_shard)
+    g = int(np.argmax(self.filled_ZG[z] + n <= self.shape.row_length))
+    begin = self.filled_ZG[z, g]
+    place = g * self.shape.row_length + begin + np.arange(n)
     if z not in prompts:
-      prompts[z] = _compute(shards, z, r, np.arange(shared), place[:shared])
-    own = _compute(shards, z, r, np.arange(shared, n), place[shared:])
-    shards.segment_ZGS[z, g, begin:begin + n] = r
-    shards.source_ZGS[z, g, begin:begin + n] = np.concatenate([prompts[z], own])
-    shards.filled_ZG[z, g] += n
+      prompts[z] = self._compute(z, r, np.arange(shared), place[:shared])
+    own = self._compute(z, r, np.arange(shared, n), place[shared:])
+    self.segment_ZGS[z, g, begin:begin + n] = r
+    self.source_ZGS[z, g, begin:begin + n] = np.concatenate([prompts[z], own])
+    self.filled_ZG[z, g] += n
 
+  def _find(self, r: int, shared: int, n: int, prompts: dict[int, np.ndarray], first_shard: int) -> int:
+    """The shard for a rollout of n tokens."""
+    shape = self.shape
+    free_tokens_Z = shape.tokens - self.computed_Z
+    free_positions_Z = shape.row_length - self.filled_ZG.min(axis=1)  # of the emptiest row
+    for z in sorted(prompts):
+      if n - shared <= free_tokens_Z[z] and n <= free_positions_Z[z]:
+        return z
+    fits_Z = (n <= free_tokens_Z) & (n <= free_positions_Z)
+    fits_Z[:first_shard] = False
+    if not fits_Z.any():
+      raise ValueError(f'rollout {r} of {n} tokens fits none of {len(fits_Z) - first_shard} times {shape.rows} rows '
+                       f'of {shape.row_length}, {shape.tokens} tokens computed; pass more microbatches')
+    return int(np.argmax(fits_Z))
 
-def _find_shard(shards: _Shards, prompts: dict[int, np.ndarray], shared: int, n: int, first_shard: int,
-                shape: Shape) -> int | None:
-  """The shard for a segment of n tokens; None where no shard has room."""
-  free_tokens_Z = shape.tokens - shards.computed_Z
-  free_positions_Z = shape.row_length - shards.filled_ZG.min(axis=1)  # of the emptiest row
-  for z in sorted(prompts):
-    if n - shared <= free_tokens_Z[z] and n <= free_positions_Z[z]:
-      return z
-  fits_Z = (n <= free_tokens_Z) & (n <= free_positions_Z)
-  fits_Z[:first_shard] = False
-  return int(np.argmax(fits_Z)) if fits_Z.any() else None
-
-
-def _compute(shards: _Shards, z: int, r: int, position: np.ndarray, place: np.ndarray) -> np.ndarray:
-  """Adds tokens of rollout r to those that shard z computes, and returns their indices there."""
-  begin = shards.computed_Z[z]
-  index = begin + np.arange(len(position))
-  shards.rollout_ZT[z, index] = r
-  shards.position_ZT[z, index] = position
-  shards.place_ZT[z, index] = place
-  shards.computed_Z[z] += len(position)
-  return index
+  def _compute(self, z: int, r: int, position: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Adds tokens of rollout r to those that shard z computes, and returns their indices there."""
+    index = self.computed_Z[z] + np.arange(len(position))
+    self.rollout_ZT[z, index] = r
+    self.position_ZT[z, index] = position
+    self.place_ZT[z, index] = place
+    self.computed_Z[z] += len(position)
+    return index
 
 
 def waste(packed: Packed) -> dict[str, float]:
-  """The share of padding in the microbatches in use; 0 if none is.
-
-  Returns:
-    padding_waste, among the tokens that are computed; attention_waste, among the positions of the rows.
-  """
+  """Shares of padding in the microbatches in use, or 0: of tokens that are computed, and of positions of the rows."""
   def padding(rollout_IBX):
     used_IBX = rollout_IBX[:packed.first[-1]]
     return 1 - np.count_nonzero(used_IBX >= 0) / used_IBX.size if used_IBX.size else 0.0

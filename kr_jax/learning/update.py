@@ -1,11 +1,8 @@
 """The optimiser steps of a batch of rollouts, over packed microbatches.
 
-The gradient is a sum over tokens. The whole batch fixes the weight of each token, so the gradient depends
-neither on the packing nor on the size of a microbatch nor on the mesh. It is accumulated over the microbatches
-in use only: a batch in which half of the groups have equal rewards costs about half.
-
-`step` learns from rewards (grpo.py), in `epochs` passes of `minibatches` updates each. `sft` is an update of
-supervised fine-tuning. Both read each microbatch with `score`. One compiled program serves all budgets.
+The gradient is a sum over tokens, of the microbatches in use only. The whole batch fixes the weight of each token, so
+the gradient depends neither on the packing nor on the size of a microbatch nor on the mesh. One compiled program
+serves all budgets.
 """
 
 from __future__ import annotations
@@ -79,15 +76,11 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 def optimizer(config: Config) -> optax.GradientTransformation:
   """AdamW after a clip of the global norm."""
-  def decays(params):
-    """True for matrices."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(part in jax.tree_util.keystr(path) for part in ('norm', 'bias')), params)
-
-  return optax.chain(
-      optax.clip_by_global_norm(config.max_grad_norm),
-      optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps,
-                  weight_decay=config.weight_decay, mask=decays))
+  is_matrix = lambda path, _: not any(part in jax.tree_util.keystr(path) for part in ('norm', 'bias'))
+  matrices = functools.partial(jax.tree_util.tree_map_with_path, is_matrix)
+  adamw = optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps,
+                      weight_decay=config.weight_decay, mask=matrices)
+  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -101,26 +94,21 @@ def microbatch_shape(prompt_length: int, completion_length: int, rollouts_per_ta
                      ) -> pack.Shape:
   """`pack.shape` on the mesh that is set."""
   return pack.shape(
-      prompt_length=prompt_length, completion_length=completion_length,
-      rollouts_per_task=rollouts_per_task, row_length=config.row_length,
-      microbatch_rows=config.microbatch_rows, prompt_sharing=config.prompt_sharing,
+      prompt_length=prompt_length, completion_length=completion_length, rollouts_per_task=rollouts_per_task,
+      row_length=config.row_length, microbatch_rows=config.microbatch_rows, prompt_sharing=config.prompt_sharing,
       shards=sharding.row_shards())
 
 
 def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) -> pack.Packed:
   """Microbatches of the rollouts to keep, in the one shape that any R rollouts fit into. Runs on the host."""
   (R, C), (M, P) = rollouts.token_RC.shape, rollouts.prompts.token_MP.shape
-  shape = microbatch_shape(P, C, R / M, config)
-  task_R = np.asarray(rollouts.task_R)
+  shape, m = microbatch_shape(P, C, R / M, config), config.minibatches
+  task_R, own_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
   # The prompt's last token is not shared: it predicts the completion's first token, which differs by rollout.
-  shared_M = np.append(rollouts.prompts.length_M - 1, 0)  # task M stands for rows without a rollout
-  shared_R = shared_M[task_R]
-  own_R = np.asarray(rollouts.length_R)
-  return pack.segments(
-      task_R, shared_R, own_R,
-      pack.assign(task_R, shared_R + own_R, keep_R, minibatches=config.minibatches),
-      minibatches=config.minibatches, shape=shape, microbatches=pack.max_microbatches(
-          R, P + C - 1, minibatches=config.minibatches, shape=shape))
+  shared_R = np.append(rollouts.prompts.length_M - 1, 0)[task_R]  # task M stands for rows without a rollout
+  minibatch_R = pack.assign(task_R, shared_R + own_R, keep_R, minibatches=m)
+  most = pack.max_microbatches(R, P + C - 1, minibatches=m, shape=shape)
+  return pack.segments(task_R, shared_R, own_R, minibatch_R, minibatches=m, microbatches=most, shape=shape)
 
 
 def pack_mixed(rollouts: types.Rollouts, reward_R: np.ndarray, config: Config) -> pack.Packed:
@@ -136,8 +124,7 @@ def gather(rollouts: types.Rollouts, packed: pack.Packed) -> Tokens:
 
 @jax.jit
 def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
-  segment_BT, position_BT, rows = microbatches
-  prompts = rollouts.prompts
+  (segment_BT, position_BT, rows), prompts = microbatches, rollouts.prompts
   # Rollouts move between devices once, here, and not in each update.
   token_RC, logp_RC = sharding.replicate((rollouts.token_RC, rollouts.logp_RC))
   C, P = token_RC.shape[1], prompts.token_MP.shape[1]
@@ -149,8 +136,7 @@ def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
   tokens = Tokens(
       token_BT=jnp.where(next_BT <= 0, prompts.token_MP[m_BT, jnp.minimum(position_BT, P - 1)],
                          token_RC[r_BT, jnp.clip(next_BT - 1, 0, C - 1)]),
-      position_BT=position_BT, segment_BT=segment_BT, rows=rows, rollout_BT=r_BT,
-      target_BT=token_RC[r_BT, c_BT],
+      position_BT=position_BT, segment_BT=segment_BT, rows=rows, rollout_BT=r_BT, target_BT=token_RC[r_BT, c_BT],
       mask_BT=(segment_BT >= 0) & (next_BT >= 0) & (next_BT < rollouts.length_R[r_BT]),
       sampler_logp_BT=logp_RC[r_BT, c_BT])
   return sharding.constrain_rows(tokens, axis=1)
@@ -159,8 +145,8 @@ def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
 def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Config) -> tuple[Array, Array]:
   """logp_BT of the targets of a microbatch, and entropy_BT of the distributions they are drawn from."""
   params = policy.gather_vocabulary(policy_config, params)
-  hidden_BTD = policy.hidden(policy_config, params, tokens.token_BT, tokens.position_BT,
-                             tokens.segment_BT, tokens.rows)
+  hidden_BTD = policy.hidden(
+      policy_config, params, tokens.token_BT, tokens.position_BT, tokens.segment_BT, tokens.rows)
   scores_T = token_logprob(
       hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), policy.output_matrix(policy_config, params),
       tokens.target_BT.reshape(-1), temperature=config.temperature)
@@ -168,17 +154,12 @@ def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Con
 
 
 def _microbatch(tokens: Tokens, i: Array) -> Tokens:
-  """Microbatch i of all."""
-  return sharding.constrain_rows(jax.tree.map(
-      lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tokens))
+  return sharding.constrain_rows(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tokens))
 
 
 def sum_over_microbatches(function: Callable[[Any, Tokens], Any], arguments: Any, tokens: Tokens, first: Array,
                           end: Array) -> Any:
-  """The sum of the trees function(arguments, microbatch) over the microbatches first, ..., end - 1.
-
-  arguments: all other arrays that the function reads.
-  """
+  """The sum of function(arguments, microbatch), which reads nothing else, over microbatches first, ..., end - 1."""
   def of_copy(tokens, arguments, first, end):
     one = lambda i: function(arguments, _microbatch(tokens, i))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
@@ -191,24 +172,19 @@ def sum_over_microbatches(function: Callable[[Any, Tokens], Any], arguments: Any
 def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Any, Tokens], tuple[Array, Any]],
             arguments: Any, tokens: Tokens, first: Array, end: Array, config: Config
             ) -> tuple[types.TrainState, dict[str, Array]]:
-  """One optimiser step on the sum of a loss over the microbatches first, ..., end - 1.
-
-  loss_and_counts: (params, arguments, microbatch) -> (loss, {name: count}); the counts are summed too.
-  """
-  gradient = jax.value_and_grad(loss_and_counts, has_aux=True)
-
+  """One optimiser step on the sum of the loss of (params, arguments, microbatch); the counts are summed too."""
   def constrained(params_and_arguments, microbatch):
-    out, grads = gradient(*params_and_arguments, microbatch)
+    out, grads = jax.value_and_grad(loss_and_counts, has_aux=True)(*params_and_arguments, microbatch)
     return out, sharding.constrain(grads)
 
   (loss, counts), grads = sum_over_microbatches(constrained, (state.params, arguments), tokens, first, end)
 
-  def move(_):
+  def move():
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     return optax.apply_updates(state.params, updates), opt_state
 
   # Without a microbatch there is nothing to learn from, and momentum must not move the policy either.
-  params, opt_state = jax.lax.cond(end > first, move, lambda _: (state.params, state.opt_state), None)
+  params, opt_state = jax.lax.cond(end > first, move, lambda: (state.params, state.opt_state))
   return (state._replace(params=params, opt_state=opt_state),
           sharding.replicate({'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts}))
 
@@ -217,43 +193,37 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
          policy_config: policy.Config, config: Config) -> tuple[types.TrainState, list[dict[str, Array]]]:
   """The GRPO updates of a batch: epochs * minibatches of them. A mini-batch holds whole tasks.
 
-  A token's weight in the batch is multiplied by the number of mini-batches. So to first order the updates of a
-  pass add up to one update by the whole batch's gradient at `minibatches` times the learning rate, and the
-  mini-batch that a task is in does not change the task's weight.
+  A token's weight in the batch is multiplied by the number of mini-batches. So to first order the updates of a pass
+  add up to one update by the whole batch's gradient at `minibatches` times the learning rate, and a task weighs the
+  same in each mini-batch.
 
   Args:
     state: donated; its params are the trained ones (policy.split).
-    rollouts: of the batch.
     reward_R: float32, of all rollouts, as advantages are taken over whole groups.
     base: the initial policy's parameters, where adapters or a KL divergence need them; else {}.
     policy_config: of the policy that is trained, with its adapters.
-    config: of the update.
 
   Returns:
     The state with its step counted up, and the measurements of each update, for `summarize`.
   """
   g = config.grpo
-  one_update = config.epochs * config.minibatches == 1
   if g.kl_coef or g.entropy_coef:  # then rollouts without an advantage have a gradient too
     packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config)
   else:
     packed = pack_mixed(rollouts, reward_R, config)
-  tokens = gather(rollouts, packed)
-  end = packed.first[-1]
+  tokens, end = gather(rollouts, packed), packed.first[-1]
   old_logp = ref_logp = None
   if not g.tis_cap:
     old_logp = tokens.sampler_logp_BT
-  elif not one_update:
+  elif config.epochs * config.minibatches > 1:
     old_logp = logps(state.params, base, tokens, end, policy_config, config)
   if g.kl_coef:
     ref_logp = logps(base, {}, tokens, end, policy.without_lora(policy_config), config)
   tokens = tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp)
-  experience = _experience(rollouts, reward_R, config)
-  measured = []
-  for _ in range(config.epochs):
-    for u in range(config.minibatches):
-      state, measured_u = _step(state, base, experience, tokens, packed.first[u:u + 2], policy_config, config)
-      measured.append(measured_u)
+  experience, measured = _experience(rollouts, reward_R, config), []
+  for u in [*range(config.minibatches)] * config.epochs:
+    state, measured_u = _step(state, base, experience, tokens, packed.first[u:u + 2], policy_config, config)
+    measured.append(measured_u)
   measured[0] |= pack.waste(packed)
   return state._replace(step=state.step + 1), measured
 
@@ -262,15 +232,13 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
 def _experience(rollouts: types.Rollouts, reward_R: Array, config: Config) -> Experience:
   M, C = rollouts.prompts.length_M.shape[0], rollouts.token_RC.shape[1]
   task_R, length_R, g = rollouts.task_R, rollouts.length_R, config.grpo
-  weight_R = grpo.token_weights(
-      task_R, length_R, M, weight=g.weight, aggregate=g.aggregate, completion_length=C)
-  return Experience(
-      length_R, grpo.advantage(reward_R, task_R, M, kind=g.advantage), config.minibatches * weight_R)
+  advantage_R = grpo.advantage(reward_R, task_R, M, kind=g.advantage)
+  weight_R = grpo.token_weights(task_R, length_R, M, weight=g.weight, aggregate=g.aggregate, completion_length=C)
+  return Experience(length_R, advantage_R, config.minibatches * weight_R)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: policy.Config,
-          config: Config) -> Array:
+def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: policy.Config, config: Config) -> Array:
   """logp_BT of the targets of all microbatches before the end; 0 in the microbatches after it."""
   params = policy.join(policy_config, trained, base)
 
@@ -289,8 +257,7 @@ def _step(state: types.TrainState, base: Any, experience: Experience, tokens: To
   def loss_and_counts(trained, arguments, microbatch):
     base, experience = arguments
     params = policy.join(policy_config, trained, base)
-    scores = score(policy_config, params, microbatch, config)
-    return _loss(*scores, microbatch, experience, config.grpo)
+    return _loss(*score(policy_config, params, microbatch, config), microbatch, experience, config.grpo)
 
   return _update(state, loss_and_counts, (base, experience), tokens, *first_and_end, config)
 
@@ -303,12 +270,8 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
   # not help, as a gradient of NaN survives it.
   logp_BT = jnp.where(mask_BT, logp_BT, sampler_logp_BT)
 
-  def masked(x_BT):
-    return jnp.where(mask_BT, x_BT, logp_BT)
-
-  def total(x_BT):
-    return jnp.sum(jnp.where(mask_BT, x_BT, 0))
-
+  masked = lambda x_BT: jnp.where(mask_BT, x_BT, logp_BT)
+  total = lambda x_BT: jnp.sum(jnp.where(mask_BT, x_BT, 0))
   old_logp_BT = jax.lax.stop_gradient(logp_BT) if tokens.old_logp_BT is None else masked(tokens.old_logp_BT)
   log_ratio_BT = logp_BT - old_logp_BT
   if config.loss == 'gspo':
@@ -318,8 +281,7 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
   loss_BT, low_BT, high_BT = grpo.policy_loss(log_ratio_BT, logp_BT, experience.advantage_R[rollout_BT], config)
   counts = {
       'tokens_updated': jnp.sum(mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
-      'policy_entropy': total(entropy_BT),
-      'logp_error': total(jnp.abs(logp_BT - sampler_logp_BT)),
+      'policy_entropy': total(entropy_BT), 'logp_error': total(jnp.abs(logp_BT - sampler_logp_BT)),
       'ratios': jnp.zeros(len(LOG_RATIO_EDGES) + 1, jnp.int32).at[
           jnp.searchsorted(LOG_RATIO_EDGES, log_ratio_BT)].add(mask_BT)}
   if config.tis_cap:
@@ -340,28 +302,23 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
 
   Returns:
     loss, grad_norm (before the clip): means over the updates.
-    tokens_updated: the number of tokens with a gradient, of all updates. The figures below are means over them.
     padding_waste, attention_waste: of pack.waste.
-    policy_entropy: nats.
+    tokens_updated: the number of tokens with a gradient, of all updates. The figures below are means over them.
+    policy_entropy, in nats; clip_fraction_low and clip_fraction_high; kl and tis_weight, where they are in the loss.
     logp_error: |logp - the sampler's logp|, of the first update alone, before the policy has moved.
-    clip_fraction_low, clip_fraction_high: shares of the tokens.
     ratio_p01, ratio_p50, ratio_p99: quantiles of the ratio to the old policy; their log is exact to 10 %.
-    kl, tis_weight: where they are in the loss.
   """
   measured = jax.device_get(measured)
   sums = {name: np.sum([m[name] for m in measured], axis=0) for name in measured[-1]}
   tokens = max(int(sums['tokens_updated']), 1)
-  first_tokens = max(int(measured[0]['tokens_updated']), 1)
+  first = measured[0]
   record = {'loss': sums['loss'] / len(measured), 'grad_norm': sums['grad_norm'] / len(measured),
             'tokens_updated': sums['tokens_updated'],
-            'padding_waste': measured[0]['padding_waste'], 'attention_waste': measured[0]['attention_waste'],
-            'logp_error': measured[0]['logp_error'] / first_tokens,
+            'padding_waste': first['padding_waste'], 'attention_waste': first['attention_waste'],
+            'logp_error': first['logp_error'] / max(int(first['tokens_updated']), 1),
             'clip_fraction_low': sums['clipped_low'] / tokens, 'clip_fraction_high': sums['clipped_high'] / tokens}
-  for name in ('policy_entropy', 'kl', 'tis_weight'):
-    if name in sums:
-      record[name] = sums[name] / tokens
-  return {**{name: np.asarray(x).item() for name, x in record.items()},
-          **ratio_quantiles(sums['ratios'])}
+  record |= {name: sums[name] / tokens for name in ('policy_entropy', 'kl', 'tis_weight') if name in sums}
+  return {name: np.asarray(x).item() for name, x in record.items()} | ratio_quantiles(sums['ratios'])
 
 
 def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
@@ -369,19 +326,13 @@ def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
   edges = LOG_RATIO_EDGES
   middle = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2, edges[-1:]])
   below = np.cumsum(count) / max(count.sum(), 1)
-
-  def quantile(q):
-    return float(np.exp(middle[min(np.searchsorted(below, q), len(middle) - 1)])) if count.sum() else 1.0
-
-  return {f'ratio_p{round(100 * q):02}': quantile(q) for q in (0.01, 0.5, 0.99)}
+  return {f'ratio_p{round(100 * q):02}': float(np.exp(middle[np.searchsorted(below, q)])) if count.sum() else 1.0
+          for q in (0.01, 0.5, 0.99)}
 
 
 def sft(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy.Config, config: Config
         ) -> tuple[types.TrainState, dict[str, Array]]:
-  """One update of supervised fine-tuning: maximum likelihood of all completions.
-
-  Donates the state. Returns the state and scalars: loss, a mean over tokens, and grad_norm.
-  """
+  """One update of supervised fine-tuning. Donates the state; measures loss, a mean over tokens, and grad_norm."""
   packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config.replace(minibatches=1))
   return _sft(state, gather(rollouts, packed), packed.first[-1], np.sum(rollouts.length_R), policy_config, config)
 

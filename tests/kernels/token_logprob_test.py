@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
+from kr_jax.kernels import common
 from kr_jax.kernels.token_logprob import ops
 from kr_jax.kernels.token_logprob import reference
 from kr_jax.kernels.token_logprob import tiles
@@ -199,7 +200,7 @@ def test_with_and_without_jit():
 
 def mesh_of(*sizes: int, devices=None, kind=jax.sharding.AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
-  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), ops.AXES,
+  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), common.AXES,
                            axis_types=(kind,) * 3)
 
 
@@ -221,8 +222,8 @@ def test_sharded(sizes, V):
 
 
 @pytest.mark.parametrize('sizes, T, V, named', [
-    ((2, 2, 2), 6, 8, 'T=6 must be a multiple of 4, .* data and fsdp; pad T'),
-    ((1, 1, 8), 6, 12, 'V=12 must be a multiple of 8, .* model; pad V')])
+    ((2, 2, 2), 6, 8, 'T=6 must be a multiple of 4, .* data and fsdp; pad or choose another T'),
+    ((1, 1, 8), 6, 12, 'V=12 must be a multiple of 8, .* model; pad or choose another V')])
 def test_a_mesh_that_does_not_divide(sizes, T, V, named):
   *args, _, _ = problem(T, 4, V)
   with jax.set_mesh(mesh_of(*sizes)), pytest.raises(ValueError, match=named):

@@ -20,14 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-LOW = -1e30  # below every logit, and such that LOW - LOW is 0
-
-
-def _dot(x, y, contract: tuple[int, int]):
-  """Products of two matrices for each head, over one dimension of each, in float32."""
-  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-  return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((0,), (0,))),
-                             precision=precision, preferred_element_type=jnp.float32)
+from kr_jax.kernels.common import LOW, dot
 
 
 class Plan(NamedTuple):
@@ -43,20 +36,17 @@ class Plan(NamedTuple):
   next_block: jax.Array
 
 
-def schedule(row_S: jax.Array | None, first_S: jax.Array, length_S: jax.Array, T: int, block_T: int
-             ) -> Plan:
+def schedule(row_S: jax.Array | None, first_S: jax.Array, length_S: jax.Array, T: int, block_T: int) -> Plan:
   """The slots in the order of their rows (None: slot s reads row s), and their blocks.
 
-  The steps after the live blocks point at the first block of the next slot in use. If there is none, they point
-  at the last live block of all, which has been fetched by then. So each live block of a slot is fetched at most
-  once, and no other block is fetched unless all slots are free. Where two cores share the slots (v4, v5p), one
-  block more is fetched.
+  Without a next slot in use, the steps after the live blocks point at the last live block of all. So each live
+  block of a slot is fetched at most once, and no other block unless all slots are free. Where two cores share the
+  slots (v4, v5p), one block more is fetched.
   """
   S, blocks = length_S.shape[0], pl.cdiv(T, block_T)
   position_S = jnp.arange(S, dtype=jnp.int32)
   slot_S = position_S if row_S is None else jnp.argsort(row_S).astype(jnp.int32)
-  row_S, first_S, length_S = (
-      slot_S if row_S is None else row_S[slot_S], first_S[slot_S], length_S[slot_S])
+  row_S, first_S, length_S = (slot_S if row_S is None else row_S[slot_S]), first_S[slot_S], length_S[slot_S]
   begin_S, end_S = first_S // block_T, (first_S + length_S - 1) % T // block_T
   wraps_S = first_S + length_S > T  # then the last block may be the first block too
   live_S = jnp.where(length_S > 0, jnp.minimum(end_S - begin_S + 1 + blocks * wraps_S, blocks), 0)
@@ -102,7 +92,7 @@ def _attend(*refs, T: int, dtype: Any):
       age_T = jnp.where(column_T >= first, column_T - first, column_T - first + T)
       return jnp.where((age_T < length) & (column_T < T), x, dead)
 
-    z = _dot(q_ref[...].astype(dtype), k_ref[...].astype(dtype), (2, 2)) * H ** -0.5
+    z = dot(q_ref[...].astype(dtype), k_ref[...].astype(dtype), (2, 2)) * H ** -0.5
     if scales:
       z *= scales[0][...][:, None]
     z = where_live(z, 2, LOW)
@@ -116,7 +106,7 @@ def _attend(*refs, T: int, dtype: Any):
       exp = where_live(exp * scales[1][...][:, None], 2, 0)
     else:
       v = where_live(v, 1, jnp.zeros((), dtype))
-    total_ref[...] = scale_old * total_ref[...] + _dot(exp.astype(dtype), v, (2, 1))
+    total_ref[...] = scale_old * total_ref[...] + dot(exp.astype(dtype), v, (2, 1))
 
   live = t < plan.blocks[s]
   pl.when(live & whole)(lambda: step(False))
@@ -138,10 +128,8 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
   Args:
     q_SKGH: bfloat16 or float32.
     k_YKTH, v_YKTH: bfloat16, float32 or int8, of Y rows.
-    row_S: int32, the row that a slot reads; None: slot s reads row s.
-    first_row: int32, the row of the Y that counts as row 0.
-    first_S: int32 in 0..T-1, the first column that a slot reads.
-    length_S: int32 in 0..T, the number of columns it reads; column 0 follows the last.
+    row_S: int32, the row that a slot reads; None: slot s reads row s. first_row is the row of the Y that counts as 0.
+    first_S, length_S: int32 in 0..T-1 and 0..T, the columns that a slot reads; column 0 follows the last.
     scale_YKT: float32, the scales of k and of v if these are int8; else none.
     block_T: columns of a block: T, or a multiple of 128.
     interpret: False, or pltpu.InterpretParams to run where there is no TPU.
@@ -162,8 +150,7 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
     row, block = source(s, t, blocks, Plan(*plan))
     return row, 0, block, 0
 
-  of_slot = lambda width: pl.BlockSpec(
-      (None, K, G, width), lambda s, t, *plan: (Plan(*plan).slot[s], 0, 0, 0))
+  of_slot = lambda width: pl.BlockSpec((None, K, G, width), lambda s, t, *plan: (Plan(*plan).slot[s], 0, 0, 0))
   columns = pl.BlockSpec((None, K, block_T, H), at)
   scales = pl.BlockSpec((None, K, block_T), lambda *args: at(*args)[:3])
   return pl.pallas_call(
@@ -174,8 +161,7 @@ def attend(q_SKGH: jax.Array, k_YKTH: jax.Array, v_YKTH: jax.Array, row_S: jax.A
           grid=(S, blocks),
           in_specs=[of_slot(H), columns, columns, *[scales] * len(scale_YKT)],
           out_specs=[of_slot(H), of_slot(1)],
-          scratch_shapes=[pltpu.VMEM((K, G, 1), jnp.float32), pltpu.VMEM((K, G, 1), jnp.float32),
-                          pltpu.VMEM((K, G, H), jnp.float32)]),
+          scratch_shapes=[pltpu.VMEM((K, G, width), jnp.float32) for width in (1, 1, H)]),
       compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel', 'arbitrary')),
       interpret=interpret,
       name='decode_attention',

@@ -3,28 +3,25 @@
 A prompt's keys and values are computed once and stand once, in a row of the prefix, which a slot refers to. So a
 slot takes another rollout without a copy, and slots of one task read the same memory. The keys and values of the
 completions stand in a ring of columns. At each step all slots write the same column, which is one slice, and a
-slot reads the columns since it began. Keys hold their positions, so their order does not matter.
-
-The axis of heads stands before the axis of time, so that a head's keys lie together.
+slot reads the columns since it began. Keys hold their positions, so their order does not matter. The axis of heads
+stands before the axis of time, so that a head's keys lie together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from kr_jax.kernels import common
 from kr_jax.kernels.decode_attention import kernel
 from kr_jax.kernels.decode_attention import reference
 from kr_jax.kernels.decode_attention import tiles
 
-AXES = ('data', 'fsdp', 'model')
-_ROWS = ('data', 'fsdp')  # the axes that slots are sharded over; heads are over 'model'
 _TOGETHER = 8  # slots of a task whose queries are multiplied by its prompt in one product, on a CPU
 
 
@@ -43,13 +40,19 @@ def _merge(parts: Sequence[_Part]) -> jax.Array:
   return sum(weight_SKG1 * part.context_SKGH for weight_SKG1, part in zip(weight_XSKG1, parts))
 
 
-def _weights(z_SKGT: jax.Array, live_ST: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """softmax(z)_SKGT and lse_SKG1; without a live column, any finite numbers and about LOW."""
-  z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, kernel.LOW)
+def _weights(z_SKGT: jax.Array, live_ST: jax.Array, scale_SKT: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """softmax(z)_SKGT and lse_SKG1; without a live column, any finite numbers and about LOW.
+
+  scale_SKT: of keys and of values, which are multiplied into z and the weights; or none.
+  """
+  if scale_SKT:
+    z_SKGT *= scale_SKT[0][:, :, None]
+  z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, common.LOW)
   largest = z_SKGT.max(axis=3, keepdims=True)
   p_SKGT = jnp.exp(z_SKGT - largest)
   sum_SKG1 = p_SKGT.sum(axis=3, keepdims=True)
-  return p_SKGT / sum_SKG1, largest + jnp.log(sum_SKG1)
+  p_SKGT /= sum_SKG1
+  return p_SKGT * scale_SKT[1][:, :, None] if scale_SKT else p_SKGT, largest + jnp.log(sum_SKG1)
 
 
 def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _Part:
@@ -69,11 +72,7 @@ def _own(q_SKGH: jax.Array, live_ST: jax.Array, k_SKTH, v_SKTH, *scale_SKT) -> _
                       for g in range(q_SKGH.shape[2])], axis=2)
 
   z_SKGT = times('skh,skth->skt', q_SKGH, k_SKTH)
-  if scale_SKT:
-    z_SKGT *= scale_SKT[0][:, :, None]
-  p_SKGT, lse_SKG1 = _weights(z_SKGT, live_ST)
-  if scale_SKT:
-    p_SKGT *= scale_SKT[1][:, :, None]
+  p_SKGT, lse_SKG1 = _weights(z_SKGT, live_ST, scale_SKT)
   return _Part(times('skt,skth->skh', p_SKGT, v_SKTH), lse_SKG1)
 
 
@@ -99,52 +98,43 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: j
     def window(i, out_KSGW):
       m = jnp.sum(end_M <= i)
       at = first_M[m] + (i - end_M[m] + windows_M[m]) * _TOGETHER
-      x_KXY = jax.lax.dynamic_slice_in_dim(x_KSGY, at, _TOGETHER, axis=1)
-      x_KXY = x_KXY.reshape(K, _TOGETHER * G, -1)
+      x_KXY = jax.lax.dynamic_slice_in_dim(x_KSGY, at, _TOGETHER, axis=1).reshape(K, _TOGETHER * G, -1)
       y_KPH = jax.lax.dynamic_index_in_dim(y_MKPH, m, keepdims=False).astype(jnp.float32)
       out_KXW = jnp.einsum(spec, x_KXY, y_KPH, precision=jax.lax.Precision.HIGHEST)
-      return jax.lax.dynamic_update_slice_in_dim(
-          out_KSGW, out_KXW.reshape(K, _TOGETHER, G, width), at, axis=1)
+      out_KXGW = out_KXW.reshape(K, _TOGETHER, G, width)
+      return jax.lax.dynamic_update_slice_in_dim(out_KSGW, out_KXGW, at, axis=1)
 
-    out_KSGW = jax.lax.fori_loop(
-        0, end_M[-1], window, jnp.zeros((K, S + _TOGETHER, G, width)))
+    out_KSGW = jax.lax.fori_loop(0, end_M[-1], window, jnp.zeros((K, S + _TOGETHER, G, width)))
     return jnp.moveaxis(out_KSGW[:, :S], 0, 1)
 
   z_SKGP = times('kxh,kph->kxp', q_SKGH[slot_S], k_MKPH, P)
   scale_SKP = [scale[jnp.minimum(row_S, M - 1)[slot_S]] for scale in scale_MKP]
-  if scale_SKP:
-    z_SKGP *= scale_SKP[0][:, :, None]
-  p_SKGP, lse_SKG1 = _weights(z_SKGP, reference.live(first_S, length_S, P)[slot_S])
-  if scale_SKP:
-    p_SKGP *= scale_SKP[1][:, :, None]
+  p_SKGP, lse_SKG1 = _weights(z_SKGP, reference.live(first_S, length_S, P)[slot_S], scale_SKP)
   context_SKGH = times('kxp,kph->kxh', p_SKGP, v_MKPH, H)
   back_S = jnp.argsort(slot_S)
   return _Part(context_SKGH[back_S], lse_SKG1[back_S])
 
 
-def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S
-           ) -> jax.Array:
+def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S) -> jax.Array:
   """context_SKGH, for CPU and GPU. Chunks of the ring in which no slot has a column are not read."""
   prefix, own = jax.tree.map(lambda x: x[layer], (prefix, own))
   q_SKGH = q_SKGH.astype(jnp.float32) * q_SKGH.shape[3] ** -0.5
   parts = [_shared(q_SKGH, row_S, prefix_first_S, prefix_length_S, *prefix)]
   T = sum(chunk[0].shape[2] for chunk in own)
   live_ST, column = reference.live(first_S, length_S, T), 0
-  nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], kernel.LOW))
+  nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], common.LOW))
   for chunk in own:
     chunk_ST = live_ST[:, column:(column := column + chunk[0].shape[2])]
-    read = _own if len(own) == 1 else functools.partial(
-        jax.lax.cond, jnp.any(chunk_ST), _own, lambda *_: nothing)
+    read = functools.partial(jax.lax.cond, jnp.any(chunk_ST), _own, lambda *_: nothing) if len(own) > 1 else _own
     parts.append(read(q_SKGH, chunk_ST, *chunk))
   return _merge(parts)
 
 
 def kernel_attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, first_S, length_S,
                   *, block=tiles.block, interpret=False) -> jax.Array:
-  """As `attend`, by the kernel. Columns that no slot reads may hold anything.
+  """As `attend`, by the kernel, which reads a layer where it stands among all layers, as a slice would be a copy.
 
-  It reads the rows of a layer where they stand among the rows of all layers, as a slice would be a copy.
-  block: a function that returns the columns of a block, as tiles.block.
+  Columns that no slot reads may hold anything.
   """
   own = [jnp.concatenate(chunks, axis=3) for chunks in zip(*own)]  # a single chunk is not copied
   K, G, H = q_SKGH.shape[1:]
@@ -156,8 +146,7 @@ def kernel_attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_leng
     return _Part(*kernel.attend(
         q_SKGH, k, v, row_S, layer * rows, *which, *scales, block_T=block_T, interpret=interpret))
 
-  return _merge([part(prefix, row_S, prefix_first_S, prefix_length_S),
-                 part(own, None, first_S, length_S)])
+  return _merge([part(prefix, row_S, prefix_first_S, prefix_length_S), part(own, None, first_S, length_S)])
 
 
 # Jitted, as outside of a program the branches of all platforms would be compiled for this one.
@@ -172,10 +161,10 @@ def _shard(q_SNH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, fi
   length_S = jnp.clip(length_S, 0, T)
   args = (q_SNH.reshape(S, K, N // K, H), prefix, own, layer, row_S, prefix_first_S, prefix_length_S,
           first_S % T, length_S)
-  if any(tiles.block(columns, K, N // K, H, prefix[0].dtype.itemsize) is None for columns in (P, T)):
-    context_SKGH = attend(*args)
-  else:
+  if all(tiles.block(columns, K, N // K, H, prefix[0].dtype.itemsize) for columns in (P, T)):
     context_SKGH = jax.lax.platform_dependent(*args, tpu=kernel_attend, default=attend)
+  else:
+    context_SKGH = attend(*args)
   any_S = prefix_length_S + length_S > 0
   return jnp.where(any_S[:, None, None], context_SKGH.reshape(S, N, H), 0).astype(q_SNH.dtype)
 
@@ -202,95 +191,65 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
     prefix_first_S: int32 in 0..P-1, the first column of the prompt that the slot reads: 0, except with a window.
     prefix_length_S: int32, the number of columns of the prompt it reads. Other columns may hold anything finite.
     first_S: int32, the column of the ring where a slot begins.
-    length_S: int32 in 0..T, the number of columns of the ring it reads. A slot that reads no column at all is
-      free, and costs nothing on a TPU.
-    layer: which layer, where keys and values have an axis of layers in front. On a TPU the layer is read where
-      it stands, without a copy. None: there is no such axis.
+    length_S: int32 in 0..T, the number of columns of the ring it reads. A slot that reads no column is free.
+    layer: which layer, where keys and values have an axis of layers in front. None: there is no such axis.
 
   Returns:
-    context_SNH in the dtype of q; zeros for a free slot.
+    context_SNH in the dtype of q; zeros for a free slot, which costs nothing on a TPU.
 
   Raises:
     ValueError: shapes that do not fit, scales that are missing or not needed, or a mesh that does not divide
       S, N and K or has axes of type Explicit.
     TypeError: other dtypes.
   """
-  q_SNH, *of_slots = map(
-      jnp.asarray, (q_SNH, row_S, prefix_first_S, prefix_length_S, first_S, length_S))
-  prefix, *own = (tuple(jnp.asarray(x) for x in columns if x is not None)
-                  for columns in (prefix, *own))
+  q_SNH, *of_slots = map(jnp.asarray, (q_SNH, row_S, prefix_first_S, prefix_length_S, first_S, length_S))
+  prefix, *own = (tuple(jnp.asarray(x) for x in columns if x is not None) for columns in (prefix, *own))
   if layer is None:
     layer, (prefix, *own) = 0, jax.tree.map(lambda x: x[None], (prefix, *own))
   of_layer = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-  _check(q_SNH, *jax.tree.map(of_layer, (prefix, own)), of_slots)
+  _check(q_SNH, jax.tree.map(of_layer, (prefix, *own)), of_slots)
   args = q_SNH, prefix, tuple(own), jnp.asarray(layer), *of_slots
-  mesh = jax.sharding.get_abstract_mesh()
-  types = dict(zip(mesh.axis_names, mesh.axis_types))
-  auto = {axis for axis, kind in types.items() if kind != AxisType.Manual}
-  if not set(AXES) <= set(types) or not auto:
+  mesh = common.mesh()
+  rows, model = (common.unsplit(mesh, axes) for axes in (common.ROWS, ('model',))) if mesh is not None else ((), ())
+  if not rows + model:
     return _shard(*args)
-  rows = tuple(axis for axis in _ROWS if axis in auto)
-  model = 'model' if 'model' in auto else None
-  _check_mesh(mesh, auto & set(AXES), rows, model, *q_SNH.shape[:2], prefix[0].shape[2])
+  (S, N, _), K = q_SNH.shape, prefix[0].shape[2]
+  common.check_mesh(mesh, ('S', S, rows), ('N', N, model), ('K', K, model))
   heads, slots = PartitionSpec(rows, model), PartitionSpec(rows)
   of_prefix, of_own = PartitionSpec(None, None, model), PartitionSpec(None, rows, model)
   return jax.shard_map(
-      _shard, mesh=mesh, axis_names=auto, out_specs=heads, check_vma=False,
+      _shard, mesh=mesh, axis_names={*rows, *model}, out_specs=heads, check_vma=False,
       in_specs=(heads, of_prefix, of_own, PartitionSpec(), *[slots] * len(of_slots)))(*args)
 
 
-def _check(q_SNH, prefix, own, of_slots) -> None:
-  if q_SNH.ndim != 3 or not own or any(len(x) < 2 or x[0].ndim != 4 for x in (prefix, *own)):
+def _check(q_SNH, columns, of_slots) -> None:
+  """columns: of the prefix and of each chunk."""
+  if q_SNH.ndim != 3 or len(columns) < 2 or any(len(x) < 2 or x[0].ndim != 4 for x in columns):
     raise ValueError('decode_attention needs q [S, N, H], and (k, v) or (k, v, k_scale, v_scale) of a '
                      'prefix [M, K, P, H] and of one chunk or more [S, K, T, H]')
-  (S, N, H), (K, H_kv) = q_SNH.shape, prefix[0].shape[1::2]
-  found = [x[0].shape for x in (prefix, *own)]
-  if H != H_kv or any(shape[:2] + shape[3:] != (S, K, H) for shape in found[1:]) or any(
-      x.shape != (S,) for x in of_slots) or not q_SNH.size or 0 in sum(found, ()):
-    raise ValueError('decode_attention needs q [S, N, H], a prefix [M, K, P, H], chunks [S, K, T, H] '
-                     f'and rows, columns and lengths [S], none of them empty, not {q_SNH.shape}, '
-                     f'{found[0]}, {found[1:]} and {[x.shape for x in of_slots]}; heads stand before '
-                     'time, and there is one query a slot')
+  (S, N, H), (_, K, _, H_kv) = q_SNH.shape, columns[0][0].shape
+  prefix, *own = (x[0].shape for x in columns)
+  if H != H_kv or any(shape[:2] + shape[3:] != (S, K, H) for shape in own) or any(
+      x.shape != (S,) for x in of_slots) or not q_SNH.size or 0 in sum(own, prefix):
+    raise ValueError('decode_attention needs q [S, N, H], a prefix [M, K, P, H], chunks [S, K, T, H], rows, columns '
+                     f'and lengths [S], none of them empty, not {q_SNH.shape}, {prefix}, {own} and '
+                     f'{[x.shape for x in of_slots]}; heads stand before time, and there is one query a slot')
   if N % K:
-    raise ValueError(f'N={N} query heads must be a multiple of K={K} key/value heads; '
-                     'use another number of heads')
-  if q_SNH.dtype not in (jnp.float32, jnp.bfloat16):
-    raise TypeError(f'q must be bfloat16 or float32, not {q_SNH.dtype}; cast it')
-  dtype = prefix[0].dtype
-  if dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
-    raise TypeError(f'k and v must be bfloat16, float32 or int8, not {dtype}; cast them')
-  for columns in (prefix, *own):
-    _check_columns(dtype, *columns)
-  for x in of_slots:
-    if x.dtype != jnp.int32:
-      raise TypeError(f'rows, columns and lengths must be int32, not {x.dtype}; cast them')
-
-
-def _check_columns(dtype, k, v, *scales) -> None:
-  if k.shape != v.shape:
-    raise ValueError(f'k and v must be alike, not of the shapes {k.shape} and {v.shape}')
-  if not k.dtype == v.dtype == dtype:
-    raise TypeError(f'k and v must all be of one dtype, not {dtype}, {k.dtype} and {v.dtype}; cast')
-  found = [x.shape for x in scales]
-  if dtype == jnp.int8 and found != [k.shape[:3]] * 2:
-    raise ValueError(f'k and v of int8 need two scales of shape {k.shape[:3]}, not {found}; pass a '
-                     'scale for each row, head and column')
-  if dtype != jnp.int8 and scales:
-    raise ValueError(f'k and v of {dtype} have no scales; leave them out, or pass int8')
-  for x in scales:
-    if x.dtype != jnp.float32:
-      raise TypeError(f'scales must be float32, not {x.dtype}; cast them')
-
-
-def _check_mesh(mesh, auto, rows, model, S: int, N: int, K: int) -> None:
-  for name, size, axes in (('S', S, rows), ('N', N, (model,)), ('K', K, (model,))):
-    axes = [axis for axis in axes if axis]
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    if size % shards:
-      raise ValueError(f'{name}={size} must be a multiple of {shards}, the size of the mesh over '
-                       f'{" and ".join(axes)}; choose another {name} or another mesh')
-  explicit = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types)
-              if axis in auto and kind == AxisType.Explicit]
-  if explicit:
-    raise ValueError(f'axes {explicit} of the mesh must be of type Auto; pass axis_types to '
-                     'jax.make_mesh')
+    raise ValueError(f'N={N} query heads must be a multiple of K={K} key/value heads; use another number of heads')
+  dtype = columns[0][0].dtype
+  if q_SNH.dtype not in (jnp.float32, jnp.bfloat16) or dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
+    raise TypeError('q must be bfloat16 or float32, and k and v bfloat16, float32 or int8, not '
+                    f'{q_SNH.dtype} and {dtype}; cast them')
+  for k, v, *scales in columns:
+    if k.shape != v.shape:
+      raise ValueError(f'k and v must be alike, not of the shapes {k.shape} and {v.shape}')
+    if not k.dtype == v.dtype == dtype:
+      raise TypeError(f'k and v must all be of one dtype, not {dtype}, {k.dtype} and {v.dtype}; cast')
+    found, needed = [x.shape for x in scales], [k.shape[:3]] * 2 if dtype == jnp.int8 else []
+    if found != needed:
+      raise ValueError(f'k and v of {dtype} need {len(needed)} scales of shape {k.shape[:3]}, not {found}; int8 has '
+                       'a scale for each row, head and column, other dtypes have none')
+    if any(x.dtype != jnp.float32 for x in scales):
+      raise TypeError(f'scales must be float32, not {[str(x.dtype) for x in scales]}; cast them')
+  if any(x.dtype != jnp.int32 for x in of_slots):
+    raise TypeError(f'rows, columns and lengths must be int32, not {[str(x.dtype) for x in of_slots]}; cast them')

@@ -7,8 +7,6 @@ completion in the slot's own row, from some column on; column 0 follows the last
     t in prefix_first_s + 0..prefix_length_s - 1 of row_s of the prefix,
          (first_s + 0..length_s - 1) mod T of the slot's own
     context_sn = sum_t softmax(z_sn)_t v_skt
-
-All columns are read here. The kernel reads the blocks that hold a column of the sum.
 """
 
 from __future__ import annotations
@@ -30,21 +28,19 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
   """context_SNH, as `ops.decode_attention` documents it."""
   (S, N, H), (K, P) = q_SNH.shape, prefix[0].shape[1:3]
   T = sum(chunk[0].shape[2] for chunk in own)
-  live_ST = jnp.concatenate([
-      live(prefix_first_S, prefix_length_S, P), live(first_S, length_S, T)], axis=1)
+  live_ST = jnp.concatenate([live(prefix_first_S, prefix_length_S, P), live(first_S, length_S, T)], axis=1)
   live_SKT = jnp.broadcast_to(live_ST[:, None], (S, K, P + T))
 
   def values(i):
-    def read(k, v, k_scale=None, v_scale=None):
-      x, scale = ((k, k_scale), (v, v_scale))[i]
-      return x.astype(jnp.float32) * (1 if scale is None else scale[..., None])
+    def read(columns):
+      x, *scale = columns[i::2]
+      return x.astype(jnp.float32) * (scale[0][..., None] if scale else 1)
 
-    x_SKTH = jnp.concatenate([read(*prefix)[row_S], *(read(*chunk) for chunk in own)], axis=2)
+    x_SKTH = jnp.concatenate([read(prefix)[row_S], *map(read, own)], axis=2)
     return jnp.where(live_SKT[..., None], x_SKTH, 0)  # 0 * NaN would be NaN
 
   q_SKGH = q_SNH.astype(jnp.float32).reshape(S, K, N // K, H)
-  z_SKGT = jnp.einsum('skgh,skth->skgt', q_SKGH, values(0),
-                      precision=jax.lax.Precision.HIGHEST) * H ** -0.5
+  z_SKGT = jnp.einsum('skgh,skth->skgt', q_SKGH, values(0), precision=jax.lax.Precision.HIGHEST) * H ** -0.5
   p_SKGT = jax.nn.softmax(z_SKGT, axis=-1, where=live_SKT[:, :, None])
   context_SKGH = jnp.einsum('skgt,skth->skgh', p_SKGT, values(1), precision=jax.lax.Precision.HIGHEST)
   any_S = prefix_length_S + length_S > 0

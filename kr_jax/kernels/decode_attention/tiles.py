@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from jax.experimental.pallas import tpu as pltpu
-
-LANES = 128
-SUBLANES = 8
+from kr_jax.kernels.common import LANES, SUBLANES, of_chip, round_up
 
 # What a step of the grid takes in addition to its work, if any: a common figure, not timed here.
 STEP_SECONDS = 0.35e-6
@@ -18,28 +15,15 @@ BANDWIDTH = 8.2e11
 VMEM = 14 * 2**20
 
 
-def _bandwidth() -> float:
-  """Of the chip of the mesh that is set, or else of the chip of this process."""
-  try:
-    return pltpu.get_tpu_info().mem_bw_bytes_per_second
-  except ValueError:  # no TPU
-    return BANDWIDTH
-
-
-def _lanes(H: int) -> int:
-  """The numbers that a row of a head takes, in VMEM and in memory: whole lanes."""
-  return -(-H // LANES) * LANES
-
-
 def _bytes_of_column(K: int, G: int, H: int, itemsize: int) -> int:
   """Bytes of VMEM that a column takes. libtpu 0.0.42.1 refused no block that this function lets in.
 
   There are two buffers for keys and values, and four times the logits, float32 in whole registers. With int8
   there are also two buffers for the two scales, and a copy of keys and values in bfloat16.
   """
-  width = _lanes(H)
+  width = round_up(H, LANES)
   integers = 2 * K * width * 2 + 4 * 4 * max(K, SUBLANES) if itemsize == 1 else 0
-  return 4 * K * width * itemsize + integers + 4 * 4 * K * -(-G // SUBLANES) * SUBLANES
+  return 4 * K * width * itemsize + integers + 4 * 4 * K * round_up(G, SUBLANES)
 
 
 def block(T: int, K: int, G: int, H: int, itemsize: int) -> int | None:
@@ -59,12 +43,8 @@ def block(T: int, K: int, G: int, H: int, itemsize: int) -> int | None:
     H: width of a head.
     itemsize: bytes of a number of the cache.
   """
-  steps = STEP_SECONDS * _bandwidth()  # in bytes that could have been read
-  column = 2 * K * (_lanes(H) * itemsize + (4 if itemsize == 1 else 0))
-  best = None
-  for blocks in range(1, -(-T // LANES) + 1):
-    columns = -(-T // (blocks * LANES)) * LANES
-    cost = blocks * steps + columns * column / 2
-    if columns * _bytes_of_column(K, G, H, itemsize) <= VMEM and (best is None or cost < best[0]):
-      best = cost, min(columns, T)
-  return best and best[1]
+  step = STEP_SECONDS * of_chip('mem_bw_bytes_per_second', BANDWIDTH)  # in bytes that could have been read
+  column = 2 * K * (round_up(H, LANES) * itemsize + (4 if itemsize == 1 else 0))
+  most = VMEM // _bytes_of_column(K, G, H, itemsize)
+  fitting = [n for n in range(round_up(T, LANES), 0, -LANES) if n <= most]
+  return min(T, min(fitting, key=lambda n: -(-T // n) * step + n * column / 2)) if fitting else None

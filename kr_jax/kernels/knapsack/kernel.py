@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from kr_jax.kernels.knapsack import reference
-from kr_jax.kernels.knapsack.tiles import LANES
+from kr_jax.kernels.common import LANES
+from kr_jax.kernels.knapsack.reference import NEG
 
 
 def _add_task(cost_M_ref, value_J_ref, best_ref, table_ref, *, num_budgets: int, tile_rows: int):
@@ -29,12 +29,9 @@ def _add_task(cost_M_ref, value_J_ref, best_ref, table_ref, *, num_budgets: int,
 
   @pl.when(pl.program_id(0) == 0)
   def _():
-    row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-
     def clear(i, _):
-      origin = (i == 1) & (row == 0) & (lane == 0)
-      table_ref[pl.ds(pl.multiple_of(i * tile_rows, 8), tile_rows), :] = jnp.where(
-          origin, 0, reference.NEG)
+      origin = (i == 1) & (jax.lax.broadcasted_iota(jnp.int32, shape, 0) == 0) & (lane == 0)
+      table_ref[pl.ds(pl.multiple_of(i * tile_rows, 8), tile_rows), :] = jnp.where(origin, 0, NEG)
 
     jax.lax.fori_loop(0, tiles + 1, clear, None)
 
@@ -53,16 +50,15 @@ def _add_task(cost_M_ref, value_J_ref, best_ref, table_ref, *, num_budgets: int,
       moved = pltpu.roll(jnp.where(lane < LANES - lanes, near, far), lanes, 1)
       return jnp.maximum(best, moved + value_J_ref[0, j])
 
-    best = jax.lax.fori_loop(1, jnp.minimum(most, num_budgets - 1) + 1, candidate,
-                             table_ref[here, :] + value_J_ref[0, 0])
+    end = jnp.minimum(most, num_budgets - 1) + 1
+    best = jax.lax.fori_loop(1, end, candidate, table_ref[here, :] + value_J_ref[0, 0])
     table_ref[here, :] = best
     best_ref[pl.ds(first, tile_rows), :] = best
 
   jax.lax.fori_loop(0, tiles, update, None)
 
 
-def best(value_MJ: jax.Array, cost_M: jax.Array, *, rows: int, tile_rows: int,
-         interpret: Any = False) -> jax.Array:
+def best(value_MJ: jax.Array, cost_M: jax.Array, *, rows: int, tile_rows: int, interpret: Any = False) -> jax.Array:
   """best[m, u] of the module reference, for u < 128 * rows.
 
   Args:
@@ -82,8 +78,7 @@ def best(value_MJ: jax.Array, cost_M: jax.Array, *, rows: int, tile_rows: int,
       grid_spec=pltpu.PrefetchScalarGridSpec(
           num_scalar_prefetch=1,
           grid=(M,),
-          in_specs=[pl.BlockSpec((None, 1, J), lambda m, _: (m, 0, 0),
-                                 memory_space=pltpu.SMEM)],
+          in_specs=[pl.BlockSpec((None, 1, J), lambda m, _: (m, 0, 0), memory_space=pltpu.SMEM)],
           out_specs=pl.BlockSpec((None, rows, LANES), lambda m, _: (m, 0, 0)),
           scratch_shapes=[pltpu.VMEM((tile_rows + rows, LANES), jnp.int32)]),
       compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),

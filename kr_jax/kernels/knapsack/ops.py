@@ -34,8 +34,7 @@ def best(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int) -> jax.Array:
         j = i * _BLOCK + k
         # A shift by U puts everything out of reach: candidates that cost too much, and the padding of J.
         shift = jnp.where(j < J, jnp.minimum(cost * j, U), U)
-        new_U = jnp.maximum(
-            new_U, jax.lax.dynamic_slice(padded, (U - shift,), (U,)) + value_J[j])
+        new_U = jnp.maximum(new_U, jax.lax.dynamic_slice(padded, (U - shift,), (U,)) + value_J[j])
       return new_U
 
     affordable = jnp.minimum(blocks, capacity // cost // _BLOCK + 1)
@@ -46,8 +45,8 @@ def best(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int) -> jax.Array:
   return jax.lax.scan(add, nothing_U, (value_MJ, cost_M))[1]
 
 
-def trace(best: jax.Array, value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array, *,
-          capacity: int, exact: bool) -> jax.Array:
+def trace(best: jax.Array, value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array, *, capacity: int, exact: bool
+          ) -> jax.Array:
   """unit_M of a table of any shape [M, ...] that holds best[m, u], u = 0..capacity, in order."""
   M, J = value_MJ.shape
   j_J = jnp.arange(J)
@@ -60,11 +59,8 @@ def trace(best: jax.Array, value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Ar
     unit = jnp.argmax(jnp.where(source_J >= 0, before_J + value_J, NEG))  # the first of equals
     return u - cost * unit, unit
 
-  if exact:
-    spent = spend
-  else:
-    last_U = best[M - 1].reshape(-1)[:capacity + 1]
-    spent = jnp.argmax(jnp.where(jnp.arange(capacity + 1) <= spend, last_U, NEG))
+  last_U = best[M - 1].reshape(-1)[:capacity + 1]
+  spent = spend if exact else jnp.argmax(jnp.where(jnp.arange(capacity + 1) <= spend, last_U, NEG))
   return jax.lax.scan(step, spent, (jnp.arange(M), value_MJ, cost_M), reverse=True)[1]
 
 
@@ -74,21 +70,17 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
   """How many units each task gets for the largest summed value, within what they may cost.
 
   Args:
-    value_MJ: int32, the value of giving task m j units, j = 0..J-1, in any order and of any sign;
-      sum_m max_j |value| must be below 2^29.
+    value_MJ: int32, the value of giving task m j units, of any sign; sum_m max_j |value| must be below 2^29.
     cost_M: int32 >= 1, of a unit of each task.
     spend: int32 in 0..capacity, the amount to spend; None: the capacity.
     capacity: the size of the table, a constant of the program, unlike `spend`.
-    exact: True: all must be spent, which must be possible (if every cost is 1, it is possible up to M * (J - 1)).
-      False: at most all is spent.
+    exact: whether all is spent, which must be possible (up to M * (J - 1) if every cost is 1), or at most all.
 
   Returns:
-    unit_M, int32 in 0..J-1. Ties go to the least spent, then to the fewest units for the last
-    task, then for the one before it, and so on.
+    unit_M, int32 in 0..J-1. Ties go to the least spent, then to the fewest units for the last task, and so on back.
 
   Raises:
-    ValueError: shapes that do not fit, no tasks or candidates, or a capacity that is negative or so large that
-      offsets into the table overflow.
+    ValueError: shapes that do not fit, or a capacity that is negative or so large that offsets overflow.
     TypeError: values or costs that are not int32.
   """
   value_MJ, cost_M = jnp.asarray(value_MJ), jnp.asarray(cost_M)
@@ -110,8 +102,7 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
 
   def on_tpu(value_MJ, cost_M, spend):
     rows, tile_rows = tiles.rows(capacity)
-    best_M = kernel.best(value_MJ, cost_M, rows=rows, tile_rows=tile_rows)
-    return back(best_M, value_MJ, cost_M, spend)
+    return back(kernel.best(value_MJ, cost_M, rows=rows, tile_rows=tile_rows), value_MJ, cost_M, spend)
 
   if not tiles.fits(capacity):
     return on_any(value_MJ, cost_M, spend)

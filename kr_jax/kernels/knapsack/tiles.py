@@ -1,7 +1,6 @@
 """Tile sizes of the knapsack kernel, and when its table fits."""
 
-LANES = 128
-SUBLANES = 8
+from kr_jax.kernels.common import LANES, SUBLANES, round_up
 
 # Rows of 128 lanes that one pass over the candidates keeps in registers, for every chip. The more rows are in
 # flight, the better the latency of the rotations is hidden, until registers spill. Cycles that a candidate takes
@@ -21,7 +20,7 @@ def rows(capacity: int) -> tuple[int, int]:
   """Rows of a table of capacity + 1 entries and of its tiles: whole tiles, whole registers."""
   least = -(-(capacity + 1) // LANES)
   tiles = -(-least // TILE_ROWS)
-  tile_rows = -(-least // (tiles * SUBLANES)) * SUBLANES
+  tile_rows = round_up(-(-least // tiles), SUBLANES)
   return tiles * tile_rows, tile_rows
 
 

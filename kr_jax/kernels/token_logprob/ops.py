@@ -22,12 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from kr_jax.kernels import common
 from kr_jax.kernels.token_logprob import kernel
 from kr_jax.kernels.token_logprob import tiles
-from kr_jax.kernels.token_logprob.kernel import LOW
-
-AXES = ('data', 'fsdp', 'model')
-_ROWS = ('data', 'fsdp')  # the axes that tokens are sharded over; the vocabulary is over 'model'
 
 
 class Statistics(NamedTuple):
@@ -40,9 +37,7 @@ class Statistics(NamedTuple):
 
 
 def _einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """In float32; the products are exact for bfloat16, and of float32 precision for float32."""
-  precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-  return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=jnp.float32)
+  return jnp.einsum(spec, x, y, precision=common.precision(x), preferred_element_type=jnp.float32)
 
 
 def _blocks(step, carry, V: int, width: int):
@@ -50,12 +45,10 @@ def _blocks(step, carry, V: int, width: int):
 
   The narrow block comes after the loop, in a shape of its own, as padding would copy the output matrix.
   """
-  width = min(width, V)
+  if V <= width:
+    return step(carry, 0, V)
   full = V // width
-  if full == 1:
-    carry = step(carry, 0, width)
-  else:
-    carry = jax.lax.fori_loop(0, full, lambda i, carry: step(carry, i * width, width), carry)
+  carry = jax.lax.fori_loop(0, full, lambda i, carry: step(carry, i * width, width), carry)
   return step(carry, full * width, V - full * width) if V % width else carry
 
 
@@ -66,10 +59,9 @@ def _logits(hidden_TD, output_DV, first, width: int, temperature: float):
 
 def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, temperature: float,
             width: int) -> tuple[Statistics, jax.Array | None]:
-  """Statistics over blocks of `width` columns, and the logits if they are a single block.
+  """Statistics over blocks of `width` columns, and the logits, to be kept, if they are a single block.
 
-  A target outside 0..V-1 is in no column. The loop holds one block of logits at a time anyway, so a single block
-  is kept for the backward pass rather than computed twice.
+  A target outside 0..V-1 is in no column.
   """
   T, V = hidden_TD.shape[0], output_DV.shape[1]
 
@@ -78,9 +70,8 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
     z_TB, _ = _logits(hidden_TD, output_DV, first, width, temperature)
     new_max_T = jnp.maximum(max_T, z_TB.max(axis=1))
     shifted_TB = z_TB - new_max_T[:, None]
-    exp_TB = jnp.exp(shifted_TB)
     shift_T = max_T - new_max_T
-    scale_T = jnp.exp(shift_T)
+    exp_TB, scale_T = jnp.exp(shifted_TB), jnp.exp(shift_T)
     b_T = target_T - first
     at_T = jnp.take_along_axis(z_TB, jnp.clip(b_T, 0, width - 1)[:, None], axis=1)[:, 0]
     return (new_max_T,
@@ -91,7 +82,7 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
 
   zero_T = jnp.zeros(T)
   max_T, sum_T, product_T, target_logit_T, z_TV = _blocks(
-      step, (jnp.full(T, LOW), zero_T, zero_T, zero_T, None), V, width)
+      step, (jnp.full(T, common.LOW), zero_T, zero_T, zero_T, None), V, width)
   log_sum_T = jnp.log(sum_T)
   return Statistics(max_T, log_sum_T, log_sum_T - product_T / sum_T, target_logit_T), z_TV
 
@@ -99,27 +90,23 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
 def backward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, z_TV: jax.Array | None,
              statistics: Statistics, g_logp_T: jax.Array, g_entropy_T: jax.Array, *,
              temperature: float, width: int) -> tuple[jax.Array, jax.Array]:
-  """Gradients: to hidden_TD in float32, a sum over columns; to output_DV in its dtype."""
+  """Gradients: to hidden_TD in float32, to output_DV in its dtype."""
   g_logp_T, g_entropy_T = g_logp_T / temperature, g_entropy_T / temperature
   offset_T = g_logp_T + g_entropy_T * statistics.entropy_T
 
   def step(carry, first, width):
     d_hidden_TD, d_output_DV = carry
-    if z_TV is None:
-      z_TB, output_DB = _logits(hidden_TD, output_DV, first, width, temperature)
-    else:
-      z_TB, output_DB = z_TV, output_DV
+    z_TB, output_DB = (z_TV, output_DV) if z_TV is not None else _logits(
+        hidden_TD, output_DV, first, width, temperature)
     logp_TB = z_TB - statistics.max_T[:, None] - statistics.log_sum_T[:, None]
-    b_B = jnp.arange(width)
-    dz_TB = (jnp.where(b_B[None] == (target_T - first)[:, None], g_logp_T[:, None], 0)
-             - jnp.exp(logp_TB) * (offset_T[:, None] + g_entropy_T[:, None] * logp_TB))
-    dz_TB = dz_TB.astype(hidden_TD.dtype)
+    is_target_TB = jnp.arange(width)[None] == (target_T - first)[:, None]
+    dz_TB = (jnp.where(is_target_TB, g_logp_T[:, None], 0)
+             - jnp.exp(logp_TB) * (offset_T[:, None] + g_entropy_T[:, None] * logp_TB)).astype(hidden_TD.dtype)
     d_output_DB = _einsum('td,tb->db', hidden_TD, dz_TB).astype(output_DV.dtype)
     return (d_hidden_TD + _einsum('tb,db->td', dz_TB, output_DB),
             jax.lax.dynamic_update_slice_in_dim(d_output_DV, d_output_DB, first, axis=1))
 
-  return _blocks(step, (jnp.zeros(hidden_TD.shape), jnp.zeros_like(output_DV)),
-                 output_DV.shape[1], width)
+  return _blocks(step, (jnp.zeros(hidden_TD.shape), jnp.zeros_like(output_DV)), output_DV.shape[1], width)
 
 
 def _pad_tokens(tile_T: int, *arrays: jax.Array) -> list[jax.Array]:
@@ -196,20 +183,6 @@ def _on_shard(target_T, V: int):
   return target_T - jax.lax.axis_index('model') * V
 
 
-def _mesh() -> jax.sharding.AbstractMesh | None:
-  """The mesh to shard over, if one is set."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh if set(AXES) <= set(mesh.axis_names) else None
-
-
-def _rows(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
-  """The axes to split tokens over: all of _ROWS that no surrounding jax.shard_map has split them over."""
-  return tuple(axis for axis in _ROWS if axis not in mesh.manual_axes)
-
-
-_COLUMNS = PartitionSpec(None, 'model')
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _token_logprob(hidden_TD, output_DV, target_T, temperature, mesh):
   return _token_logprob_forward(hidden_TD, output_DV, target_T, temperature, mesh)[0]
@@ -224,12 +197,11 @@ def _token_logprob_forward(hidden_TD, output_DV, target_T, temperature, mesh):
       part, z_TV = run(hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]))
       return _combine(part), z_TV
 
-    rows = _rows(mesh)
-    of_tokens = PartitionSpec(rows)
+    rows = common.unsplit(mesh, common.ROWS)
+    of_tokens, of_output, of_logits = PartitionSpec(rows), PartitionSpec(None, 'model'), PartitionSpec(rows, 'model')
     s, z_TV = jax.shard_map(
-        shard, mesh=mesh, axis_names={*rows, 'model'}, in_specs=(of_tokens, _COLUMNS, of_tokens),
-        out_specs=(of_tokens, PartitionSpec(rows, 'model')), check_vma=False)(
-            hidden_TD, output_DV, target_T)
+        shard, mesh=mesh, axis_names={*rows, 'model'}, in_specs=(of_tokens, of_output, of_tokens),
+        out_specs=(of_tokens, of_logits), check_vma=False)(hidden_TD, output_DV, target_T)
   # At most 0 also after rounding, as the maximum is subtracted first.
   logp_T = s.target_T - s.max_T - s.log_sum_T
   return (logp_T, s.entropy_T), (hidden_TD, output_DV, target_T, z_TV, s)
@@ -240,18 +212,16 @@ def _token_logprob_backward(temperature, mesh, residuals, g):
   if mesh is None:
     d_hidden_TD, d_output_DV = run(*residuals, *g)
   else:
-    rows = _rows(mesh)
-    of_tokens = PartitionSpec(rows)
+    rows = common.unsplit(mesh, common.ROWS)
+    of_tokens, of_output, of_logits = PartitionSpec(rows), PartitionSpec(None, 'model'), PartitionSpec(rows, 'model')
 
     def shard(hidden_TD, output_DV, target_T, *rest):
-      d_hidden_TD, d_output_DV = run(
-          hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]), *rest)
+      d_hidden_TD, d_output_DV = run(hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]), *rest)
       return jax.lax.psum(d_hidden_TD, 'model'), jax.lax.psum(d_output_DV, rows)
 
     d_hidden_TD, d_output_DV = jax.shard_map(
-        shard, mesh=mesh, axis_names={*rows, 'model'},
-        in_specs=(of_tokens, _COLUMNS, of_tokens, PartitionSpec(rows, 'model')) + (of_tokens,) * 3,
-        out_specs=(of_tokens, _COLUMNS), check_vma=False)(*residuals, *g)
+        shard, mesh=mesh, axis_names={*rows, 'model'}, out_specs=(of_tokens, of_output), check_vma=False,
+        in_specs=(of_tokens, of_output, of_tokens, of_logits, *[of_tokens] * 3))(*residuals, *g)
   return d_hidden_TD.astype(residuals[0].dtype), d_output_DV, None
 
 
@@ -277,17 +247,16 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
     logp_T and entropy_T, float32: at most 0, and in 0..log V up to rounding.
 
   Raises:
-    ValueError: shapes that do not fit, a temperature that is not above 0, or a mesh that does not divide T and V
-      or has axes that are not of type Auto.
+    ValueError: shapes, temperature or a mesh that does not divide T and V or has axes that are not of type Auto.
     TypeError: other dtypes.
   """
   hidden_TD, output_DV, target_T = map(jnp.asarray, (hidden_TD, output_DV, target_T))
   shapes = hidden_TD.shape, output_DV.shape, target_T.shape
-  if ([len(shape) for shape in shapes] != [2, 2, 1] or hidden_TD.shape[1] != output_DV.shape[0]
-      or hidden_TD.shape[0] != target_T.shape[0] or not hidden_TD.size or not output_DV.size):
-    raise ValueError('token_logprob needs hidden [T, D], output [D, V] and targets [T], none of them '
-                     f'empty, not the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; flatten '
-                     'leading axes, and transpose an embedding that serves as output')
+  if ([len(shape) for shape in shapes] != [2, 2, 1] or shapes[0] != (*shapes[2], output_DV.shape[0])
+      or not hidden_TD.size or not output_DV.size):
+    raise ValueError('token_logprob needs hidden [T, D], output [D, V] and targets [T], none of them empty, not the '
+                     f'shapes {shapes[0]}, {shapes[1]} and {shapes[2]}; flatten leading axes, and transpose an '
+                     'embedding that serves as output')
   if hidden_TD.dtype not in (jnp.float32, jnp.bfloat16) or output_DV.dtype != hidden_TD.dtype:
     raise TypeError('hidden and output must both be bfloat16 or both float32, not '
                     f'{hidden_TD.dtype} and {output_DV.dtype}; cast one to the other')
@@ -297,20 +266,8 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
     raise TypeError(f'temperature={temperature!r} must be a Python number, a constant of the program')
   if not 0 < temperature < math.inf:
     raise ValueError(f'temperature={temperature} must be above 0 and finite; greedy is not a policy')
-  mesh = _mesh()
+  mesh = common.mesh()
   if mesh is not None:
-    _check_mesh(mesh, hidden_TD.shape[0], output_DV.shape[1])
+    rows = common.unsplit(mesh, common.ROWS)
+    common.check_mesh(mesh, ('T', hidden_TD.shape[0], rows), ('V', output_DV.shape[1], ('model',)))
   return _token_logprob(hidden_TD, output_DV, target_T, float(temperature), mesh)
-
-
-def _check_mesh(mesh: jax.sharding.AbstractMesh, T: int, V: int) -> None:
-  for name, size, axes in (('T', T, _rows(mesh)), ('V', V, ('model',))):
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    if size % shards:
-      raise ValueError(f'{name}={size} must be a multiple of {shards}, the size of the mesh over '
-                       f'{" and ".join(axes)}; pad {name} or choose another mesh')
-  explicit = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types)
-              if axis in ('model', *_rows(mesh)) and kind != jax.sharding.AxisType.Auto]
-  if explicit:
-    raise ValueError(f'axes {explicit} of the mesh must be of type Auto; pass axis_types to '
-                     "jax.make_mesh, and do not call this inside a shard_map over 'model'")
