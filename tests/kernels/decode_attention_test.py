@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from kr_jax.kernels import common
+from kr_jax.kernels import chip
 from kr_jax.kernels.decode_attention import decode_attention
 from kr_jax.kernels.decode_attention import kernel
 from kr_jax.kernels.decode_attention import ops
@@ -325,7 +325,7 @@ def test_arguments_out_of_range_are_clipped():
 
 def mesh_of(*sizes: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
-  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), common.AXES,
+  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), chip.AXES,
                            axis_types=(kind,) * 3)
 
 

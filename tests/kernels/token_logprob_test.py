@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from kr_jax.kernels import common
+from kr_jax.kernels import chip
 from kr_jax.kernels.token_logprob import ops
 from kr_jax.kernels.token_logprob import reference
 from kr_jax.kernels.token_logprob import tiles
@@ -200,7 +200,7 @@ def test_with_and_without_jit():
 
 def mesh_of(*sizes: int, devices=None, kind=jax.sharding.AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
-  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), common.AXES,
+  return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), chip.AXES,
                            axis_types=(kind,) * 3)
 
 

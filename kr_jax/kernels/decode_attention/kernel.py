@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from kr_jax.kernels.common import LOW, dot
+from kr_jax.kernels.chip import LOW, dot
 
 
 class Plan(NamedTuple):

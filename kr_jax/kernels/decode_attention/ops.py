@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kr_jax.kernels import common
+from kr_jax.kernels import chip
 from kr_jax.kernels.decode_attention import kernel
 from kr_jax.kernels.decode_attention import reference
 from kr_jax.kernels.decode_attention import tiles
@@ -47,7 +47,7 @@ def _weights(z_SKGT: jax.Array, live_ST: jax.Array, scale_SKT: Sequence[jax.Arra
   """
   if scale_SKT:
     z_SKGT *= scale_SKT[0][:, :, None]
-  z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, common.LOW)
+  z_SKGT = jnp.where(live_ST[:, None, None], z_SKGT, chip.LOW)
   largest = z_SKGT.max(axis=3, keepdims=True)
   p_SKGT = jnp.exp(z_SKGT - largest)
   sum_SKG1 = p_SKGT.sum(axis=3, keepdims=True)
@@ -122,7 +122,7 @@ def attend(q_SKGH, prefix, own, layer, row_S, prefix_first_S, prefix_length_S, f
   parts = [_shared(q_SKGH, row_S, prefix_first_S, prefix_length_S, *prefix)]
   T = sum(chunk[0].shape[2] for chunk in own)
   live_ST, column = reference.live(first_S, length_S, T), 0
-  nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], common.LOW))
+  nothing = _Part(jnp.zeros_like(q_SKGH), jnp.full_like(q_SKGH[..., :1], chip.LOW))
   for chunk in own:
     chunk_ST = live_ST[:, column:(column := column + chunk[0].shape[2])]
     read = functools.partial(jax.lax.cond, jnp.any(chunk_ST), _own, lambda *_: nothing) if len(own) > 1 else _own
@@ -209,12 +209,12 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
   of_layer = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
   _check(q_SNH, jax.tree.map(of_layer, (prefix, *own)), of_slots)
   args = q_SNH, prefix, tuple(own), jnp.asarray(layer), *of_slots
-  mesh = common.mesh()
-  rows, model = (common.unsplit(mesh, axes) for axes in (common.ROWS, ('model',))) if mesh is not None else ((), ())
+  mesh = chip.mesh()
+  rows, model = (chip.unsplit(mesh, axes) for axes in (chip.ROWS, ('model',))) if mesh is not None else ((), ())
   if not rows + model:
     return _shard(*args)
   (S, N, _), K = q_SNH.shape, prefix[0].shape[2]
-  common.check_mesh(mesh, ('S', S, rows), ('N', N, model), ('K', K, model))
+  chip.check_mesh(mesh, ('S', S, rows), ('N', N, model), ('K', K, model))
   heads, slots = PartitionSpec(rows, model), PartitionSpec(rows)
   of_prefix, of_own = PartitionSpec(None, None, model), PartitionSpec(None, rows, model)
   return jax.shard_map(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kr_jax.kernels.common import LANES, SUBLANES, of_chip, round_up
+from kr_jax.kernels.chip import LANES, SUBLANES, of_chip, round_up
 
 # What a step of the grid takes in addition to its work, if any: a common figure, not timed here.
 STEP_SECONDS = 0.35e-6

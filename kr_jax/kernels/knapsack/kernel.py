@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from kr_jax.kernels.common import LANES
+from kr_jax.kernels.chip import LANES
 from kr_jax.kernels.knapsack.reference import NEG
 
 

@@ -1,6 +1,6 @@
 """Tile sizes of the knapsack kernel, and when its table fits."""
 
-from kr_jax.kernels.common import LANES, SUBLANES, round_up
+from kr_jax.kernels.chip import LANES, SUBLANES, round_up
 
 # Rows of 128 lanes that one pass over the candidates keeps in registers, for every chip. The more rows are in
 # flight, the better the latency of the rotations is hidden, until registers spill. Cycles that a candidate takes

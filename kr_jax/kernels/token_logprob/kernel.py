@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from kr_jax.kernels.common import LANES, LOW, dot, round_up
+from kr_jax.kernels.chip import LANES, LOW, dot, round_up
 
 
 def _with_width(step, v, V: int, tile_V: int):

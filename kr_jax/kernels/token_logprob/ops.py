@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kr_jax.kernels import common
+from kr_jax.kernels import chip
 from kr_jax.kernels.token_logprob import kernel
 from kr_jax.kernels.token_logprob import tiles
 
@@ -37,7 +37,7 @@ class Statistics(NamedTuple):
 
 
 def _einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, x, y, precision=common.precision(x), preferred_element_type=jnp.float32)
+  return jnp.einsum(spec, x, y, precision=chip.precision(x), preferred_element_type=jnp.float32)
 
 
 def _blocks(step, carry, V: int, width: int):
@@ -82,7 +82,7 @@ def forward(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Array, *, 
 
   zero_T = jnp.zeros(T)
   max_T, sum_T, product_T, target_logit_T, z_TV = _blocks(
-      step, (jnp.full(T, common.LOW), zero_T, zero_T, zero_T, None), V, width)
+      step, (jnp.full(T, chip.LOW), zero_T, zero_T, zero_T, None), V, width)
   log_sum_T = jnp.log(sum_T)
   return Statistics(max_T, log_sum_T, log_sum_T - product_T / sum_T, target_logit_T), z_TV
 
@@ -197,7 +197,7 @@ def _token_logprob_forward(hidden_TD, output_DV, target_T, temperature, mesh):
       part, z_TV = run(hidden_TD, output_DV, _on_shard(target_T, output_DV.shape[1]))
       return _combine(part), z_TV
 
-    rows = common.unsplit(mesh, common.ROWS)
+    rows = chip.unsplit(mesh, chip.ROWS)
     of_tokens, of_output, of_logits = PartitionSpec(rows), PartitionSpec(None, 'model'), PartitionSpec(rows, 'model')
     s, z_TV = jax.shard_map(
         shard, mesh=mesh, axis_names={*rows, 'model'}, in_specs=(of_tokens, of_output, of_tokens),
@@ -212,7 +212,7 @@ def _token_logprob_backward(temperature, mesh, residuals, g):
   if mesh is None:
     d_hidden_TD, d_output_DV = run(*residuals, *g)
   else:
-    rows = common.unsplit(mesh, common.ROWS)
+    rows = chip.unsplit(mesh, chip.ROWS)
     of_tokens, of_output, of_logits = PartitionSpec(rows), PartitionSpec(None, 'model'), PartitionSpec(rows, 'model')
 
     def shard(hidden_TD, output_DV, target_T, *rest):
@@ -266,8 +266,8 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
     raise TypeError(f'temperature={temperature!r} must be a Python number, a constant of the program')
   if not 0 < temperature < math.inf:
     raise ValueError(f'temperature={temperature} must be above 0 and finite; greedy is not a policy')
-  mesh = common.mesh()
+  mesh = chip.mesh()
   if mesh is not None:
-    rows = common.unsplit(mesh, common.ROWS)
-    common.check_mesh(mesh, ('T', hidden_TD.shape[0], rows), ('V', output_DV.shape[1], ('model',)))
+    rows = chip.unsplit(mesh, chip.ROWS)
+    chip.check_mesh(mesh, ('T', hidden_TD.shape[0], rows), ('V', output_DV.shape[1], ('model',)))
   return _token_logprob(hidden_TD, output_DV, target_T, float(temperature), mesh)

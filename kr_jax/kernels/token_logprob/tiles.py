@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kr_jax.kernels.common import LANES, of_chip, round_up
+from kr_jax.kernels.chip import LANES, of_chip, round_up
 
 # Columns of a block of logits outside the kernel: [T, 2048] in float32, 8 kB a token. Forward and backward on two
 # CPU cores, T = 2048, D = 576, V = 49152, float32, against 2764 ms of plain logits:
