@@ -2,22 +2,15 @@
 
     max  sum_i V(N_i, p_i)    s.t.  sum_i N_i = R  or  sum_i c_i N_i <= C,    low <= N_i <= high
 
-`budgets` stands alone: any trainer can call it with success rates. V is a value of kr_jax/allocation/value.py
-or a function of the caller's. Two solvers find the optimum. The dynamic program of kernels/knapsack takes any
-value and any cost; `greedy` takes the largest gains first, for concave values and equal costs.
+Two solvers find the optimum. The dynamic program of kernels/knapsack takes any value and any cost; `greedy` takes
+the largest gains first, for concave values and equal costs.
 
-Source: Li et al. 2025, arXiv 2509.25849, eq. 8. Differs from the authors' code:
-- A task's success rate may be a posterior. Its expected value needs no special case at p = 0, at p = 1
-  and for tasks never seen.
-- The program starts from V(low), not from 0, so it is exact on its own objective.
-- Every feasible total is met within the bounds, and the budgets of equal tasks differ by at most one.
-- `Window` success rates reproduce the authors' rule, special cases included, within the bounds.
+Source: Li et al. 2025, arXiv 2509.25849, eq. 8. README.md says how it differs.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,94 +24,85 @@ from kr_jax.allocation.value import Beta, Value, Window
 from kr_jax.kernels.knapsack import knapsack
 from kr_jax.types import Array
 
-# Units that a capacity is divided into where it is larger, or where costs are not integers.
-_COST_UNITS = 2 ** 14
-# Gains below this share of the largest value are rounding errors of a difference and count as 0.
-_NO_GAIN = 1e-13
-
-
-class _Gains(NamedTuple):
-  """What each further rollout of each task adds to the value."""
-
-  gain_MG: np.ndarray  # of rollouts low + 1 .. high
-  concave: bool  # whether no task's gains ever rise
+_COST_UNITS = 2 ** 14  # that a capacity is divided into where it is larger, or where costs are not integers
+_NO_GAIN = 1e-13  # gains below this share of the largest value are rounding errors of a difference and count as 0
 
 
 def check(num_tasks: int, total_budget: int, low: int, high: int, rule: str) -> None:
   """Raises ValueError unless M tasks can share exactly the total within low..high."""
   _check_bounds(num_tasks, low, high, rule)
-  if not low * num_tasks <= total_budget <= high * num_tasks:
+  least, most = low * num_tasks, high * num_tasks
+  if not least <= total_budget <= most:
     raise ValueError(
-        f'{total_budget} rollouts cannot be shared by {num_tasks} tasks at {low}..{high} each: '
-        f'the total must lie in {low * num_tasks}..{high * num_tasks}; change '
-        'alloc.rollouts_per_step, tasks.per_step, alloc.low or alloc.high')
+        f'{total_budget} rollouts cannot be shared by {num_tasks} tasks at {low}..{high} each: the total must lie in '
+        f'{least}..{most}; change alloc.rollouts_per_step, tasks.per_step, alloc.low or alloc.high')
 
 
 def _check_bounds(num_tasks: int, low: int, high: int, rule: str) -> None:
   if num_tasks < 1:
     raise ValueError('there are no tasks to give budgets to')
-  knobs.Alloc.check(rule=rule, low=low)
-  if high < low:
-    raise ValueError(f'alloc.high={high} is below alloc.low={low}')
+  knobs.Alloc(rule=rule, low=low, high=high)  # checks them
 
 
-def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: int = 2,
-            high: int = 128, rule: str = 'knapsack', value: str | Value = 'infogain',
-            nu: float = 2.0, solver: str = 'dp', cost_M: Array | None = None) -> np.ndarray:
+def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: int = 2, high: int = 128,
+            rule: str = 'knapsack', value: str | Value = 'infogain', nu: float = 2.0, solver: str = 'dp',
+            cost_M: Array | None = None) -> np.ndarray:
   """How many rollouts each task gets.
 
   Args:
-    success_rate: success_rate_M in [0, 1], numpy, jax or a list; a Beta posterior of each; or a
-      Window, to which the special cases of the paper's code apply (`_window`).
+    success_rate: success_rate_M in [0, 1], numpy, jax or a list; a Beta posterior of each; or a Window, to which the
+      special cases of the paper's code apply (`_window`).
     total_budget: R, the rollouts to share; with cost_M the capacity, in the unit of cost_M.
     low, high: bounds of each budget, 1 <= low <= high.
     rule: 'uniform' (the same for all, as nearly as the total allows) or 'knapsack'.
     value: of N rollouts of a task: 'infogain', 'variance', 'snr', or a function of (N, p).
     nu: noise-to-signal ratio of a rollout's gradient, for 'snr'.
-    solver: 'dp'; or 'greedy', for tens of thousands of tasks, which needs a concave value (the three
-      named values are) and takes no cost_M.
+    solver: 'dp'; or 'greedy', for tens of thousands of tasks, of a concave value (the named ones are) without cost_M.
     cost_M: positive, the cost of one rollout of each task, such as its expected tokens.
 
   Returns:
     budget_M, int32, each in low..high.
 
-    Without cost_M the sum is exactly R, and the summed value is the largest possible. Before they are
-    compared, 'greedy' rounds gains to float32 and 'dp' rounds them to 2^-29 of the sum of all tasks'
-    values. Equal gains go to the lower budgets first, then to the later tasks.
+    Without cost_M the sum is exactly R, and the summed value is the largest possible. Before they are compared,
+    'greedy' rounds gains to float32 and 'dp' rounds them to 2^-29 of the sum of all tasks' values. Equal gains go to
+    the lower budgets first, then to the later tasks.
 
-    With cost_M the summed cost is at most the capacity (or above it by a rounding error, if the lower
-    bounds alone cost as much), and no rollout is left out that fits and adds value. The summed value is
-    the largest possible if the costs are integers and the capacity is at most 2^14. Otherwise each cost
-    is first rounded up to a multiple of capacity / 2^14.
+    With cost_M the summed cost is at most the capacity (or above it by a rounding error, if the lower bounds alone
+    cost as much), and no rollout is left out that fits and adds value. The summed value is the largest possible if
+    the costs are integers and the capacity is at most 2^14. Otherwise each cost is first rounded up to a multiple of
+    capacity / 2^14.
 
   Raises:
-    ValueError: success rates that are not a vector in [0, 1], costs that are not positive, totals
-      out of reach, an unknown name, or a value that 'greedy' cannot take.
+    ValueError: success rates that are not a vector in [0, 1], costs that are not positive, totals out of reach, an
+      unknown name, or a value that 'greedy' cannot take.
     TypeError: a total of rollouts that is not an integer.
   """
   M = value_lib.check_success_rate(success_rate)
   value_lib.check(value, nu)
   knobs.Alloc.check(solver=solver)
+  rate = estimate.mean_rate(success_rate) if isinstance(success_rate, Window) else success_rate
   if cost_M is not None:
     if isinstance(success_rate, Window):
-      raise ValueError("the paper's rule knows no costs; estimate posteriors, or set "
-                       "alloc.cost='rollouts'")
-    cost_M = _check_costs(cost_M, M, total_budget, low, high, rule, solver)
+      raise ValueError("the paper's rule knows no costs; estimate posteriors, or set alloc.cost='rollouts'")
+    _check_bounds(M, low, high, rule)
+    cost_M = _check_costs(cost_M, M, total_budget, low, solver)
     if rule == 'uniform':
       return _uniform_with_costs(cost_M, total_budget, low, high)
-    gains = _gains(success_rate, low, high, value, nu)
-    return _with_costs(gains.gain_MG, cost_M, total_budget, low)
+    return _with_costs(_gains(rate, low, high, value, nu)[0], cost_M, total_budget, low)
   total_budget = operator.index(total_budget)
   check(M, total_budget, low, high, rule)
   if rule == 'uniform':
     even, more = divmod(total_budget, M)
     return np.where(np.arange(M) < more, even + 1, even).astype(np.int32)
+  gains = _gains(rate, low, high, value, nu)
   if isinstance(success_rate, Window):
-    gains = _gains(estimate.mean_rate(success_rate), low, high, value, nu)
     return _window(success_rate, gains, total_budget, low, high, solver)
-  gains = _gains(success_rate, low, high, value, nu)
   units = total_budget - low * M
   return low + _solve(gains, units, np.full(M, True), solver, most_units=units)
+
+
+# gain_MG, what each of the rollouts low + 1 .. high of each task adds; whether no task's gains ever rise.
+_Gains = tuple[np.ndarray, bool]
 
 
 def _gains(success_rate: Array | Beta, low: int, high: int, value: str | Value, nu: float) -> _Gains:
@@ -126,15 +110,14 @@ def _gains(success_rate: Array | Beta, low: int, high: int, value: str | Value, 
   value_MJ = value_lib.expected(success_rate, np.arange(low, high + 1), value, nu)
   if not np.all(np.isfinite(value_MJ)):
     m, j = np.argwhere(~np.isfinite(value_MJ))[0]
-    raise ValueError(f'the value of {low + j} rollouts of task {m} is {value_MJ[m, j]}; '
-                     'values must be finite')
+    raise ValueError(f'the value of {low + j} rollouts of task {m} is {value_MJ[m, j]}; values must be finite')
   gain_MG = np.diff(value_MJ, axis=1)
   nothing = max(_NO_GAIN * np.abs(value_MJ).max(initial=0.0), np.finfo(float).tiny)
   gain_MG[np.abs(gain_MG) <= nothing] = 0.0
   falling_MG = np.minimum.accumulate(gain_MG, axis=1)
   # The named values are concave, whatever the rounding of their sums says.
   concave = isinstance(value, str) or bool(np.all(gain_MG - falling_MG <= 10 * nothing))
-  return _Gains(falling_MG if concave else gain_MG, concave)
+  return falling_MG if concave else gain_MG, concave
 
 
 def _solve(gains: _Gains, units: int, open_M: np.ndarray, solver: str, *, most_units: int) -> np.ndarray:
@@ -147,46 +130,34 @@ def _solve(gains: _Gains, units: int, open_M: np.ndarray, solver: str, *, most_u
     return np.zeros(len(gain_MG), np.int32)
   if solver == 'greedy':
     if not concave:
-      raise ValueError("solver='greedy' needs a value whose gains never rise with N; "
-                       "use solver='dp'")
+      raise ValueError("solver='greedy' needs a value whose gains never rise with N; use solver='dp'")
     gain_MG = gain_MG / max(np.abs(gain_MG).max(), 1e-300)  # float32 has no numbers below 1e-45
-    gain_MG = np.where(open_M[:, None], gain_MG, -np.inf)
-    return np.asarray(greedy(gain_MG.astype(np.float32), units))
-  fixed_MG = _fixed_point(np.where(open_M[:, None], gain_MG, 0))
+    return np.asarray(greedy(np.where(open_M[:, None], gain_MG, -np.inf).astype(np.float32), units))
+  fixed_MG, value_MJ = _fixed_point(np.where(open_M[:, None], gain_MG, 0))
   cost_M = np.where(open_M, 1, most_units + 1).astype(np.int32)  # closed: costs more than there is
-  unit_M = knapsack(_values_of(fixed_MG), cost_M, units, capacity=most_units, exact=True)
+  unit_M = knapsack(value_MJ, cost_M, units, capacity=most_units, exact=True)
   if concave:
     unit_M = _even(np.where(open_M[:, None], fixed_MG, np.iinfo(np.int32).min), unit_M)
   return np.asarray(unit_M)
 
 
-def _fixed_point(gain_MG: np.ndarray) -> np.ndarray:
-  """Gains as integers. Their sums are exact, and so the same on every machine.
+def _fixed_point(gain_MG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Gains as integers, and their sums from 0 on: value_MJ of 0..G units, the same on every machine.
 
   Gains are rounded rather than values, because rounded gains still fall with N. The knapsack needs
   sum_m max_j |value of task m| < 2^29: gains are scaled to it.
   """
-  # Rounding adds at most a half to each gain.
-  limit = 2 ** 29 - 1 - gain_MG.size // 2
+  limit = 2 ** 29 - 1 - gain_MG.size // 2  # rounding adds at most a half to each gain
   if limit < 2 ** 24:
-    raise ValueError(f"{gain_MG.shape[0]} tasks times {gain_MG.shape[1]} candidate budgets are too "
-                     "many for solver='dp'; use solver='greedy', or lower alloc.high")
+    raise ValueError(f"{gain_MG.shape[0]} tasks times {gain_MG.shape[1]} candidate budgets are too many for "
+                     "solver='dp'; use solver='greedy', or lower alloc.high")
   largest_sum = np.abs(np.cumsum(gain_MG, axis=1)).max(axis=1).sum()
-  return np.rint(gain_MG / max(largest_sum, 1e-300) * limit).astype(np.int32)  # 1e-300: all gains may be 0
+  fixed_MG = np.rint(gain_MG / max(largest_sum, 1e-300) * limit).astype(np.int32)  # 1e-300: all gains may be 0
+  return fixed_MG, np.pad(np.cumsum(fixed_MG, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
 
 
-def _values_of(fixed_MG: np.ndarray) -> np.ndarray:
-  """value_MJ of 0..G units: the sums of the gains, from 0 on."""
-  return np.pad(np.cumsum(fixed_MG, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
-
-
-# Costs.
-
-
-def _check_costs(cost_M: Array, num_tasks: int, capacity: float, low: int, high: int, rule: str,
-                 solver: str) -> np.ndarray:
+def _check_costs(cost_M: Array, num_tasks: int, capacity: float, low: int, solver: str) -> np.ndarray:
   """cost_M as float64. Raises ValueError for costs, or a capacity, that cannot be solved for."""
-  _check_bounds(num_tasks, low, high, rule)
   cost_M = np.asarray(cost_M, float)
   if cost_M.shape != (num_tasks,):
     raise ValueError(f'cost_M must hold a cost for each of {num_tasks} tasks, not be of shape {cost_M.shape}')
@@ -206,32 +177,29 @@ def _check_costs(cost_M: Array, num_tasks: int, capacity: float, low: int, high:
 
 def _uniform_with_costs(cost_M: np.ndarray, capacity: float, low: int, high: int) -> np.ndarray:
   """The same budget for all that the capacity pays for, and one more for the cheapest tasks that fit."""
-  M = len(cost_M)
   even = min(high, max(low, int(capacity // cost_M.sum())))
-  one_more_MG = np.ones((M, min(even + 1, high) - low))
-  return _fill_up(np.full(M, even, np.int32), one_more_MG, cost_M, capacity, low)
+  one_more_MG = np.ones((len(cost_M), min(even + 1, high) - low))
+  return _fill_up(np.full(len(cost_M), even, np.int32), one_more_MG, cost_M, capacity, low)
 
 
 def _with_costs(gain_MG: np.ndarray, cost_M: np.ndarray, capacity: float, low: int) -> np.ndarray:
   """The best budgets whose summed cost, each rounded up to whole units, is within the capacity."""
-  M = len(cost_M)
+  least_M = np.full(len(cost_M), low, np.int32)
   if not gain_MG.size:
-    return np.full(M, low, np.int32)
-  least = np.full(M, low) @ cost_M
-  whole = np.all(cost_M == np.rint(cost_M)) and capacity <= _COST_UNITS
-  if whole:
+    return least_M
+  least = least_M @ cost_M
+  if np.all(cost_M == np.rint(cost_M)) and capacity <= _COST_UNITS:
     unit, num_units, spend = 1.0, int(capacity), capacity - least
   else:
     # Sums of costs round, so a little less is spent; `_fill_up` spends the rest.
     unit, num_units, spend = capacity / _COST_UNITS, _COST_UNITS, max(capacity * (1 - 1e-12) - least, 0)
   unit_cost_M = np.minimum(np.ceil(cost_M / unit), 2 ** 30).astype(np.int32)
-  unit_M = knapsack(_values_of(_fixed_point(gain_MG)), unit_cost_M, int(spend / unit), capacity=num_units,
-                    exact=False)
+  _, value_MJ = _fixed_point(gain_MG)
+  unit_M = knapsack(value_MJ, unit_cost_M, int(spend / unit), capacity=num_units, exact=False)
   return _fill_up(low + np.asarray(unit_M), gain_MG, cost_M, capacity, low)
 
 
-def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capacity: float,
-             low: int) -> np.ndarray:
+def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capacity: float, low: int) -> np.ndarray:
   """Adds the rollouts that still fit and add value, those of the most value for their cost first."""
   rows, G = np.arange(len(budget_M)), gain_MG.shape[1]
   budget_M, fits_M = budget_M.copy(), np.full(len(budget_M), True)
@@ -241,8 +209,7 @@ def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capa
     if not worth_M.any():
       break
     # Of equals the lowest budget, then the first task.
-    best_M = worth_M == worth_M.max()
-    m = np.argmin(np.where(best_M, budget_M, np.iinfo(np.int32).max))
+    m = np.argmin(np.where(worth_M == worth_M.max(), budget_M, np.iinfo(np.int32).max))
     budget_M[m] += 1
     # Compared is the sum that a caller would compute: another order of adding up may round otherwise.
     if budget_M @ cost_M > capacity:
@@ -251,18 +218,14 @@ def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capa
   return budget_M
 
 
-# The paper's rule.
-
-
 def _window(window: Window, gains: _Gains, total: int, low: int, high: int, solver: str) -> np.ndarray:
   """The authors' rule on point estimates, within the bounds for every feasible total.
 
-  Tasks that are not known get R // M. Tasks at 0 and at 1 get `low`. A task between 0 and 1 needs
-  ln(0.1) / ln(max(p, 1-p)) rollouts more, for a mixed group with probability 0.9. If these tasks need
-  more than what is left, they share it by the knapsack. Otherwise they share what they need, and
-  the surplus goes to the tasks at 0 in equal parts: a hard switch. What exceeds the upper bound of the
-  tasks at 0 goes to the tasks at 1, then to those not known, then to those between; there the authors'
-  code exceeds the bound or stops.
+  Tasks that are not known get R // M. Tasks at 0 and at 1 get `low`. A task between 0 and 1 needs ln(0.1) /
+  ln(max(p, 1-p)) rollouts more, for a mixed group with probability 0.9. If these tasks need more than what is left,
+  they share it by the knapsack. Otherwise they share what they need, and the surplus goes to the tasks at 0 in equal
+  parts: a hard switch. What exceeds the upper bound of the tasks at 0 goes to the tasks at 1, then to those not
+  known, then to those between; there the authors' code exceeds the bound or stops.
   """
   p_M, known_M = np.asarray(window.rate_M, float), np.asarray(window.known_M, bool)
   budget_M = np.where(known_M, low, np.clip(total // len(p_M), low, high)).astype(np.int32)
@@ -281,15 +244,12 @@ def _window(window: Window, gains: _Gains, total: int, low: int, high: int, solv
   return budget_M + _solve(gains, shared + surplus, between_M, solver, most_units=total - low * len(p_M))
 
 
-# Gains, the largest first.
-
-
 @jax.jit
 def greedy(gain_MG: Array, units: Array) -> Array:
   """Gives units to the largest gains: the largest possible sum, since gains never rise.
 
-  Bisection over the 32 bits of a float finds the smallest gain that is taken. So the work is 32
-  counts over the table, whatever the total, and a new total compiles nothing.
+  Bisection over the 32 bits of a float finds the smallest gain that is taken. So the work is 32 counts over the
+  table, whatever the total, and a new total compiles nothing.
 
   Args:
     gain_MG: float32, what the g-th unit adds to task m; no row rises.
@@ -313,10 +273,7 @@ def greedy(gain_MG: Array, units: Array) -> Array:
 
 @jax.jit
 def _even(gain_MG: Array, unit_M: Array) -> Array:
-  """An optimal choice unit_M, with units of equal gains moved to where `greedy` puts them.
-
-  gain_MG: int32, no row rises.
-  """
+  """An optimal choice unit_M, with units of equal gains moved to where `greedy` puts them; no row of gains rises."""
   G = gain_MG.shape[1]
   taken_MG = jnp.arange(G)[None] < unit_M[:, None]
   # No gain that was left is larger than the least that was taken; the equal ones can be exchanged.
@@ -333,29 +290,23 @@ def _from(key_MG: Array, least: Array, units: Array) -> Array:
 @jax.jit
 def _fill(least_M: Array, most_M: Array, units: Array) -> Array:
   """The most even int32 unit_M within least_M..most_M (>= 0) whose sum is units; later tasks first."""
-  level_of = lambda level: jnp.clip(level, least_M, most_M)
-
   def bit(i, level):
     trial = level | (jnp.int32(1 << 30) >> i)
-    return jnp.where(jnp.sum(level_of(trial)) <= units, trial, level)
+    return jnp.where(jnp.sum(jnp.clip(trial, least_M, most_M)) <= units, trial, level)
 
   level = jax.lax.fori_loop(0, 31, bit, jnp.int32(0))
-  unit_M = level_of(level)
+  unit_M = jnp.clip(level, least_M, most_M)
   may_have_more_M = (level >= least_M) & (level < most_M)
   turn_M = jnp.cumsum(may_have_more_M[::-1])[::-1]  # 1 for the last of them
   return unit_M + (may_have_more_M & (turn_M <= units - jnp.sum(unit_M)))
 
 
-# The budgets of a training step, and what budgets are expected to give.
-
-
-def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, completion_length: int
-            ) -> np.ndarray:
+def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, completion_length: int) -> np.ndarray:
   """budget_M: how many rollouts each task of a training step gets, from the statistics so far.
 
-  With alloc.cost = 'rollouts' the budgets sum to alloc.rollouts_per_step. With 'tokens' the expected
-  tokens of all rollouts are at most alloc.tokens_per_step (or what the least budgets cost, if this is
-  more), and there are at most alloc.rollouts_per_step rollouts.
+  With alloc.cost = 'rollouts' the budgets sum to alloc.rollouts_per_step. With 'tokens' the expected tokens of all
+  rollouts are at most alloc.tokens_per_step (or what the least budgets cost, if this is more), and there are at most
+  alloc.rollouts_per_step rollouts.
 
   Args:
     index_M: the tasks' rows in the statistics.
@@ -367,17 +318,15 @@ def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, 
   total, cost_M = alloc.rollouts_per_step, None
   if alloc.cost == 'tokens':
     # No rollout counts less than one R-th of the tokens, so that there are never more than R rollouts.
-    cost_M = np.maximum(estimate.tokens(stats, index_M, default=completion_length),
-                        alloc.tokens_per_step / alloc.rollouts_per_step)
+    token_M = estimate.tokens(stats, index_M, default=completion_length)
+    cost_M = np.maximum(token_M, alloc.tokens_per_step / alloc.rollouts_per_step)
     total = max(alloc.tokens_per_step, alloc.low * cost_M.sum())
-  return budgets(
-      estimate.success_rate(stats, index_M, alloc.estimate), total, low=alloc.low, high=alloc.high,
-      rule=alloc.rule, value=alloc.value, nu=estimate.nu(stats, default=alloc.nu), solver=alloc.solver,
-      cost_M=cost_M)
+  rate, nu = estimate.success_rate(stats, index_M, alloc.estimate), estimate.nu(stats, default=alloc.nu)
+  return budgets(rate, total, low=alloc.low, high=alloc.high, rule=alloc.rule, value=alloc.value, nu=nu,
+                 solver=alloc.solver, cost_M=cost_M)
 
 
-def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain',
-              nu: float = 2.0) -> float:
+def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain', nu: float = 2.0) -> float:
   """sum_i V(N_i, p_i), which `budgets` maximises; arguments as there."""
   return float(value_lib.expected(success_rate, np.asarray(budget_M)[:, None], value, nu).sum())
 

@@ -1,11 +1,9 @@
 """Statistics of every task of the training split, and the success rates that follow from them.
 
-`observe` adds a step's verdicts to the statistics. Two estimates read them:
-
-    posterior   Beta(successes + a, failures + b), of discounted evidence and a prior (a, b) fitted to all
-                tasks (empirical Bayes). Tasks at 0, at 1 and never seen need no special case.
-    window      the paper's: the mean of a task's last group if the group had 16 rollouts or more, else
-                of its last 16 rollouts; not known before 8 (arXiv 2509.25849 and the authors' code).
+    posterior   Beta(successes + a, failures + b), of discounted evidence and a prior (a, b) fitted to all tasks
+                (empirical Bayes).
+    window      the paper's: the mean of a task's last group if the group had 16 rollouts or more, else of its last
+                16 rollouts; not known before 8 (arXiv 2509.25849 and the authors' code).
 
 The expected tokens of a rollout and the noise of its gradient (`nu`) are estimated here too.
 """
@@ -18,15 +16,12 @@ from kr_jax import types
 from kr_jax.allocation.value import Beta, Window
 from kr_jax.types import Array
 
-# a + b of the prior until enough tasks were seen to fit one, as of Jeffreys' prior.
-_DEFAULT_CONCENTRATION = 1.0
+_DEFAULT_CONCENTRATION = 1.0  # a + b of the prior until enough tasks were seen to fit one, as of Jeffreys' prior
 _FEWEST_TASKS = 8  # to fit a prior to
 _WINDOW = 16  # rollouts of the window estimate
 _KNOWN = 8  # rollouts after which the window estimate is used
-# Rollouts of the mean length of all tasks that are added to those of a task.
-_LENGTH_CONCENTRATION = 4.0
-# Bounds of a measured nu. Near either bound the budgets hardly change with nu.
-_NU_BOUNDS = (0.05, 200.0)
+_LENGTH_CONCENTRATION = 4.0  # rollouts of the mean length of all tasks that are added to those of a task
+_NU_BOUNDS = (0.05, 200.0)  # of a measured nu; near either bound the budgets hardly change with nu
 _NU_BELIEF = 20.0  # weight of the default nu, in units of signal_scale
 
 
@@ -34,14 +29,12 @@ def init(num_tasks: int) -> types.TaskStats:
   """Statistics of tasks of which no rollout was seen."""
   zero_I = lambda: np.zeros(num_tasks)
   return types.TaskStats(
-      successes_I=zero_I(), failures_I=zero_I(), tokens_I=zero_I(),
-      rollouts_I=np.zeros(num_tasks, np.int64),
-      recent_IW=np.full((num_tasks, _WINDOW), -1, np.int8), window_rate_I=zero_I(),
-      gradient=np.zeros(4))
+      successes_I=zero_I(), failures_I=zero_I(), tokens_I=zero_I(), rollouts_I=np.zeros(num_tasks, np.int64),
+      recent_IW=np.full((num_tasks, _WINDOW), -1, np.int8), window_rate_I=zero_I(), gradient=np.zeros(4))
 
 
-def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Array,
-            length_R: Array, *, discount: float) -> types.TaskStats:
+def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Array, length_R: Array, *,
+            discount: float) -> types.TaskStats:
   """The statistics after a step; the arrays of `stats` are not changed.
 
   A step discounts the evidence on all tasks, seen in it or not, because the policy has changed.
@@ -121,14 +114,12 @@ def mean_rate(success_rate: Beta | Window) -> np.ndarray:
 def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndarray:
   """Expected completion tokens of a rollout of each task, shrunk to the mean of all tasks.
 
-  (tokens of the task + k * mean of all tasks) / (rollouts of the task + k), k = 4, where tokens and rollouts
-  are discounted alike. A task that was never seen has the mean. Before any rollout was seen all tasks
-  have the default.
+  (tokens of the task + k * mean of all tasks) / (rollouts of the task + k), k = 4, where tokens and rollouts are
+  discounted alike. Before any rollout was seen all tasks have the default.
   """
   n_I = stats.successes_I + stats.failures_I
   mean = stats.tokens_I.sum() / n_I.sum() if n_I.sum() > 0 else default
-  return ((stats.tokens_I[index_M] + _LENGTH_CONCENTRATION * mean)
-          / (n_I[index_M] + _LENGTH_CONCENTRATION))
+  return (stats.tokens_I[index_M] + _LENGTH_CONCENTRATION * mean) / (n_I[index_M] + _LENGTH_CONCENTRATION)
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:

@@ -9,20 +9,23 @@ Prints a table, and writes a JSON file and a plot to --out.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import io
 import itertools
 import json
-import os
+import math
+import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import matplotlib
 import matplotlib.figure
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax.allocation import allocate
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation import worlds
@@ -34,14 +37,10 @@ STARTS = ((-1.5, 3.0), (-4.0, 2.0))  # mean and standard deviation of the start 
 SIGMAS = (0.0, 2.0, 5.0, 30.0)
 
 
-# Tables.
-
-
 def static_table(result: dict[str, Any]) -> str:
   lines = []
   for name, by_rule in result.items():
-    lines += ['', f'{name:<19} {"objective, % of oracle":>24} {"mixed tasks":>18} '
-              f'{"effective gradient ratio":>26}']
+    lines += ['', f'{name:19} {"objective, % of oracle":>24} {"mixed tasks":>18} {"effective gradient ratio":>26}']
     for rule, measured in by_rule.items():
       cells = [f'{mean:.{digits}f} ± {half:.{digits}f}'
                for (mean, half), digits in zip(measured.values(), (2, 1, 3))]
@@ -61,8 +60,7 @@ def learning_table(rows: list[dict[str, Any]]) -> str:
     lines += ['', f'start logits {start[0]:g} ± {start[1]:g}: the share of the rollouts of '
               f'{worlds.BASELINE} that reaches its final success',
               line('', [f'sigma {row["sigma"]:g}' for row in group])]
-    lines += [line(name, [_cell(row['share'][name]) for row in group])
-              for name in group[0]['share']]
+    lines += [line(name, [_cell(row['share'][name]) for row in group]) for name in group[0]['share']]
     last = [row['success_by_seed'][worlds.BASELINE][:, -1].mean() for row in group]
     lines.append(line(f'its success, {first:.3f} to', [f'{x:.3f}' for x in last]))
   return '\n'.join(lines[1:])
@@ -78,9 +76,6 @@ def _cell(share_by_seed: list[float | None]) -> str:
   return f'{np.mean(share_by_seed):.2f} ({min(share_by_seed):.2f}-{max(share_by_seed):.2f})'
 
 
-# Plots.
-
-
 class Figure(matplotlib.figure.Figure):
   """A figure that a notebook draws as the last expression of a cell, without pyplot."""
 
@@ -93,14 +88,13 @@ class Figure(matplotlib.figure.Figure):
     return png.getvalue()
 
 
-def plot_budgets(success_rate_M: Array | None = None, total: int | None = None, *, low: int = 2,
-                 high: int = 128, nus: Sequence[float] = (0.5, 2.0, 8.0)) -> Figure:
+def plot_budgets(success_rate_M: Array | None = None, total: int | None = None, *, low: int = 2, high: int = 128,
+                 nus: Sequence[float] = (0.5, 2.0, 8.0)) -> Figure:
   """Budgets against success rate for each value, where the success rates are known.
 
   Args:
     success_rate_M: of the tasks that share the total; the default is 199 at even distances.
     total: rollouts; the default is 8 a task.
-    low, high: bounds of each budget.
     nus: noise-to-signal ratios of the value 'snr', a line each.
   """
   p_M = np.linspace(0, 1, 201)[1:-1] if success_rate_M is None else np.sort(success_rate_M)
@@ -124,28 +118,22 @@ def plot_budgets(success_rate_M: Array | None = None, total: int | None = None, 
 def plot_learning(rows: list[dict[str, Any]], rollouts_per_step: int) -> Figure:
   """Success against rollouts, mean and range over the seeds; a panel for each start and sigma."""
   columns = len({row['sigma'] for row in rows})
-  height = -(-len(rows) // columns)
+  height = math.ceil(len(rows) / columns)
   figure = Figure(3.2 * columns, 2.7 * height + 0.8)
-  axes_list = figure.subplots(height, columns, squeeze=False).flat
-  for axes, row in zip(axes_list, rows):
-    for (name, success_by_seed), color in zip(row['success_by_seed'].items(),
-                                         matplotlib.colormaps['tab10'].colors):
+  for axes, row in zip(figure.subplots(height, columns, squeeze=False).flat, rows):
+    for (name, success_by_seed), color in zip(row['success_by_seed'].items(), matplotlib.colormaps['tab10'].colors):
       x = np.arange(success_by_seed.shape[1]) * rollouts_per_step / 1000
       axes.fill_between(x, success_by_seed.min(0), success_by_seed.max(0), color=color, alpha=0.12, lw=0)
       axes.plot(x, success_by_seed.mean(0), color=color, lw=1.2, label=name)
-    axes.set_title(f'start {row["start"][0]:g} ± {row["start"][1]:g}, sigma {row["sigma"]:g}',
-                   fontsize=9)
+    axes.set_title(f'start {row["start"][0]:g} ± {row["start"][1]:g}, sigma {row["sigma"]:g}', fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set_xlabel('rollouts (thousands)', fontsize=8)
     axes.set_ylabel('success, mean of tasks', fontsize=8)
-  legend = figure.legend(*axes.get_legend_handles_labels(), loc='outside upper center',
-                         ncols=min(4, 2 * columns), frameon=False, fontsize=8)
+  legend = figure.legend(*axes.get_legend_handles_labels(), loc='outside upper center', ncols=min(4, 2 * columns),
+                         frameon=False, fontsize=8)
   for line in legend.get_lines():
     line.set_linewidth(2.5)
   return figure
-
-
-# The command line.
 
 
 def read_populations(path: str) -> dict[str, worlds.Population]:
@@ -155,118 +143,96 @@ def read_populations(path: str) -> dict[str, worlds.Population]:
     ValueError: the file does not exist or holds something else.
   """
   try:
-    with open(path) as file:
-      tree = json.load(file)
+    tree = json.loads(pathlib.Path(path).read_text())
   except OSError as error:
     raise ValueError(f'--populations {path}: {error.strerror}; name a JSON file') from None
   except ValueError as error:
-    raise ValueError(f'--populations {path} is not JSON ({error}); write a list of success rates, '
-                     'such as [0.1, 0.5]') from None
-  lists = tree if isinstance(tree, dict) else {os.path.basename(path): tree}
+    raise ValueError(f'--populations {path} is not JSON ({error}); write a list of success rates, such as '
+                     '[0.1, 0.5]') from None
+  lists = tree if isinstance(tree, dict) else {pathlib.Path(path).name: tree}
   if not lists:
     raise ValueError(f'--populations {path} holds no population; write {{"name": [0.1, 0.5]}}')
-  return {name: _draw_from(rates, f'--populations {path}: {name!r}')
-          for name, rates in lists.items()}
+  return {name: _draw_from(rates, f'--populations {path}: {name!r}') for name, rates in lists.items()}
 
 
 def _draw_from(rates: Any, name: str) -> worlds.Population:
   if not isinstance(rates, list) or not rates:
     raise ValueError(f'{name} must be a list of at least one success rate, not {rates!r}')
   for i, rate in enumerate(rates):
-    # A bool is an int to Python.
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+    if type(rate) not in (int, float) or not 0 <= rate <= 1:  # to isinstance, a bool is an int
       raise ValueError(f'{name} has {rate!r} at position {i}; success rates are numbers in [0, 1]')
   return worlds.Population(lambda rng, M: rng.choice(np.array(rates, float), M))
 
 
 def parser() -> argparse.ArgumentParser:
-  top = argparse.ArgumentParser(
-      prog='python -m kr_jax.allocation.simulate', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  top = argparse.ArgumentParser(prog='python -m kr_jax.allocation.simulate', description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest='world', required=True)
-  made = {}
-  for name, text in (('static', 'how good are the budgets of one step? (seconds)'),
-                     ('learning', 'how fast does each rule learn? (half an hour; fewer --method, --sigma '
-                      'or --steps take less)')):
-    made[name] = commands.add_parser(name, help=text, description=text,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made[name].add_argument('--out', default='runs/simulate', help='directory of the JSON and PNG')
-    made[name].add_argument('--json', action='store_true',
-                            help='print one JSON object as the last line')
-    made[name].add_argument('--debug', action='store_true', help='shrink everything to seconds')
-  _add_options(made['static'], worlds.StaticSetup(), {
-      'tasks': 'tasks M that share the rollouts',
-      'history': 'rollouts of each task that the rules have seen',
-      'per_task': 'rollouts of a task, on average', 'low': 'least rollouts a task gets',
-      'high': 'most rollouts a task gets', 'repeats': 'draws of tasks and histories',
-      'value': f'what is maximised, of {tuple(value_lib.VALUES)}', 'nu': "of the value 'snr'",
-      'seed': 'of the draws'})
-  made['static'].add_argument(
+  for name, setup, text in (
+      ('static', worlds.StaticSetup, 'how good are the budgets of one step? (seconds)'),
+      ('learning', worlds.LearningSetup,
+       'how fast does each rule learn? (half an hour; fewer --method, --sigma or --steps take less)')):
+    command = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command.add_argument('--out', type=pathlib.Path, default='runs/simulate', help='directory of the JSON and PNG')
+    command.add_argument('--json', action='store_true', help='print one JSON object as the last line')
+    command.add_argument('--debug', action='store_true', help='shrink everything to seconds')
+    for field in dataclasses.fields(setup):
+      command.add_argument(f'--{field.name}', type=type(field.default), default=field.default,
+                           help=field.metadata['doc'])
+  commands.choices['static'].add_argument(
       '--populations', nargs='+', default=[], metavar='FILE.json',
       help='success rates of your own: a list of numbers in [0, 1], or {"name": list}')
-  _add_options(made['learning'], worlds.LearningSetup(), {
-      'tasks': 'tasks I in all', 'features': 'shared features D', 'families': 'families of tasks',
-      'alignment': 'rho, the cosine of the features in a family', 'per_step': 'tasks M of a step',
-      'per_task': 'rollouts of a task in a step, on average', 'low': 'least rollouts a task gets',
-      'high': 'most rollouts a task gets', 'steps': 'updates', 'length': 'of an update',
-      'discount': 'share of the evidence that a step leaves', 'seeds': 'runs of each method',
-      'seed': 'the first of them'})
-  made['learning'].add_argument(
+  learning = commands.choices['learning']
+  learning.add_argument(
       '--method', nargs='+', default=list(METHODS), metavar='ESTIMATE:VALUE[:NU]:ADVANTAGE',
       help=f'what to compare with {worlds.BASELINE}: uniform:ADVANTAGE, or an estimate of '
       f'{worlds.ESTIMATES}, a value of {tuple(value_lib.VALUES)}, and an advantage of {worlds.ADVANTAGES}')
-  made['learning'].add_argument('--start', nargs=2, type=float, action='append',
-                                metavar=('MEAN', 'SD'), default=argparse.SUPPRESS,
-                                help=f'of the start logits; may be repeated (default: {STARTS})')
-  made['learning'].add_argument('--sigma', nargs='+', type=float, default=list(SIGMAS),
-                                help="norm of the noise of a rollout's gradient; nu = sigma^2")
+  learning.add_argument('--start', nargs=2, type=float, action='append', metavar=('MEAN', 'SD'),
+                        default=argparse.SUPPRESS, help=f'of the start logits; may be repeated (default: {STARTS})')
+  learning.add_argument('--sigma', nargs='+', type=float, default=list(SIGMAS),
+                        help="norm of the noise of a rollout's gradient; nu = sigma^2")
   return top
 
 
-def _add_options(to: argparse.ArgumentParser, defaults: NamedTuple, helps: dict[str, str]) -> None:
-  for name, text in helps.items():
-    default = getattr(defaults, name)
-    to.add_argument(f'--{name}', type=type(default), default=default, help=text)
+def _setup(cls: Callable[..., Any], args: argparse.Namespace, **debug: int) -> Any:
+  """The options of a world; debug: those that --debug replaces."""
+  options = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
+  return cls(**options | (debug if args.debug else {}))
 
 
 def run_static(args: argparse.Namespace) -> dict[str, Any]:
-  setup = worlds.StaticSetup(**{name: getattr(args, name) for name in worlds.StaticSetup._fields})
-  if args.debug:
-    setup = setup._replace(tasks=32, repeats=4)
+  setup = _setup(worlds.StaticSetup, args, tasks=32, repeats=4)
   populations = worlds.beta_populations()
   for path in args.populations:
     more = read_populations(path)
     if twice := populations.keys() & more.keys():
-      raise ValueError(f'--populations {path}: two populations are named {min(twice)!r}; '
-                       'rename one')
+      raise ValueError(f'--populations {path}: two populations are named {min(twice)!r}; rename one')
     populations |= more
   result = worlds.static(populations, setup)
-  figure = plot_budgets(total=199 * setup.per_task, low=setup.low, high=setup.high)
-  figure.savefig(os.path.join(args.out, 'budgets.png'))
+  plot_budgets(total=199 * setup.per_task, low=setup.low, high=setup.high).savefig(args.out / 'budgets.png')
   print(static_table(result))
   print(f'\n± 95 % interval of {setup.repeats} repeats; objective: the value {setup.value!r}')
-  return {'config': setup._asdict() | {'populations': args.populations}, 'results': result}
+  return {'config': knobs.as_dict(setup) | {'populations': args.populations}, 'results': result}
 
 
 def run_learning(args: argparse.Namespace) -> dict[str, Any]:
-  setup = worlds.LearningSetup(**{name: getattr(args, name) for name in worlds.LearningSetup._fields})
+  setup = _setup(worlds.LearningSetup, args, tasks=64, features=8, per_step=16, steps=8, seeds=2)
   methods, starts, sigmas = args.method, getattr(args, 'start', STARTS), args.sigma
   if args.debug:
-    setup = setup._replace(tasks=64, features=8, per_step=16, steps=8, seeds=2)
     starts, sigmas, methods = starts[:1], sigmas[:2], methods[:3]
   rows = worlds.learning(methods, starts, sigmas, setup)
-  figure = plot_learning(rows, setup.per_step * setup.per_task)
-  figure.savefig(os.path.join(args.out, 'learning.png'))
+  plot_learning(rows, setup.per_step * setup.per_task).savefig(args.out / 'learning.png')
   print(learning_table(rows))
-  print(f'\nmean (least-most) of {setup.seeds} seeds, or in how many it was reached within the '
-        f'rollouts of {worlds.BASELINE}')
-  results = [{'start': row['start'], 'sigma': row['sigma'], 'share': row['share'],
-              'success_first': row['success_by_seed'][worlds.BASELINE][:, 0].tolist(),
-              'success_last': {name: success_by_seed[:, -1].tolist()
-                               for name, success_by_seed in row['success_by_seed'].items()}}
-             for row in rows]
-  return {'config': setup._asdict() | {'methods': methods, 'starts': [list(x) for x in starts],
-                                       'sigmas': sigmas}, 'results': results}
+  print(f'\nmean (least-most) of {setup.seeds} seeds, or in how many it was reached within the rollouts of '
+        f'{worlds.BASELINE}')
+  results = []
+  for row in rows:
+    success_by_seed = row.pop('success_by_seed')
+    last = {name: success[:, -1].tolist() for name, success in success_by_seed.items()}
+    results.append(row | {'success_first': success_by_seed[worlds.BASELINE][:, 0].tolist(), 'success_last': last})
+  config = {'methods': methods, 'starts': [list(x) for x in starts], 'sigmas': sigmas}
+  return {'config': knobs.as_dict(setup) | config, 'results': results}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -274,13 +240,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   # A training run may hold the accelerator, and tables this small are no work for it.
   jax.config.update('jax_platforms', 'cpu')
   try:
-    os.makedirs(args.out, exist_ok=True)  # before minutes of work, not after
+    args.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     done = run_static(args) if args.world == 'static' else run_learning(args)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
-  with open(os.path.join(args.out, f'{args.world}.json'), 'w') as file:
-    json.dump(done, file, indent=1)
-    file.write('\n')
+  (args.out / f'{args.world}.json').write_text(json.dumps(done, indent=1) + '\n')
   print(f'see {args.out}')
   if args.json:
     print(json.dumps(done))

@@ -1,20 +1,14 @@
 """The value V(N, p) of N rollouts of a task with success rate p, and its expectation where p is uncertain.
 
-A group teaches nothing unless it is mixed, which means that it has a success and a failure:
+A group teaches nothing unless it is mixed, which means that it has a success and a failure. The named values are 0 at
+N = 1, 0 at p = 0 and p = 1, and concave in N >= 1.
 
-    prob_nonzero_gradient(N, p) = 1 - p^N - (1-p)^N
-
-The paper's value, `infogain`, is this probability times the information gain of a mixed group. `variance`
-and `snr` value a group otherwise. All three are 0 at N = 1, 0 at p = 0 and p = 1, and concave in N >= 1.
-
-The success rate of a task is either a number or a Beta(a, b) posterior. Under a posterior the value is
-expected: in closed form where V = prob_nonzero_gradient * p^i (1-p)^j, since
+The success rate of a task is either a number or a Beta(a, b) posterior. Under a posterior the value is expected: in
+closed form where V = mixed * p^i (1-p)^j, since
 
     E[p^k (1-p)^l] = B(a+k, b+l) / B(a, b)
 
 and by quadrature for every other V. Source: Li et al. 2025, arXiv 2509.25849, eq. 5-8.
-
-A value of a caller's own is a function of (N, p), numpy in and out, that is 0 at p = 0 and p = 1.
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ import numpy as np
 from kr_jax import knobs
 from kr_jax.types import Array
 
-Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Value = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of (N, p), floats that broadcast; 0 at p = 0 and at p = 1
 
 
 class Beta(NamedTuple):
@@ -53,8 +47,8 @@ def mixed(budget: Array, p: Array) -> np.ndarray:
 def infogain(budget: Array, p: Array) -> np.ndarray:
   """V = mixed * p (1-p)^2, the paper's value. arXiv 2509.25849, eq. 7.
 
-  With p = sigmoid(z), a gradient step on the log-likelihood of the successes moves z in proportion to
-  d log p / dz = 1-p, and dp = p (1-p) dz. To first order p rises by ~ p (1-p)^2, most at p = 1/3.
+  With p = sigmoid(z), a gradient step on the log-likelihood of the successes moves z in proportion to d log p / dz =
+  1-p, and dp = p (1-p) dz. To first order p rises by ~ p (1-p)^2, most at p = 1/3.
   """
   return mixed(budget, p) * p * (1 - p) ** 2
 
@@ -71,11 +65,10 @@ def variance(budget: Array, p: Array) -> np.ndarray:
 def snr(budget: Array, p: Array, nu: float) -> np.ndarray:
   """V_nu = q (N-1) q / ((N-1) q + nu), q = p (1-p): the part of the signal q that noise leaves.
 
-  The gradient of a rollout is a signal that depends on the reward, (reward - p) x, and noise of power
-  nu |x|^2. With leave-one-out advantages (reward - mean) N / (N-1), the mean over N rollouts has the signal
-  q x, of power ~ q^2, and noise of power ~ q nu / (N-1). A linear (Wiener) estimate keeps of the signal the
-  share q^2 / (q^2 + q nu / (N-1)) = (N-1) q / ((N-1) q + nu). `variance` counts all of q once the group is
-  mixed. For nu -> 0 two rollouts have the whole value q; for large nu the value is linear in N.
+  The gradient of a rollout is a signal that depends on the reward, (reward - p) x, and noise of power nu |x|^2. With
+  leave-one-out advantages (reward - mean) N / (N-1), the mean over N rollouts has the signal q x, of power ~ q^2, and
+  noise of power ~ q nu / (N-1). A linear (Wiener) estimate keeps of the signal the share q^2 / (q^2 + q nu / (N-1)).
+  For nu -> 0 two rollouts have the whole value q; for large nu the value is linear in N.
   """
   q = p * (1 - p)
   signal = (budget - 1) * q
@@ -83,8 +76,7 @@ def snr(budget: Array, p: Array, nu: float) -> np.ndarray:
 
 
 VALUES = {'infogain': infogain, 'variance': variance, 'snr': snr}
-# V = mixed * p^i (1-p)^j.
-_POWERS = {mixed: (0, 0), infogain: (1, 2), variance: (1, 1)}
+_POWERS = {mixed: (0, 0), infogain: (1, 2), variance: (1, 1)}  # (i, j) of V = mixed * p^i (1-p)^j
 
 
 def check(value: str | Value, nu: float) -> None:
@@ -106,8 +98,8 @@ def check_success_rate(success_rate: Array | Beta | Window) -> int:
       if np.ndim(x_M) != 1 or not np.all(np.isfinite(x_M)) or np.any(np.asarray(x_M) <= 0):
         raise ValueError(f'a Beta posterior needs vectors of finite positive numbers, not {x_M}')
     if len(success_rate.a_M) != len(success_rate.b_M):
-      raise ValueError(f'a Beta posterior has {len(success_rate.a_M)} a and '
-                       f'{len(success_rate.b_M)} b; each task needs one of each')
+      raise ValueError(f'a Beta posterior has {len(success_rate.a_M)} a and {len(success_rate.b_M)} b; each task '
+                       'needs one of each')
     return len(success_rate.a_M)
   p_M = np.asarray(success_rate)
   if p_M.ndim != 1:
@@ -119,8 +111,8 @@ def check_success_rate(success_rate: Array | Beta | Window) -> int:
   return len(p_M)
 
 
-def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'infogain',
-             nu: float = 2.0) -> np.ndarray:
+def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'infogain', nu: float = 2.0
+             ) -> np.ndarray:
   """V(N, p) of M tasks; under posteriors its expectation.
 
   Args:
@@ -181,8 +173,7 @@ _NODES = 80
 def _quadrature(posterior: Beta, budget: np.ndarray, value: Value) -> np.ndarray:
   """E[V] = E[q] E'[V / q], q = p (1-p), where E' is under Beta(a+1, b+1), whose tails are never heavy.
 
-  Tasks whose posteriors have about the same width and position share their nodes, and so the values at
-  them: the sum over nodes is a product of matrices.
+  Tasks whose posteriors have about the same width and position share their nodes, and so the values at the nodes.
   """
   a_M, b_M = (np.asarray(x_M, float) for x_M in posterior)
   mean_q_M = a_M * b_M / ((a_M + b_M) * (a_M + b_M + 1))

@@ -1,31 +1,25 @@
 r"""The answer of a completion, and whether two mathematical answers are the same.
 
-`extract` finds the answer that a completion marks. `same` compares two answers: first their units, then their
-normalised texts, then their parts. Sets, tuples, intervals and unions are compared element by element, numbers by
-their exact values, and all other formulas by math-verify, which parses LaTeX into SymPy. `canonical` maps an
-answer to a text that equal answers share, as far as one answer alone can tell.
-
-Where notation is loose, equality is a convention:
+Two answers are compared by their units, then their normalised texts, then their parts. Where notation is loose,
+equality is a convention:
 
   - One side may leave out a unit, a currency, a percent sign or a name 'x ='; two that differ make the answers
     differ. 50 % is 0.5, and also 50 if the other side has no percent sign.
   - Decimals are exact, with one exception: a decimal of six digits or more may be off by 1 in its last digit from
     a number of another form, so 0.333333 is 1/3.
   - Order and repetition count in (1, 2) and [1, 2], but not in {1, 2} or in 1, 2 without brackets.
-
-A policy writes the answers, so they may be anything. Texts that are long or deeply nested, and numbers of more than
-10^4 digits, are only compared as texts; the limits of the worker process stop the rest.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import re
 from typing import Any
 
-# An answer beyond one of these limits is compared as text: math-verify's parser would take seconds.
+# Beyond one of these limits an answer is compared as text: math-verify's parser would take seconds, or hang.
 _MOST_CHARACTERS, _MOST_NESTING, _MOST_DIGITS = 400, 12, 10_000
 
 _BOX = re.compile(r'\\(?:boxed|fbox)\s*\{|\\.|[{}]', re.DOTALL)
@@ -48,8 +42,8 @@ def extract(completion: str) -> str | None:
     rest = text[marks[-1].end():]
     display = _DISPLAY.match(rest)
     found = [display[1] or display[2] if display else re.split(r'\n|\.\s', rest, maxsplit=1)[0]]
-  if not found:
-    found = [text] if '\n' not in text.strip() else []
+  if not found and '\n' not in text.strip():
+    found = [text]
   return _trim(found[0]) or None if found else None
 
 
@@ -75,8 +69,8 @@ def _trim(text: str) -> str:
       text = text.rstrip('.,;:').rstrip()
     if text.count('**') % 2:  # the '**' that opens stands before the mark of the answer
       text = text.removesuffix('**')
-    for start, end in (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'),
-                       ('\\(', '\\)'), ('\\[', '\\]')):
+    for start, end in (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'), ('\\(', '\\)'),
+                       ('\\[', '\\]')):
       inside = text[len(start):len(text) - len(end)]
       if len(text) > len(start + end) and text == start + inside + end and start not in inside:
         text = inside
@@ -85,8 +79,7 @@ def _trim(text: str) -> str:
 
 
 _LETTER = re.compile(
-    r'(?:(?:option|choice)\s+)?(?:\(([A-Za-z])\)|([A-Z])[).:]|([A-Z])(?=\s+(?:because|since|as|is)\b)|'
-    r'([A-Za-z])$)', re.IGNORECASE)
+    r'(?:(?:option|choice)\s+)?(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])(?=\s+(?:because|since|as|is)\b)|([A-Z])$)', re.I)
 
 
 def letter(text: str) -> str | None:
@@ -98,52 +91,43 @@ def letter(text: str) -> str | None:
 
 # The first name of each group stands for all of the group; a plural s is dropped before the look-up.
 _UNITS = {name: names.split()[0] for names in (
-  'mm millimeter millimetre', 'cm centimeter centimetre', 'm meter metre', 'km kilometer kilometre',
-  'in inch inche', 'ft foot feet', 'yd yard', 'mi mile', 'sec s second', 'min minute', 'h hr hour',
-  'day', 'week', 'month', 'yr year', 'mg milligram', 'g gram', 'kg kilogram', 'lb pound', 'oz ounce',
-  'ml milliliter millilitre', 'l liter litre', 'mph', 'km/h kmh kph', 'm/s', 'deg degree', 'rad radian',
-  'dollar usd', 'cent', 'euro', '% percent percentage pct') for name in names.split()}
+  'mm millimeter millimetre', 'cm centimeter centimetre', 'm meter metre', 'km kilometer kilometre', 'in inch inche',
+  'ft foot feet', 'yd yard', 'mi mile', 'sec s second', 'min minute', 'h hr hour', 'day', 'week', 'month', 'yr year',
+  'mg milligram', 'g gram', 'kg kilogram', 'lb pound', 'oz ounce', 'ml milliliter millilitre', 'l liter litre', 'mph',
+  'km/h kmh kph', 'm/s', 'deg degree', 'rad radian', 'dollar usd', 'cent', 'euro', '% percent percentage pct')
+  for name in names.split()}
 _POWERS = {'square': '^2', 'sq': '^2', 'cubic': '^3', 'cu': '^3'}
 _SCALES = {'hundred': 2, 'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}
 _NOT_UNITS = {'pi', 'or', 'and', 'to', 'mod', 'sqrt', 'inf', 'infinity', *_SCALES}
 
 _CHARACTERS = str.maketrans({
-  '−': '-', '–': '-', '×': r'\times ', '·': r'\cdot ', '∙': r'\cdot ', '÷': '/', 'π': r'\pi ',
-  '∞': r'\infty ', '°': r'^\circ', '≤': r'\le ', '≥': r'\ge ', '≠': r'\ne ', '∪': r'\cup ',
-  '∩': r'\cap ', '±': r'\pm ', '²': '^2', '³': '^3', '½': r'\frac{1}{2}', '¼': r'\frac{1}{4}',
-  '¾': r'\frac{3}{4}', '⅓': r'\frac{1}{3}', '⅔': r'\frac{2}{3}', '∅': r'\emptyset ', '∈': r'\in ',
-  '‘': "'", '’': "'", '\u00a0': ' ', '\u2009': ' ', '\u202f': ' ', '（': '(', '）': ')', '，': ', ',
-  '％': '%', '€': ' euro'})
+  '−': '-', '–': '-', '×': r'\times ', '·': r'\cdot ', '∙': r'\cdot ', '÷': '/', 'π': r'\pi ', '∞': r'\infty ',
+  '°': r'^\circ', '≤': r'\le ', '≥': r'\ge ', '≠': r'\ne ', '∪': r'\cup ', '∩': r'\cap ', '±': r'\pm ', '²': '^2',
+  '³': '^3', '½': r'\frac{1}{2}', '¼': r'\frac{1}{4}', '¾': r'\frac{3}{4}', '⅓': r'\frac{1}{3}', '⅔': r'\frac{2}{3}',
+  '∅': r'\emptyset ', '∈': r'\in ', '‘': "'", '’': "'", '\u00a0': ' ', '\u2009': ' ', '\u202f': ' ', '（': '(',
+  '）': ')', '，': ', ', '％': '%', '€': ' euro'})
 
 _REWRITES = [(re.compile(pattern), to) for pattern, to in (
   # Appearance and spaces.
   (r'\\(?:left|right|[bB]ig+[lrm]?)(?![a-zA-Z])\.?|\\(?:displaystyle|limits|nolimits)(?![a-zA-Z])', ''),
-  (r'\{,\}', ','),
-  (r'(?<=\d),?\\[!,;: ] *(?=\d{3}(?!\d))', ','),
-  (r'(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~', ' '),
+  (r'\{,\}', ','), (r'(?<=\d),?\\[!,;: ] *(?=\d{3}(?!\d))', ','), (r'(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|~', ' '),
   (r'\\(?:text|mathrm|mbox|textbf|mathbf|textit|mathit|operatorname|textrm|textnormal|mathsf|rm|bf)\s*'
    r'\{([^{}]*)\}', r' \1 '),
   (r'\\[dtc]frac(?![a-zA-Z])', r'\\frac'),
-  (r'\\(?:leq|leqslant)(?![a-zA-Z])', r'\\le '), (r'\\(?:geq|geqslant)(?![a-zA-Z])', r'\\ge '),
-  (r'\\neq(?![a-zA-Z])', r'\\ne '),
-  (r'<=', r'\\le '), (r'>=', r'\\ge '), (r'!=', r'\\ne '),
-  (r'\\varnothing(?![a-zA-Z])', r'\\emptyset '), (r'\\lbrace(?![a-zA-Z])', r'\\{'),
-  (r'\\rbrace(?![a-zA-Z])', r'\\}'),
-  (r'\\%', '%'), (r'\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])', ' degree '),
+  (r'\\(?:leq|leqslant)(?![a-zA-Z])|<=', r'\\le '), (r'\\(?:geq|geqslant)(?![a-zA-Z])|>=', r'\\ge '),
+  (r'\\neq(?![a-zA-Z])|!=', r'\\ne '), (r'\\varnothing(?![a-zA-Z])', r'\\emptyset '),
+  (r'\\lbrace(?![a-zA-Z])', r'\\{'), (r'\\rbrace(?![a-zA-Z])', r'\\}'), (r'\\%', '%'),
+  (r'\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])', ' degree '),
   # Formulas without LaTeX.
   (r'\*\*', '^'),
   (r'(?<![\d.])(\d+(?:\.\d+)?|\.\d+)\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*([+-]?\d+)\s*\}?',
    r'\1\\times10^{\2}'),
   (r'(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d+)(?![\w.])', r'\1\\times10^{\2}'),
-  (r'\^\s*\(([^()]*)\)', r'^{\1}'),
-  (r'\^\s*(-?\d+)', r'^{\1}'),
-  (r'(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'),
-  (r'(?<![\\a-zA-Z])sqrt\s*(\d+)', r'\\sqrt{\1}'),
+  (r'\^\s*\(([^()]*)\)', r'^{\1}'), (r'\^\s*(-?\d+)', r'^{\1}'),
+  (r'(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'(?<![\\a-zA-Z])sqrt\s*(\d+)', r'\\sqrt{\1}'),
   (r'√\s*\(([^()]*)\)', r'\\sqrt{\1}'), (r'√\s*(\w+)', r'\\sqrt{\1}'),
-  (r'(?<![\\a-zA-Z])pi\b', r'\\pi '),
-  (r'(?<![\\a-zA-Z])(?:infinity|inf|oo)\b', r'\\infty '),
-  (r'(?<![\\a-zA-Z])(sin|cos|tan|ln|log)\b', r'\\\1 '),
-  (r'\*', r'\\cdot '),
+  (r'(?<![\\a-zA-Z])pi\b', r'\\pi '), (r'(?<![\\a-zA-Z])(?:infinity|inf|oo)\b', r'\\infty '),
+  (r'(?<![\\a-zA-Z])(sin|cos|tan|ln|log)\b', r'\\\1 '), (r'\*', r'\\cdot '),
   # Arguments without braces.
   (r'\\frac\s*(\d)\s*(\d)', r'\\frac{\1}{\2}'), (r'\\frac\s*(\d)\s*\{', r'\\frac{\1}{'),
   (r'\\sqrt\s*(\w)', r'\\sqrt{\1}'),
@@ -151,10 +135,7 @@ _REWRITES = [(re.compile(pattern), to) for pattern, to in (
   (r'(?<![\w.}])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])', r'\1\\frac{\2}{\3}'),
   (r'(?<![\w.}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}', r'(\1+\\frac{\2}{\3})'),
   (r'(?<![\w.])(\d+)\s+and\s+\(?(\d+)\s*/\s*(\d+)\)?', r'(\1+\\frac{\2}{\3})'),
-  (r'(?<![\d.,])(?<!\d )0+(?=\d)', ''),
-  (r'\s+', ' '),
-)]
-_THOUSANDS = re.compile(r'[+-]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?')
+  (r'(?<![\d.,])(?<!\d )0+(?=\d)', ''), (r'\s+', ' '))]
 
 # Texts that a process keeps normalised and parsed: the rollouts of a task share its reference, and often an answer.
 _KEPT = 4096
@@ -173,7 +154,7 @@ def normal(text: str) -> tuple[str, str]:
   for pattern, to in _REWRITES:
     text = pattern.sub(to, text)
   text, unit = _split_unit(_trim(text))
-  if re.fullmatch(_THOUSANDS, text):
+  if re.fullmatch(r'[+-]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?', text):  # groups of thousands
     text = re.sub('[, ]', '', text)
   text = re.sub(r'^\(([A-Z])\)$', r'\1', text)
   return text, unit or ('dollar' if money else '')
@@ -181,8 +162,7 @@ def normal(text: str) -> tuple[str, str]:
 
 def _split_unit(text: str) -> tuple[str, str]:
   """A quantity, and its unit or ''; words after a quantity that are not a known unit are dropped."""
-  found = re.fullmatch(r"(.*[\d})])\s*%", text)
-  if found:
+  if found := re.fullmatch(r'(.*[\d})])\s*%', text):
     return found[1].strip(), '%'
   found = re.fullmatch(
       r'([^a-zA-Z]*\d|.*[\d})](?=\s)|[^a-zA-Z]*\\(?:frac|sqrt)\{.*\}|.*\\pi(?=\s))\s*'
@@ -252,21 +232,16 @@ def _same(a: str, b: str) -> bool:
     if len(kinds) > 1 and kinds not in ({'', '{}'}, {'', '()'}):
       return False
     if kinds <= {'', '{}', 'cup'}:
-      return _cover(parts_a, parts_b) and _cover(parts_b, parts_a)
+      return (all(any(_same(x, y) for y in parts_b) for x in parts_a)
+              and all(any(_same(y, x) for x in parts_a) for y in parts_b))
     return len(parts_a) == len(parts_b) and all(map(_same, parts_a, parts_b))
   if (split_a or split_b) and not _RELATION.search(a + b):
-    one, kind = (a, split_b) if split_b else (b, split_a)
-    # A set of one element may be written without brackets.
-    return kind[0] in ('{}', '') and len(kind[1]) == 1 and _same(one, kind[1][0])
+    one, (kind, parts) = (a, split_b) if split_b else (b, split_a)
+    return kind == '{}' and len(parts) == 1 and _same(one, parts[0])  # a set of one element needs no brackets
   return _same_formula(a, b)
 
 
 _RELATION = re.compile(r'[<>=]|\\(?:le|ge|ne|lt|gt|in|pm|emptyset)(?![a-zA-Z])')
-
-
-def _cover(some: list[str], others: list[str]) -> bool:
-  """Whether each of some is among the others."""
-  return all(any(_same(x, y) for y in others) for x in some)
 
 
 def _split_base(text: str) -> tuple[str, str]:
@@ -293,47 +268,37 @@ def _split(text: str) -> tuple[str, list[str]] | None:
   """
   if re.search(r'\\begin\b', text):
     return None
-  parts = _split_at(text, re.compile(r'\\cup(?![a-zA-Z])|\bU\b'))
-  if len(parts) > 1:
-    return 'cup', parts
-  parts = _split_at(text, re.compile(r',(?:\s*(?:and|or)\b)?|;|(?<=\s)(?:and|or)\b'))
-  if len(parts) > 1:
-    return '', parts
-  found = re.fullmatch(r'(\\\{|[(\[])(.*?)(\\\}|[)\]])', text.strip(), re.DOTALL)
-  if found:
-    parts = _split_at(found[2], re.compile('[,;]'))
+  for kind, separator in ('cup', r'\\cup(?![a-zA-Z])|\bU\b'), ('', r',(?:\s*(?:and|or)\b)?|;|(?<=\s)(?:and|or)\b'):
+    parts = _split_at(text, separator)
+    if len(parts) > 1:
+      return kind, parts
+  if found := re.fullmatch(r'(\\\{|[(\[])(.*?)(\\\}|[)\]])', text.strip(), re.DOTALL):
+    parts = _split_at(found[2], '[,;]')
     if len(parts) > 1 or found[1] == '\\{':
       return found[1].removeprefix('\\') + found[3].removeprefix('\\'), parts
   return None
 
 
-# What a bracket adds to the depth of nesting.
-_DEPTH = {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}
+_DEPTH = {'(': 1, '[': 1, '{': 1, ')': -1, ']': -1, '}': -1}  # of nesting
 
 
-def _split_at(text: str, separator: re.Pattern[str]) -> list[str]:
-  """The parts between separators that stand outside of brackets; [text] if brackets do not match."""
-  parts, start, depth, i = [], 0, 0, 0
-  while i < len(text):
-    found = separator.match(text, i) if depth == 0 else None
-    if found and found.end() > i:
-      parts.append(text[start:i].strip())
-      start = i = found.end()
-      continue
-    depth += _DEPTH.get(text[i], 0)
+def _split_at(text: str, separator: str) -> list[str]:
+  """The parts between matches of a regex outside of brackets; [text] if brackets do not match."""
+  parts, start, depth = [], 0, 0
+  for token in re.finditer(rf'{separator}|[][(){{}}]', text):
+    depth += _DEPTH.get(token[0], 0)
     if depth < 0:
       return [text]
-    i += 1
+    if depth == 0 and token[0] not in _DEPTH:
+      parts.append(text[start:token.start()].strip())
+      start = token.end()
   return [*parts, text[start:].strip()] if depth == 0 else [text]
 
 
 def _is_huge(text: str) -> bool:
   """Whether parsing the text could take long."""
-  depth = most = 0
-  for character in text:
-    depth += _DEPTH.get(character, 0)
-    most = max(most, depth)
-  return len(text) > _MOST_CHARACTERS or most > _MOST_NESTING or not text.isprintable()
+  nesting = max(itertools.accumulate(_DEPTH.get(character, 0) for character in text), default=0)
+  return len(text) > _MOST_CHARACTERS or nesting > _MOST_NESTING or not text.isprintable()
 
 
 @functools.lru_cache(_KEPT)
@@ -401,18 +366,16 @@ def _same_number(x: Any, y: Any, a: str, b: str) -> bool:
   apart = abs(x - y)
   if not exact and apart <= 1e-25 * abs(y):
     return True
-  places = [decimal for decimal in (re.fullmatch(r'-?(\d*)\.(\d+)', z) for z in (a, b)) if decimal]
-  return len(places) == 1 and len((places[0][1] + places[0][2]).lstrip('0')) >= 6 and bool(
-      apart <= 10.0 ** -len(places[0][2]))
+  decimals = [found for found in (re.fullmatch(r'-?(\d*)\.(\d+)', z) for z in (a, b)) if found]
+  if len(decimals) != 1:
+    return False
+  whole, places = decimals[0].groups()
+  return len((whole + places).lstrip('0')) >= 6 and bool(apart <= 10.0 ** -len(places))
 
 
 def canonical(answer: str) -> str | None:
-  """A text that equal answers share; None for an empty answer.
-
-  Answers whose equality only `same` can tell have different texts: 0.333333 and 1/3, or two forms of an equation.
-  """
-  text, _ = normal(answer)
-  return _canonical(text) or None
+  """A text that equal answers share, unless only `same` can tell (0.333333 and 1/3); None for an empty answer."""
+  return _canonical(normal(answer)[0]) or None
 
 
 def _canonical(text: str) -> str:
@@ -423,10 +386,9 @@ def _canonical(text: str) -> str:
   if split:
     kind, parts = split[0], [_canonical(part) for part in split[1]]
     if kind in ('', '{}', 'cup'):
-      parts = sorted(set(parts))
+      kind, parts = kind or '{}', sorted(set(parts))
       if len(parts) == 1:
         return parts[0]
-      kind = '{}' if kind == '' else kind
     return f'{kind}: {", ".join(parts)}'
   try:
     import sympy

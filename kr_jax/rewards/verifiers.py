@@ -1,20 +1,9 @@
 """Verifiers: whether a completion is right, what it answers, and the reward that it earns.
 
-A verifier takes (completion, task) and returns whether the completion is right; or (right, reward), where the
-policy is to learn from another reward than 1.0 and 0.0. Success rates count right completions, whatever their
-rewards are. A task may name its verifier; a task that names none has the verifier of the config. A name is a key of
-VERIFIERS, or 'module:function', a function of the user.
+README.md says what a verifier and an extraction of answers are. An extraction may read the form of the task's answer,
+such as its length, but the extracted answer must not depend on which answer is right.
 
-A verifier may have an extraction in ANSWERS, which returns the answer of a completion: a majority vote counts
-completions of a task with equal answers together. An extraction takes (completion, task) too. It may read the form
-of the task's answer, such as its length, but the extracted answer must not depend on which answer is right. Tasks
-whose verifier has no extraction have no majority vote.
-
-Rewards may be shaped, verdicts never:
-
-    reward = the verifier's reward + format_weight [the completion matches format] + overlong(length)
-
-`overlong` of the rollout's length is in kr_jax/rewards/workers.py.
+    reward = the verifier's reward + format_weight [the completion matches format] + overlong(length)  (workers.py)
 
 Imports nothing heavy: worker processes load this module at every start.
 """
@@ -49,7 +38,7 @@ def last_characters(completion: str, task: Task) -> str | None:
 
 
 def mathematics(completion: str, task: Task) -> bool:
-  """Whether the marked answer is the same mathematical object as the task's answer (kr_jax/rewards/answers.py)."""
+  """Whether the marked answer is the same mathematical object as the task's answer (answers.py)."""
   answer = answers.extract(completion)
   return answer is not None and answers.same(answer, task.answer)
 
@@ -74,9 +63,7 @@ def choice_answer(completion: str, task: Task) -> str | None:
   return answers.letter(answer) if answer else None
 
 
-# A scorer belongs to the process and lives as long: some read files for 0.3 s when they are made. There are as many
-# at most as reasoning-gym has datasets.
-@functools.cache
+@functools.cache  # some scorers read files for 0.3 s when they are made; there are only as many as datasets
 def _scorer(dataset: str) -> Callable[[str, dict], float]:
   import reasoning_gym  # here, as the import takes seconds
   return reasoning_gym.get_score_answer_fn(dataset)
@@ -85,19 +72,15 @@ def _scorer(dataset: str) -> Callable[[str, dict], float]:
 def reasoning_gym_score(completion: str, task: Task) -> tuple[bool, float]:
   """The verdict and the score, in 0..1, of the scorer of reasoning-gym that task.info names.
 
-  task.info is JSON: {"dataset": its name in reasoning-gym, "entry": {"answer", "metadata", ...}}, in which
-  {"tuple": [...]} stands for a tuple. A completion is right if its score is 1. The score is 0 where the scorer
-  raises, or returns a number outside 0..1.
-
-  Raises:
-    ValueError: task.info is not of that form.
+  task.info is JSON (else ValueError is raised): {"dataset": its name, "entry": {"answer", "metadata", ...}}, in which
+  {"tuple": [...]} stands for a tuple. The score is 0 where the scorer raises, or returns a number outside 0..1.
   """
   try:
     info = json.loads(task.info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)
     dataset, entry = info['dataset'], info['entry']
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'the info {task.info!r} of {task.id} is not JSON with "dataset" and "entry", as '
-                     'the verifier reasoning_gym needs it') from error
+    raise ValueError(f'the info {task.info!r} of {task.id} is not JSON with "dataset" and "entry", as the verifier '
+                     'reasoning_gym needs it') from error
   score_answer = _scorer(dataset)
   try:
     score = float(score_answer(reasoning_gym_answer(completion, task), entry))
@@ -119,13 +102,10 @@ def reasoning_gym_answer(completion: str, task: Task) -> str | None:
 
 VERIFIERS: dict[str, Verifier] = {
     'ends_with': ends_with, 'math': mathematics, 'choice': choice, 'reasoning_gym': reasoning_gym}
-# The extraction of a verifier.
 ANSWERS: dict[str, Extraction] = {
     'ends_with': last_characters, 'math': math_answer, 'choice': choice_answer, 'reasoning_gym': reasoning_gym_answer}
-# Replaces the verifier if rewards.partial_credit is set.
-PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': reasoning_gym_score}
-# The package that a verifier imports when it is called first.
-_PACKAGES = {'math': 'math_verify', 'reasoning_gym': 'reasoning_gym'}
+PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': reasoning_gym_score}  # instead, if rewards.partial_credit
+_PACKAGES = {'math': 'math_verify', 'reasoning_gym': 'reasoning_gym'}  # imported by the first call of a verifier
 
 
 @knobs.section
@@ -139,43 +119,36 @@ def check(config: Config, completion_length: int) -> None:
   """Raises ValueError for an unknown verifier, and for a length_buffer above completion_length."""
   check_name(config.verifier, 'rewards.verifier')
   if config.length_buffer > completion_length:
-    raise ValueError(f'rewards.length_buffer={config.length_buffer} is not in 0..'
-                     f'sample.completion_length={completion_length}')
+    raise ValueError(
+        f'rewards.length_buffer={config.length_buffer} is not in 0..sample.completion_length={completion_length}')
 
 
 def check_name(verifier: str | Verifier, whose: str) -> None:
   """Raises ValueError for an unknown verifier, or one whose package is missing. whose: what the error names."""
   if verifier == 'reasoning_gym' and importlib.util.find_spec('reasoning_gym') is None:
     raise ValueError(f"{whose}='reasoning_gym' needs a package: pip install 'kr_jax[data]'")
-  if not isinstance(verifier, str) or verifier in VERIFIERS:
-    return
-  if not re.fullmatch(r'\w+(?:\.\w+)*:\w+', verifier):
+  if is_imported(verifier) and not re.fullmatch(r'\w+(?:\.\w+)*:\w+', verifier):
     raise ValueError(f"{whose}={verifier!r} is not one of {sorted(VERIFIERS)}, nor 'module:function'")
 
 
 def names(tasks: Iterable[Task], config: Config) -> list[str | Verifier]:
   """The verifiers of tasks, each once. Raises ValueError for an unknown one."""
-  found = {}
+  first = {}  # the first task of each
   for task in tasks:
-    name = task.verifier or config.verifier
-    if name not in found:
-      check_name(name, f'the verifier of {task.id}')
-    found[name] = None
-  return list(found)
+    first.setdefault(task.verifier or config.verifier, task.id)
+  for name, task_id in first.items():
+    check_name(name, f'the verifier of {task_id}')
+  return list(first)
 
 
 def find(verifier: str | Verifier, partial_credit: bool = False) -> Verifier:
-  """The function of a verifier. Raises ValueError for an unknown name.
-
-  The module of 'module:function' is imported when the function is called first, so that only worker processes
-  import it.
-  """
-  if not isinstance(verifier, str):
-    return verifier
+  """The function of a verifier; 'module:function' is imported when it is called, so in worker processes only."""
   check_name(verifier, 'rewards.verifier')
+  if is_imported(verifier):
+    return functools.partial(_import_and_call, verifier)
   if partial_credit and verifier in PARTIAL_CREDIT:
     return PARTIAL_CREDIT[verifier]
-  return VERIFIERS[verifier] if verifier in VERIFIERS else functools.partial(_import_and_call, verifier)
+  return VERIFIERS.get(verifier, verifier)
 
 
 def is_imported(verifier: str | Verifier) -> bool:
@@ -184,16 +157,13 @@ def is_imported(verifier: str | Verifier) -> bool:
 
 
 def import_function(name: str) -> Verifier:
-  """The function of 'module:function'.
-
-  Raises ValueError where the module or the function is not found, or the function does not take two arguments.
-  """
+  """The function of 'module:function'. Raises ValueError if it is not found or does not take two arguments."""
   module, _, function = name.partition(':')
   try:
     found = getattr(importlib.import_module(module), function)
   except Exception as error:
-    raise ValueError(f'rewards.verifier={name!r} cannot be imported: {error!r}; it must be '
-                     "'module:function', the module importable from where the run starts") from error
+    raise ValueError(f"rewards.verifier={name!r} cannot be imported: {error!r}; it must be 'module:function', the "
+                     'module importable from where the run starts') from error
   try:
     inspect.signature(found).bind('', None)
   except (TypeError, ValueError) as error:
@@ -207,20 +177,12 @@ def _import_and_call(name: str, completion: str, task: Task) -> bool | tuple[boo
 
 def modules(verifiers: Iterable[str | Verifier]) -> list[str]:
   """The modules that the verifiers import when they are called first."""
-  found = []
-  for name in verifiers:
-    if name in _PACKAGES:
-      found.append(_PACKAGES[name])
-    elif is_imported(name):
-      found.append(name.partition(':')[0])
-  return found
+  return [_PACKAGES.get(name) or name.partition(':')[0] for name in verifiers
+          if name in _PACKAGES or is_imported(name)]
 
 
 def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> tuple[bool, float]:
-  """The verdict on a completion, and its reward without the part that depends on the length.
-
-  Raises ValueError if the reward is not finite, and whatever the verifier raises.
-  """
+  """The verdict on a completion, and its reward without `overlong`. Raises ValueError if this is not finite."""
   text = _read(config.pattern, completion)
   outcome = verifier(text, task) if text is not None else False
   verdict, reward = outcome if isinstance(outcome, tuple) else (outcome, bool(outcome))
@@ -232,10 +194,7 @@ def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> t
 
 
 def answer(extraction: Extraction, config: Config, completion: str, task: Task) -> str | None:
-  """The answer of a completion; None: it has none.
-
-  Raises TypeError if the answer is neither a text nor None, and whatever the extraction raises.
-  """
+  """The answer of a completion; None: it has none. Raises TypeError if it is neither a text nor None."""
   text = _read(config.pattern, completion)
   extracted = extraction(text, task) if text is not None else None
   if not isinstance(extracted, (str, type(None))):
@@ -244,15 +203,10 @@ def answer(extraction: Extraction, config: Config, completion: str, task: Task) 
 
 
 def _read(pattern: str, completion: str) -> str | None:
-  """The part of a completion that verifiers read: the last match of the pattern, or its group 1 if it has groups.
-
-  All of the completion without a pattern; None where the pattern is not found.
-  """
+  """What verifiers read: the last match of the pattern, or its group 1 if it has groups; None: it is not found."""
   if not pattern:
     return completion
-  match = None
-  for match in re.finditer(pattern, completion):
-    pass
-  if match is None:
+  matches = [*re.finditer(pattern, completion)]
+  if not matches:
     return None
-  return (match[1] or '') if match.re.groups else match[0]
+  return (matches[-1][1] or '') if matches[-1].re.groups else matches[-1][0]

@@ -1,23 +1,18 @@
 """Verdicts and answers of a step's completions, from worker processes with limits of time and memory.
 
-A verifier runs on text that a policy wrote, so it may hang, raise, die or fill the memory. Verifiers run in processes
-that are killed at the time limit, are refused memory beyond the memory limit, and are started again. A completion
-whose verifier did not finish is wrong, earns 0.0 and is counted. A verifier that raises on every completion is a
-bug, not a verdict: then the step fails with its error. Extractions of answers run in the same way; a completion
-whose extraction did not finish has no answer.
-
-The length of a rollout may shape its reward:
+A process is killed at the time limit, is refused memory beyond the memory limit, and is started again. A verifier
+that raises on every completion is a bug, not a verdict: then the step fails with its error.
 
     overlong(length) = clip((C - length_buffer - length) / length_buffer, -1, 0)
 
-This is the soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13; C is the completion length at which the
-sampler cuts, so no length is beyond C.
+is added to rewards: the soft overlong punishment of DAPO, arXiv 2503.14476, eq. 13; no length is beyond C.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError  # what pebble raises
+import contextlib
 import functools
 import importlib
 import math
@@ -31,8 +26,7 @@ import numpy as np
 import pebble
 
 from kr_jax.rewards import verifiers as verifiers_lib
-from kr_jax.rewards.verifiers import Config
-from kr_jax.rewards.verifiers import Verifier
+from kr_jax.rewards.verifiers import Config, Verifier
 from kr_jax.types import Task
 
 
@@ -53,8 +47,7 @@ class Answers(NamedTuple):
   errors: int  # extractions that raised or died
 
 
-# What a process computes: a verdict with its reward, or an answer.
-_Function = Callable[[str, Task], Any]
+_Function = Callable[[str, Task], Any]  # what a process computes: a verdict with its reward, or an answer
 
 
 class _Pair(NamedTuple):
@@ -69,17 +62,15 @@ class _Outcome(NamedTuple):
   """What a function returned on a pair, or why it returned nothing."""
 
   value: Any = None
-  # Its traceback, as not every exception can be pickled; TimeoutError; or pebble.ProcessExpired, the process died.
+  # A traceback, as not every exception can be pickled; TimeoutError; or pebble.ProcessExpired: the process died.
   failure: str | Exception | None = None
 
 
 def _start_process(modules: Sequence[str], memory_mb: int) -> None:
   """Imports the verifiers' modules, then limits the memory."""
   for module in modules:
-    try:
+    with contextlib.suppress(Exception):  # the verifier raises it again when it is called, which can say so
       importlib.import_module(module)
-    except Exception:  # the verifier raises it again when it is called, which can say so
-      pass
   if sys.platform == 'linux':  # elsewhere this limit is not kept
     with open('/proc/self/statm') as file:
       used = int(file.read().split()[0]) * resource.getpagesize()
@@ -98,7 +89,7 @@ def _apply(function: _Function, pairs: Sequence[_Pair]) -> list[_Outcome]:
   return outcomes
 
 
-class Workers:
+class Workers(contextlib.AbstractContextManager):
   """A pool of verifier processes; close it, or use it as a context.
 
   Args:
@@ -106,14 +97,14 @@ class Workers:
     completion_length: C, tokens at which a completion is cut; config.length_buffer needs it.
 
   Raises:
-    ValueError: a knob out of its range, or a function of the user that cannot be imported or called.
+    ValueError: an unknown verifier, a length_buffer above C, or a function that cannot be imported or called.
   """
 
   def __init__(self, config: Config, *, verifiers: Iterable[str | Verifier] = (), completion_length: int = 0):
     verifiers_lib.check(config, completion_length)
     self._config, self._completion_length = config, completion_length
-    self._verifiers = {name: verifiers_lib.find(name, config.partial_credit)
-                       for name in (config.verifier, *verifiers)}
+    names = (config.verifier, *verifiers)
+    self._verifiers = {name: verifiers_lib.find(name, config.partial_credit) for name in names}
     self._start()
     try:
       for name in filter(verifiers_lib.is_imported, self._verifiers):
@@ -121,9 +112,6 @@ class Workers:
     except BaseException:
       self.close()
       raise
-
-  def __enter__(self) -> Workers:
-    return self
 
   def __exit__(self, *_) -> None:
     self.close()
@@ -163,20 +151,14 @@ class Workers:
       remaining = [i for i in remaining if not isinstance(results[i], (list, TimeoutError))]
     return results
 
-  def _chunks(self, pairs: Sequence[_Pair]) -> list[list[_Pair]]:
-    """Pairs of one verifier side by side, eight chunks a process or a few more."""
-    size = max(1, math.ceil(len(pairs) / (8 * self._config.workers)))
-    chunks = []
-    for name in dict.fromkeys(pair.verifier for pair in pairs):
-      of_name = [pair for pair in pairs if pair.verifier == name]
-      chunks += [of_name[i:i + size] for i in range(0, len(of_name), size)]
-    return chunks
-
-  def _outcomes(self, functions: dict[str | Verifier, _Function], pairs: Sequence[_Pair]
-                ) -> dict[_Pair, _Outcome]:
+  def _outcomes(self, functions: dict[str | Verifier, _Function], pairs: Sequence[_Pair]) -> dict[_Pair, _Outcome]:
     """The outcome of each pair, in their order."""
+    by_verifier = {}
+    for pair in pairs:
+      by_verifier.setdefault(pair.verifier, []).append(pair)
+    size = max(1, math.ceil(len(pairs) / (8 * self._config.workers)))  # eight chunks a process, or a few more
+    chunks = [some[i:i + size] for some in by_verifier.values() for i in range(0, len(some), size)]
     outcomes = {}
-    chunks = self._chunks(pairs)
     for chunk, result in zip(chunks, self._run([(functions[chunk[0].verifier], chunk) for chunk in chunks])):
       if isinstance(result, list):
         outcomes.update(zip(chunk, result))
@@ -188,16 +170,9 @@ class Workers:
 
   def _map(self, functions: dict[str | Verifier, _Function], what: str, completion_R: Sequence[str],
            task_R: Sequence[Task]) -> tuple[list[Any], int, int]:
-    """Applies the function of its verifier to each completion.
+    """The values of the functions on completions, None where there is none; the numbers of timeouts and of errors.
 
-    Args:
-      what: what an error calls the functions.
-
-    Returns:
-      Values, None where there is none; the number of timeouts; the number of errors.
-
-    Raises:
-      RuntimeError: a function raised on every completion that it read.
+    what: what an error calls the functions. Raises RuntimeError if one raised on every completion that it read.
     """
     pair_R = [_Pair(task.verifier or self._config.verifier, completion, task)
               for completion, task in zip(completion_R, task_R, strict=True)]
@@ -212,16 +187,11 @@ class Workers:
     timeouts = sum(isinstance(failure, TimeoutError) for failure in failures)
     return [outcome.value for outcome in outcome_R], timeouts, len(failures) - timeouts
 
-  def score(self, completion_R: Sequence[str], task_R: Sequence[Task],
-            length_R: np.ndarray | None = None) -> Scores:
+  def score(self, completion_R: Sequence[str], task_R: Sequence[Task], length_R: np.ndarray | None = None) -> Scores:
     """Scores R completions, each against its task; equal completions of a task share one verdict.
 
-    Args:
-      length_R: tokens of each completion, for `overlong`; None: rewards without it.
-
-    Raises:
-      ValueError: unequal numbers of completions and tasks, or a verifier that this pool was not made with.
-      RuntimeError: a verifier raised on every completion.
+    length_R: tokens of each completion, for `overlong`; None: rewards without it. Raises ValueError for a verifier
+    that this pool was not made with, RuntimeError if a verifier raised on every completion.
     """
     functions = {name: functools.partial(verifiers_lib.verify, verifier, self._config)
                  for name, verifier in self._verifiers.items()}
@@ -235,9 +205,7 @@ class Workers:
   def answers(self, completion_R: Sequence[str], task_R: Sequence[Task]) -> Answers:
     """The answers of R completions, by the extractions of their verifiers in ANSWERS.
 
-    Raises:
-      ValueError: a verifier has no extraction.
-      RuntimeError: an extraction raised on every completion.
+    Raises ValueError for a verifier without one, RuntimeError if an extraction raised on every completion.
     """
     extractions = verifiers_lib.ANSWERS
     functions = {name: functools.partial(verifiers_lib.answer, extractions[name], self._config)
@@ -249,7 +217,7 @@ class Workers:
 
 
 def _check_import(name: str) -> None:
-  verifiers_lib.import_function(name)
+  verifiers_lib.import_function(name)  # not returned: its pickle would import the module in this process too
 
 
 def _check_some_work(outcomes: dict[_Pair, _Outcome], what: str) -> None:
@@ -266,15 +234,7 @@ def _check_some_work(outcomes: dict[_Pair, _Outcome], what: str) -> None:
 
 
 def overlong(length_R: np.ndarray, completion_length: int, buffer: int) -> np.ndarray:
-  """What the length adds to rewards: 0 up to completion_length - buffer tokens, then linearly to -1.
-
-  Args:
-    length_R: tokens, 0..completion_length.
-    buffer: tokens over which the reward falls; 0: it never falls.
-
-  Returns:
-    float32 [R].
-  """
+  """What lengths, in tokens, add to rewards by the formula above, float32 [R]; buffer: in tokens, 0 adds nothing."""
   if not buffer:
     return np.zeros(len(length_R), np.float32)
   return np.clip((completion_length - buffer - np.asarray(length_R)) / buffer, -1, 0).astype(np.float32)

@@ -85,7 +85,7 @@ def test_learning_command(tmp_path, capsys):
 
 @pytest.mark.parametrize('argv, named', [
     (('static', '--populations', 'no.json'), 'error: --populations no.json: No such file'),
-    (('static', '--low', '0'), 'error: --low=0 must be at least 1'),
+    (('static', '--low', '0'), 'error: low=0 (least rollouts that a task gets) must be at least 1'),
     (('learning', '--method', 'mine'), "error: --method 'mine' is not"),
 ])
 def test_bad_flags_are_short_errors(tmp_path, argv, named):
