@@ -40,9 +40,6 @@ REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,  # keeps the layer's input alone
 }
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': functools.partial(jax.nn.gelu, approximate=True)}
-# The axes that each matrix of a layer reads and those that it writes: q_DNH, with the adapter q_lora_DA, q_lora_ANH.
-_AXES = {'q': ('D', 'NH'), 'k': ('D', 'KH'), 'v': ('D', 'KH'), 'o': ('NH', 'D'), 'gate': ('D', 'F'), 'up': ('D', 'F'),
-         'down': ('F', 'D')}
 
 
 @knobs.section
@@ -137,11 +134,15 @@ class Block(nnx.Module):
       self.q_bias_NH, self.k_bias_KH, self.v_bias_KH = zeros(N, H), zeros(K, H), zeros(K, H)
     if c.qk_norm:
       self.q_norm_H, self.k_norm_H = norm(H), norm(H)
-    for name, (i, o) in _AXES.items() if A else ():
-      shape = getattr(self, f'{name}_{i}{o}').shape
-      read, written = shape[:len(i)], shape[len(i):]
-      setattr(self, f'{name}_lora_{i}A', _normal(rngs, (*read, A), math.prod(read) ** -0.5))
-      setattr(self, f'{name}_lora_A{o}', zeros(A, *written))
+    adapter = lambda i, o: (
+        (_normal(rngs, (*i, A), math.prod(i) ** -0.5), zeros(A, *o)) if c.lora_rank else (None, None))
+    self.q_lora_DA, self.q_lora_ANH = adapter((D,), (N, H))
+    self.k_lora_DA, self.k_lora_AKH = adapter((D,), (K, H))
+    self.v_lora_DA, self.v_lora_AKH = adapter((D,), (K, H))
+    self.o_lora_NHA, self.o_lora_AD = adapter((N, H), (D,))
+    self.gate_lora_DA, self.gate_lora_AF = adapter((D,), (F,))
+    self.up_lora_DA, self.up_lora_AF = adapter((D,), (F,))
+    self.down_lora_FA, self.down_lora_AD = adapter((F,), (D,))
 
   def cast(self, weight: nnx.Param) -> Array:
     """A weight in the dtype of the computation."""
@@ -150,19 +151,19 @@ class Block(nnx.Module):
   def _norm(self, x: Array, norm: nnx.Param) -> Array:
     return _rmsnorm(x, _norm_scale(self.c, norm[...]), self.c.norm_eps)
 
-  def _product(self, name: str, x: Array) -> Array:
-    """x [B, T, *i] times a matrix [*i, *o], by its name in _AXES, and times its adapter."""
-    i, o = _AXES[name]
-    matrix = lambda axes: self.cast(getattr(self, f'{name}_{axes}'))
-    y = _times(x, matrix(i + o), i, o)
+  def _product(self, i: str, o: str, x: Array, matrix: nnx.Param, down: nnx.Param | None, up: nnx.Param | None
+               ) -> Array:
+    """x [B, T, *i] times a matrix [*i, *o], and times its adapter of two matrices; i and o are letters."""
+    y = _times(x, self.cast(matrix), i, o)
     if self.c.lora_rank:
-      adapted = _times(_times(x, matrix(f'lora_{i}A'), i, 'A'), matrix(f'lora_A{o}'), 'A', o)
-      y += self.c.lora_alpha / self.c.lora_rank * adapted
+      y += self.c.lora_alpha / self.c.lora_rank * _times(_times(x, self.cast(down), i, 'a'), self.cast(up), 'a', o)
     return checkpoint_name(y, 'product')
 
   def qkv_products(self, h_BTD: Array) -> tuple[Array, Array, Array]:
     """Products with the matrices of queries, keys and values."""
-    return self._product('q', h_BTD), self._product('k', h_BTD), self._product('v', h_BTD)
+    return (self._product('d', 'nh', h_BTD, self.q_DNH, self.q_lora_DA, self.q_lora_ANH),
+            self._product('d', 'kh', h_BTD, self.k_DKH, self.k_lora_DA, self.k_lora_AKH),
+            self._product('d', 'kh', h_BTD, self.v_DKH, self.v_lora_DA, self.v_lora_AKH))
 
   def qkv(self, x_BTD: Array, table: attention.RopeTable) -> tuple[Array, Array, Array]:
     """Queries, keys and values of the layer's input: q_BTNH, k_BTKH, v_BTKH."""
@@ -181,20 +182,22 @@ class Block(nnx.Module):
   def add(self, x_BTD: Array, context_BTNH: Array) -> Array:
     """The layer's output, from its input and the context that attention read."""
     c = self.c
-    attended_BTD = self._product('o', context_BTNH)
+    attended_BTD = self._product('nh', 'd', context_BTNH, self.o_NHD, self.o_lora_NHA, self.o_lora_AD)
     if c.post_norms:
       attended_BTD = self._norm(attended_BTD, self.attention_post_norm_D)
     x_BTD += attended_BTD
     h_BTD = self._norm(x_BTD, self.mlp_norm_D)
+    gate_BTF = self._product('d', 'f', h_BTD, self.gate_DF, self.gate_lora_DA, self.gate_lora_AF)
+    up_BTF = self._product('d', 'f', h_BTD, self.up_DF, self.up_lora_DA, self.up_lora_AF)
     # Of the two products nothing but them is kept for the backward pass.
-    down = jax.checkpoint(self._down, prevent_cse=False)
-    mlp_BTD = down(self._product('gate', h_BTD), self._product('up', h_BTD))
+    mlp_BTD = jax.checkpoint(self._down, prevent_cse=False)(gate_BTF, up_BTF)
     if c.post_norms:
       mlp_BTD = self._norm(mlp_BTD, self.mlp_post_norm_D)
     return x_BTD + mlp_BTD
 
   def _down(self, gate_BTF: Array, up_BTF: Array) -> Array:
-    return self._product('down', ACTIVATIONS[self.c.activation](gate_BTF) * up_BTF)
+    h_BTF = ACTIVATIONS[self.c.activation](gate_BTF) * up_BTF
+    return self._product('f', 'd', h_BTF, self.down_FD, self.down_lora_FA, self.down_lora_AD)
 
 
 class Policy(nnx.Module):
@@ -335,10 +338,23 @@ def merge(config: Config, trained: Any, base: Any) -> Any:
   return _merge_adapters(config, trained, base) if config.lora_rank else trained
 
 
+# The two matrices of the adapter of each matrix. The letters of a name are its axes.
+_ADAPTERS = {
+    'q_DNH': ('q_lora_DA', 'q_lora_ANH'),
+    'k_DKH': ('k_lora_DA', 'k_lora_AKH'),
+    'v_DKH': ('v_lora_DA', 'v_lora_AKH'),
+    'o_NHD': ('o_lora_NHA', 'o_lora_AD'),
+    'gate_DF': ('gate_lora_DA', 'gate_lora_AF'),
+    'up_DF': ('up_lora_DA', 'up_lora_AF'),
+    'down_FD': ('down_lora_FA', 'down_lora_AD'),
+}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _merge_adapters(config: Config, trained: Any, base: Any) -> Any:
   merged, adapters = dict(base['layers']), trained['layers']
-  for name, (i, o) in _AXES.items():
-    merged[f'{name}_{i}{o}'] += config.lora_alpha / config.lora_rank * jnp.einsum(
-        f'L{i}A,LA{o}->L{i}{o}', adapters[f'{name}_lora_{i}A'], adapters[f'{name}_lora_A{o}'])
+  letters = lambda name: 'L' + name.rpartition('_')[2]
+  for matrix, (down, up) in _ADAPTERS.items():
+    product = f'{letters(down)},{letters(up)}->{letters(matrix)}'.lower()
+    merged[matrix] += config.lora_alpha / config.lora_rank * jnp.einsum(product, adapters[down], adapters[up])
   return {**base, 'layers': merged}
