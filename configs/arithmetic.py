@@ -3,7 +3,7 @@
     launch/local.sh configs/arithmetic.py
 
 Hardware: 2 CPU cores, 1 GB of memory (0.73 GB resident).
-Time: 4.7 minutes, the minute to install included.
+Time: 2 to 5 minutes, the minute to install included.
 Expect: held-out avg@8 from 0.37-0.43 after the warm start to 0.77-0.90 after step 120 (seeds 0-2).
 """
 
