@@ -46,19 +46,19 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
 
 
 def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: policy.Config,
-        sample_config: sample.Config, config: knobs.WarmStart, sft: update.Config, directory: str, checkpoints: str, *, seed: int,
-        stopping: Callable[[], bool]) -> Any:
-  """Parameters after the stage; from its last checkpoint where it has one.
+        sample_config: sample.Config, config: knobs.WarmStart, update_config: update.Config, directory: str,
+        checkpoints: str, *, seed: int, stopping: Callable[[], bool]) -> Any:
+  """Parameters after the stage, which goes on from its last checkpoint where there is one.
 
   Args:
     params: donated.
-    sft: how an update goes.
-    directory, checkpoints: of its record, and of its checkpoints.
+    directory: where the record of the stage is written.
+    checkpoints: where its checkpoints are.
     seed: of the order of the tasks.
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
   no_stats = estimate.init(1)
-  state = update.init(params, jax.random.key(seed), sft)
+  state = update.init(params, jax.random.key(seed), update_config)
   with checkpoint.Checkpoints(checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)
@@ -68,7 +68,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
       for step in range(first_step, config.num_steps):
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
         rollouts = solutions(tasks_R, tokenizer, sample_config)
-        state, measured = update.sft(state, rollouts, policy_config, sft)
+        state, measured = update.sft(state, rollouts, policy_config, update_config)
         loss = float(measured['loss'])
         writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
         bar.set_postfix(loss=f'{loss:.3f}', refresh=False)

@@ -109,6 +109,14 @@ def _subcommands(module, words):
     yield set(re.findall(r'--(\w+)', done.stdout))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('line', [line for line in commands() if line.startswith('launch/test.sh') and ' -k ' in line])
+def test_names_of_tests_are_of_some(line):
+  done = subprocess.run([sys.executable, '-m', 'pytest', '--collect-only', '-q', *shlex.split(line)[1:]], cwd=ROOT,
+                        text=True, capture_output=True)
+  assert done.returncode == 0, done.stdout[-2000:]
+
+
 def test_links_lead_somewhere():
   for path in READMES:
     for link in re.findall(r'\]\(([^)#]+)\)', path.read_text()):

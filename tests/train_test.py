@@ -239,7 +239,8 @@ def test_a_run_goes_on_on_another_mesh(finished, tmp_path, data_dir):
     assert found[name] == pytest.approx(want[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize('step', [pytest.param(1, marks=exhaustive), pytest.param(2, marks=slow), pytest.param(3, marks=exhaustive)])
+@pytest.mark.parametrize(
+    'step', [pytest.param(1, marks=exhaustive), pytest.param(2, marks=slow), pytest.param(3, marks=exhaustive)])
 def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   with monkeypatch.context() as patch:
     send_sigterm_in(patch, update, 'step', step)

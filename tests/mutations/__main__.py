@@ -70,7 +70,8 @@ def main() -> None:
   with futures.ThreadPoolExecutor(args.jobs) as pool:
     for (number, fault), (caught, seconds, output) in zip(
         chosen.items(), pool.map(is_caught, chosen.values())):
-      print(f'{number:3} {"caught" if caught else "MISSED"} in {seconds:5.1f} s  {fault.file}: {fault.what}', flush=True)
+      verdict = 'caught' if caught else 'MISSED'
+      print(f'{number:3} {verdict} in {seconds:5.1f} s  {fault.file}: {fault.what}', flush=True)
       if not caught:
         missed.append(number)
         print(output[-1500:])
