@@ -93,9 +93,10 @@ def test_the_record_of_a_run(finished):
 def test_each_step_has_noise_of_its_own(tmp_path, data_dir):
   """Of the same policy and the same eight tasks two steps sample other tokens."""
   workdir = run(tmp_path, data_dir, num_steps=2, tasks__train_split='train[:8]', optimizer__learning_rate=0.0,
-                evaluate__every=0)
+                evaluate__every=0, alloc__rule='uniform')
   first, second = (r for r in records(workdir) if 'reward_mean' in r)
-  assert first['tokens_prefilled'] == second['tokens_prefilled'] and first['entropy'] != second['entropy']
+  assert first['tokens_prefilled'] == second['tokens_prefilled']
+  assert abs(first['entropy'] - second['entropy']) > 1e-3  # of the same tokens, in another order, to a rounding
 
 
 @slow
@@ -289,14 +290,16 @@ def test_evaluations_leave_the_training_as_it_is(finished, tmp_path, data_dir, m
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, data_dir, monkeypatch):
+  """In the last step before a checkpoint, whose record would be written after it."""
   original = update.step
 
   def broken(state, *args):
+    step = int(state.step)
     state, measured = original(state, *args)
-    return state, [m | {'loss': m['loss'] * np.nan} for m in measured]
+    return state, [m | {'loss': m['loss'] * (np.nan if step == 1 else 1)} for m in measured]
 
   monkeypatch.setattr(update, 'step', broken)
-  with pytest.raises(FloatingPointError, match='loss is nan at step 0'):
+  with pytest.raises(FloatingPointError, match='loss is nan at step 1'):
     run(tmp_path, data_dir)
   assert not [name for name in os.listdir(tmp_path / 'checkpoints') if name.isdigit()]
 

@@ -10,8 +10,8 @@ a chip. Over a ring of n chips, or between pairs, a chip sends
     collective-permute   its operand
 
 A collective in a loop counts in each turn. The turns are in the text where XLA writes them there, or where the
-condition compares a counter with a constant: so it writes loops of jax.lax.scan, which count from 0 by 1. Another
-loop stands in a jax.named_scope, whose trips the caller gives. Of a conditional the branch that sends most counts.
+condition compares a counter, from 0 on, with a constant: so it writes loops of jax.lax.scan, and those around a ring
+of chips, two steps a turn. Another loop stands in a jax.named_scope, whose trips the caller gives. Of a conditional the branch that sends most counts.
 """
 
 from __future__ import annotations
@@ -230,11 +230,12 @@ class _Counter(NamedTuple):
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.rest):
       return int(known[1])
     made = self.computations[condition]
-    root = next(x for x in made.values() if x.is_root)
+    root = _root(made)
     if root.opcode == 'compare' and 'direction=LT' in root.rest:
       counter, limit = (made[x] for x in root.operands)
       if counter.opcode == 'get-tuple-element' and limit.opcode == 'constant':
-        return int(limit.operands[0])
+        position = int(re.search(r'\bindex=(\d+)', counter.rest)[1])
+        return math.ceil(int(limit.operands[0]) / self._step(body, position))
     path = i.op_name
     if not path:  # the instructions of the body say where it stands
       inside = collections.Counter(
@@ -243,6 +244,23 @@ class _Counter(NamedTuple):
     if not path.endswith('/while'):
       raise ValueError(f'the loop {path or i.name} is none that the program wrote, and its turns are not in the text')
     return flops.loop_trips(path.rpartition('/while/body/')[2], self.trips)
+
+
+  def _step(self, body: str, position: int) -> int:
+    """What a turn adds to the counter at a position of what a loop carries."""
+    made = self.computations[body]
+    counter = made[_root(made).operands[position]]
+    if counter.opcode == 'fusion':
+      made = self.computations[_names(_CALLED, counter.rest)[0]]
+      counter = _root(made)
+    steps = [int(made[x].operands[0]) for x in counter.operands if made[x].opcode == 'constant']
+    if counter.opcode != 'add' or len(steps) != 1:
+      raise ValueError(f'what a turn of {body} adds to its counter, {counter.name}, is no constant')
+    return steps[0]
+
+
+def _root(computation: _Computation) -> _Instruction:
+  return next(i for i in computation.values() if i.is_root)
 
 
 def _groups(rest: str, chips: int) -> list[tuple[int, ...]]:

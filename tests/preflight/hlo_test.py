@@ -28,11 +28,12 @@ def module(main, **computations):
   return '\n'.join(text)
 
 
-def loop(name='loop', *, limit='constant(10)', compare='compare(%i, %n), direction=LT', within=(REDUCE,), rest=''):
+def loop(name='loop', *, limit='constant(10)', compare='compare(%i, %n), direction=LT', within=(REDUCE,), rest='',
+         step='constant(1)'):
   """The lines that run a loop, and the computations that it calls."""
   state = [f'%p = {STATE} parameter(0)', '%i = s32[] get-tuple-element(%p), index=0']
-  body = [*state, '%a = f32[8,32]{1,0} get-tuple-element(%p), index=2', *within, '%one = s32[] constant(1)',
-          '%next = s32[]{:T(128)} add(%i, %one), metadata={op_name="not/a/loop"}',
+  body = [*state, '%a = f32[8,32]{1,0} get-tuple-element(%p), index=2', *within, f'%step = s32[] {step}',
+          '%next = s32[]{:T(128)} add(%i, %step), metadata={op_name="not/a/loop"}',
           f'ROOT %out = {STATE} tuple(%next, %i, /*index=2*/%a)']
   condition = [*state, f'%n = s32[] {limit}', f'ROOT %on = pred[] {compare}']
   lines = ['%a = f32[8,32]{1,0} parameter(0)', '%i = s32[] constant(0)', f'%t = {STATE} tuple(%i, %i, %a)',
@@ -67,6 +68,13 @@ def test_the_turns_of_another_loop_are_not_in_the_text(changed):
   with pytest.raises(ValueError, match='the loop w is none that the program wrote'):
     executions(*loop(**changed))
   assert executions(*loop(**changed, within=[])) == 0  # nobody needs to know
+
+
+def test_a_loop_around_a_ring_takes_two_steps_a_turn():
+  assert executions(*loop(limit='constant(4)', step='constant(2)')) == 2
+  assert executions(*loop(limit='constant(5)', step='constant(2)')) == 3
+  with pytest.raises(ValueError, match='what a turn of loop_body adds to its counter, next, is no constant'):
+    executions(*loop(step='get-tuple-element(%p), index=1'))
 
 
 def test_loops_in_loops_multiply():
