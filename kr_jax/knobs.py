@@ -272,7 +272,7 @@ class Sample(Section):
   top_k: int = knob(0, _UNFILTERED, choices=(0,))
   top_p: float = knob(1.0, _UNFILTERED, choices=(1.0,))
   min_p: float = knob(0.0, _UNFILTERED, choices=(0.0,))
-  stop_strings: tuple = knob((), 'texts that end a completion, beside the stop token')
+  stop_strings: tuple = knob((), 'texts that end a completion, as the stop token does')
   cache: str = knob('', "dtype of cached keys and values; '': that of the computation", choices=('', 'int8'))
 
   def conflicts(self):

@@ -35,11 +35,11 @@ class Task(NamedTuple):
   prompt: str
   answer: str
   difficulty: int
-  solution: str  # a worked completion to imitate; '' where there is none
+  solution: str  # a worked completion, for supervised fine-tuning; '' where there is none
   tokens: tuple[int, ...]  # the prompt's tokens
   source: str = ''  # the dataset it is from
   verifier: str = ''  # in rewards.VERIFIERS, or 'module:function'; '': the config's
-  info: str = ''  # JSON that its verifier needs beside the answer; '': nothing
+  info: str = ''  # JSON that its verifier needs in addition to the answer; '': nothing
 
 
 class Prompts(NamedTuple):

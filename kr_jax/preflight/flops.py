@@ -37,7 +37,7 @@ def count(jaxpr: core.Jaxpr, trips: Mapping[str, float], scopes: str = '') -> fl
 
   Args:
     jaxpr: `jax.jit(f).trace(*args).jaxpr.jaxpr`, traced under jax.set_mesh.
-    trips: turns of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
+    trips: trip count of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
     scopes: those around the jaxpr, since the last loop: 'steps/jvp(layer)'.
 
   Raises:
@@ -48,7 +48,7 @@ def count(jaxpr: core.Jaxpr, trips: Mapping[str, float], scopes: str = '') -> fl
 
 
 def loop_trips(scopes: str, trips: Mapping[str, float]) -> float:
-  """Turns of a loop by the innermost of its scopes that has trips.
+  """Trips of a loop by the innermost of its scopes that has trips.
 
   Args:
     scopes: names with slashes between them, of the scopes since the loop around it: 'steps/transpose(jvp(layer))'.

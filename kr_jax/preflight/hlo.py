@@ -9,9 +9,10 @@ a chip. Over a ring of n chips, or between pairs, a chip sends
     all-to-all           (n - 1) / n of its operand
     collective-permute   its operand
 
-A collective in a loop counts in each turn. The turns are in the text where XLA writes them there, or where the
-condition compares a counter, from 0 on, with a constant: so it writes loops of jax.lax.scan, and those around a ring
-of chips, two steps a turn. Another loop stands in a jax.named_scope, whose trips the caller gives. Of a conditional the branch that sends most counts.
+A collective in a loop counts in each trip. The trip count is in the text where XLA writes it there, or where the
+condition compares a counter, from 0 on, with a constant: so XLA writes loops of jax.lax.scan, and loops around a
+ring of chips, which take two steps a trip. Another loop stands in a jax.named_scope, whose trip count the caller
+gives. Of a conditional the branch that sends most counts.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ def count(text: str, mesh_shape: Mapping[str, int], trips: Mapping[str, float]) 
 
   Args:
     mesh_shape: axes of the mesh that the program was compiled for, in order, with their sizes.
-    trips: turns of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
+    trips: trip count of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
 
   Raises:
-    ValueError: the turns of a loop with collectives are not known, or the mesh is another one.
+    ValueError: the trips of a loop with collectives are not known, or the mesh is another one.
   """
   computations, entry = _parse(text)
   return _Counter(computations, mesh_shape, trips).of_computation(entry, set())
@@ -185,7 +186,7 @@ class _Counter(NamedTuple):
       body, condition = (re.search(rf'\b{x}=%([\w.-]+)', i.rest)[1] for x in ('body', 'condition'))
       once = self.of_computation(body, set())
       if once:
-        yield once, self._turns(i, body, condition)
+        yield once, self._trip_count(i, body, condition)
     elif i.opcode == 'conditional':
       yield max((self.of_computation(x, set()) for x in _names(_BRANCHES, i.rest)), key=_sent), 1
     elif i.opcode in ('fusion', 'async'):  # parts of one collective may be in several of them
@@ -225,7 +226,7 @@ class _Counter(NamedTuple):
     return bool(users) and all(
         i.opcode == 'dynamic-slice' or i.opcode in _SAME and self._is_scattered(name, i.name) for i in users)
 
-  def _turns(self, i: _Instruction, body: str, condition: str) -> float:
+  def _trip_count(self, i: _Instruction, body: str, condition: str) -> float:
     """How often a loop runs."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', i.rest):
       return int(known[1])
@@ -242,12 +243,12 @@ class _Counter(NamedTuple):
           x.op_name.rpartition('/body/')[0] for x in self.computations[body].values() if '/while/body/' in x.op_name)
       path = inside.most_common(1)[0][0] if inside else ''
     if not path.endswith('/while'):
-      raise ValueError(f'the loop {path or i.name} is none that the program wrote, and its turns are not in the text')
+      raise ValueError(f'the loop {path or i.name} is none that the program wrote, and its trips are not in the text')
     return flops.loop_trips(path.rpartition('/while/body/')[2], self.trips)
 
 
   def _step(self, body: str, position: int) -> int:
-    """What a turn adds to the counter at a position of what a loop carries."""
+    """What a trip adds to the counter at a position of what a loop carries."""
     made = self.computations[body]
     counter = made[_root(made).operands[position]]
     if counter.opcode == 'fusion':
@@ -255,7 +256,7 @@ class _Counter(NamedTuple):
       counter = _root(made)
     steps = [int(made[x].operands[0]) for x in counter.operands if made[x].opcode == 'constant']
     if counter.opcode != 'add' or len(steps) != 1:
-      raise ValueError(f'what a turn of {body} adds to its counter, {counter.name}, is no constant')
+      raise ValueError(f'what a trip of {body} adds to its counter, {counter.name}, is no constant')
     return steps[0]
 
 

@@ -14,7 +14,7 @@ The compiler tells the memory of each (`memory_analysis`), which is held against
     peak = arguments + output - what is updated in place + temporaries + resident
 
 where resident are the arrays on the device that are no arguments. The jaxpr tells the FLOPs (flops.py), the
-compiled text the bytes that collectives send (hlo.py). Both count a loop as often as it runs; the turns of loops
+compiled text the bytes that collectives send (hlo.py). Both count a loop as often as it runs; the trips of loops
 that end when their work is done follow from assumed lengths. Seconds are arithmetic:
 
     max(FLOPs / peak FLOP/s, bytes read / memory bandwidth, bytes sent / ICI bandwidth) / efficiency
@@ -68,7 +68,7 @@ class Program(NamedTuple):
   mesh: Mesh
   times: int  # how often a step runs it
   resident: Any  # arrays on the devices that are no arguments
-  trips: dict[str, float]  # turns of loops that end when their work is done, by scope
+  trips: dict[str, float]  # trips of loops that end when their work is done, by scope
   useful_flops: float  # of one run, on all devices
   attention_flops: float = 0.0  # of these, the attention of decoding, which depends on lengths
   read_bytes: float = 0.0  # that a chip reads from memory at the least

@@ -64,16 +64,16 @@ def test_a_loop_to_a_constant_counts_as_often_as_it_runs():
 @pytest.mark.parametrize('changed', [
     {'limit': UNKNOWN}, {'compare': 'compare(%i, %n), direction=GT'}, {'compare': 'compare(%n, %i), direction=LT'},
     {'compare': 'custom-call(%i, %n), custom_call_target="Done"'}], ids=str)
-def test_the_turns_of_another_loop_are_not_in_the_text(changed):
+def test_the_trips_of_another_loop_are_not_in_the_text(changed):
   with pytest.raises(ValueError, match='the loop w is none that the program wrote'):
     executions(*loop(**changed))
   assert executions(*loop(**changed, within=[])) == 0  # nobody needs to know
 
 
-def test_a_loop_around_a_ring_takes_two_steps_a_turn():
+def test_a_loop_around_a_ring_takes_two_steps_a_trip():
   assert executions(*loop(limit='constant(4)', step='constant(2)')) == 2
   assert executions(*loop(limit='constant(5)', step='constant(2)')) == 3
-  with pytest.raises(ValueError, match='what a turn of loop_body adds to its counter, next, is no constant'):
+  with pytest.raises(ValueError, match='what a trip of loop_body adds to its counter, next, is no constant'):
     executions(*loop(step='get-tuple-element(%p), index=1'))
 
 
@@ -91,7 +91,7 @@ def at(path):
 @pytest.mark.parametrize('path', [
     'jit(f)/steps/while', 'jit(f)/other/steps/jit(g)/while', 'jit(f)/transpose(jvp(steps))/while',
     'jit(f)/other/while/body/steps/while'])
-def test_a_loop_of_unknown_turns_has_the_trips_of_its_scope(path):
+def test_a_loop_of_unknown_trips_has_the_trips_of_its_scope(path):
   assert executions(*loop(limit=UNKNOWN, rest=at(path)), steps=2.5, other=100, f=100) == 2.5
 
 
@@ -99,7 +99,7 @@ def test_a_loop_of_unknown_turns_has_the_trips_of_its_scope(path):
     ('jit(f)/while', 'needs a jax.named_scope'), ('jit(steps)/while', 'needs a jax.named_scope'),
     ('jit(f)/steps/while/body/while', 'needs a jax.named_scope'),
     ('jit(f)/steps/gather', 'the loop jit.f./steps/gather is none that the program wrote')])
-def test_a_loop_of_unknown_turns_without_a_scope_is_an_error(path, message):
+def test_a_loop_of_unknown_trips_without_a_scope_is_an_error(path, message):
   with pytest.raises(ValueError, match=message):
     executions(*loop(limit=UNKNOWN, rest=at(path)), steps=3)
 
