@@ -187,11 +187,9 @@ def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, token
 
 def _check_tasks(setup: Setup) -> None:
   """Raises ValueError for tasks that no step, evaluation or warm start could take."""
-  c = setup.config
-  for name, per_step, tasks in (('tasks', c.tasks.per_step, setup.train_tasks),
-                                ('warm_start', c.warm_start.per_step, setup.warm_start_tasks)):
-    if tasks and per_step > len(tasks):
-      raise ValueError(f'{name}.per_step={per_step} is more than the {len(tasks)} tasks of its split')
+  c, solved = setup.config, len(setup.warm_start_tasks)
+  if c.warm_start.num_steps and c.warm_start.per_step > solved:
+    raise ValueError(f'warm_start.per_step={c.warm_start.per_step} is more than the {solved} tasks of its split')
   rewards.names(setup.train_tasks, setup.rewards)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), c.evaluate.maj_at)
   tasks_lib.batch(setup.train_tasks, 0, per_step=c.tasks.per_step, seed=c.seed, weights=setup.shares)

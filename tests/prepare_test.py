@@ -43,7 +43,7 @@ SPLITS = 'tasks__train_split', 'tasks__test_split'
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
     ({'tasks__train_split': 'train[:7]'}, 'tasks.per_step=8 is more than the 7 tasks'),
     ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.knobs:has_a_one'"),
-    ({'warm_start__per_step': 10_000}, 'warm_start.per_step=10000')])
+    ({'warm_start__per_step': 8193}, 'warm_start.per_step=8193 is more than the 8192 tasks of its split')])
 def test_bad_input_is_refused_before_anything_is_computed(tmp_path, data_dir, monkeypatch, changed, message):
   for module, name in ((policy, 'init'), (warm_start, 'run')):
     monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('something was computed'))
