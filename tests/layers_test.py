@@ -25,7 +25,8 @@ INSIDE = {
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
-    'rewards': (('answers',), ('verifiers',), ('workers',)),
+    'rewards': (('verdicts', 'walls', 'marks', 'units'), ('answers', 'choice', 'gym', 'programs'), ('verifiers',),
+                ('worker',), ('workers',), ('audit',)),
     'record': (('metrics', 'checkpoint'), ('report', 'steps')),
     'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
 }

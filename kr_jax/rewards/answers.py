@@ -1,4 +1,4 @@
-r"""The answer of a completion, and whether two mathematical answers are the same.
+r"""Whether two mathematical answers are the same.
 
 Two answers are compared by their units, then their normalised texts, then their parts. Where notation is loose,
 equality is a convention:
@@ -19,64 +19,10 @@ import math
 import re
 from typing import Any
 
+from kr_jax.rewards.marks import trim
+
 # Beyond one of these limits an answer is compared as text: math-verify's parser would take seconds, or hang.
 _MOST_CHARACTERS, _MOST_NESTING, _MOST_DIGITS = 400, 12, 10_000
-
-_BOX = re.compile(r'\\(?:boxed|fbox)\s*\{|\\.|[{}]', re.DOTALL)
-_TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
-_HASHES = re.compile(r'####[ \t]*([^\n]*)')
-_IS = re.compile(r'\banswer[*_\s]*(?:is\b|:)[:*_\s]*', re.IGNORECASE)
-_DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
-
-
-def extract(completion: str) -> str | None:
-  r"""The answer that a completion marks; None: there is none.
-
-  The last mark of the first kind that occurs counts. The kinds are <answer>...</answer>; \boxed{...} that is not
-  empty and whose braces close; '#### ...' to the end of the line; 'answer is ...' or 'answer: ...' to the end of the
-  sentence. A completion of one line without a mark is itself the answer. Thoughts up to </think> are not read.
-  """
-  text = completion.rpartition('</think>')[2]
-  found = [*_TAG.findall(text)][-1:] or _boxes(text) or [*filter(str.strip, _HASHES.findall(text))][-1:]
-  if not found and (marks := [*_IS.finditer(text)]):
-    rest = text[marks[-1].end():]
-    display = _DISPLAY.match(rest)
-    found = [display[1] or display[2] if display else re.split(r'\n|\.\s', rest, maxsplit=1)[0]]
-  if not found and '\n' not in text.strip():
-    found = [text]
-  return _trim(found[0]) or None if found else None
-
-
-def _boxes(text: str) -> list[str]:
-  """The content of the last box that closes: a list of one text, or of none."""
-  opened, last = [], None
-  for token in _BOX.finditer(text):
-    if token[0][-1] == '{' and token[0] != '\\{':
-      opened.append(token)
-    elif token[0] == '}' and opened:
-      start = opened.pop()
-      inside = text[start.end():token.start()]
-      if start[0] != '{' and inside.strip() and (last is None or start.start() > last[0]):
-        last = start.start(), inside
-  return [last[1]] if last else []
-
-
-def _trim(text: str) -> str:
-  """The text without the spaces and the marks of emphasis and formulas around it, and punctuation after it."""
-  while True:
-    before, text = text, text.strip()
-    if not text.endswith('\\right.'):
-      text = text.rstrip('.,;:').rstrip()
-    if text.count('**') % 2:  # the '**' that opens stands before the mark of the answer
-      text = text.removesuffix('**')
-    for start, end in (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'), ('\\(', '\\)'),
-                       ('\\[', '\\]')):
-      inside = text[len(start):len(text) - len(end)]
-      if len(text) > len(start + end) and text == start + inside + end and start not in inside:
-        text = inside
-    if text == before:
-      return text
-
 
 _LETTER = re.compile(
     r'(?:(?:option|choice)\s+)?(?:\(([A-Z])\)|([A-Z])[).:]|([A-Z])(?=\s+(?:because|since|as|is)\b)|([A-Z])$)', re.I)
@@ -84,7 +30,7 @@ _LETTER = re.compile(
 
 def letter(text: str) -> str | None:
   """The letter of a choice, A..Z, that an answer starts with: B of 'B', '(b)' or 'B. 5 m'; None: there is none."""
-  text = _trim(re.sub(r'\\(?:text|mathrm|mathbf|textbf|rm|bf)\b|[{}*$]', '', text))
+  text = trim(re.sub(r'\\(?:text|mathrm|mathbf|textbf|rm|bf)\b|[{}*$]', '', text))
   found = _LETTER.match(text)
   return next(filter(None, found.groups())).upper() if found else None
 
@@ -146,14 +92,14 @@ def normal(text: str) -> tuple[str, str]:
   r"""The answer as LaTeX in one style, and its unit or '': r'\$1,234' is normalised to ('1234', 'dollar')."""
   if len(text) > _MOST_CHARACTERS:
     return text.strip(), ''
-  text = _trim(text.translate(_CHARACTERS))
+  text = trim(text.translate(_CHARACTERS))
   money = re.match(r'([+-]?)\s*\\?\$\s*(?=[\d.])', text) if text.count('$') % 2 else None
   if money:
     text = money[1] + text[money.end():]
   text = re.sub(r'\\?\$', '', text)
   for pattern, to in _REWRITES:
     text = pattern.sub(to, text)
-  text, unit = _split_unit(_trim(text))
+  text, unit = _split_unit(trim(text))
   if re.fullmatch(r'[+-]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?', text):  # groups of thousands
     text = re.sub('[, ]', '', text)
   text = re.sub(r'^\(([A-Z])\)$', r'\1', text)

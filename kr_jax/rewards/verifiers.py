@@ -16,14 +16,17 @@ import importlib
 import importlib.util
 import inspect
 import json
-import math
 import re
+from typing import Any
 
 from kr_jax import knobs
 from kr_jax.rewards import answers
+from kr_jax.rewards import marks
+from kr_jax.rewards import verdicts
+from kr_jax.rewards.verdicts import Verdict
 from kr_jax.types import Task
 
-Verifier = Callable[[str, Task], bool | tuple[bool, float]]
+Verifier = Callable[[str, Task], bool | tuple[bool, float] | Verdict | None]
 Extraction = Callable[[str, Task], str | None]
 
 
@@ -39,13 +42,13 @@ def last_characters(completion: str, task: Task) -> str | None:
 
 def mathematics(completion: str, task: Task) -> bool:
   """Whether the marked answer is the same mathematical object as the task's answer (answers.py)."""
-  answer = answers.extract(completion)
+  answer = marks.extract(completion)
   return answer is not None and answers.same(answer, task.answer)
 
 
 def math_answer(completion: str, task: Task) -> str | None:
   """The marked answer, as a text that equal mathematical objects share."""
-  answer = answers.extract(completion)
+  answer = marks.extract(completion)
   return answers.canonical(answer) if answer else None
 
 
@@ -59,7 +62,7 @@ def choice(completion: str, task: Task) -> bool:
 
 def choice_answer(completion: str, task: Task) -> str | None:
   """The marked letter, A..Z."""
-  answer = answers.extract(completion)
+  answer = marks.extract(completion)
   return answers.letter(answer) if answer else None
 
 
@@ -97,7 +100,7 @@ def reasoning_gym(completion: str, task: Task) -> bool:
 
 def reasoning_gym_answer(completion: str, task: Task) -> str | None:
   """The text that the scorer reads: the marked answer, or the whole completion where none is marked."""
-  return answers.extract(completion) or completion.strip() or None
+  return marks.extract(completion) or completion.strip() or None
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -171,7 +174,7 @@ def import_function(name: str) -> Verifier:
   return found
 
 
-def _import_and_call(name: str, completion: str, task: Task) -> bool | tuple[bool, float]:
+def _import_and_call(name: str, completion: str, task: Task) -> Any:
   return import_function(name)(completion, task)
 
 
@@ -181,16 +184,18 @@ def modules(verifiers: Iterable[str | Verifier]) -> list[str]:
           if name in _PACKAGES or is_imported(name)]
 
 
-def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> tuple[bool, float]:
-  """The verdict on a completion, and its reward without `overlong`. Raises ValueError if this is not finite."""
+def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> Verdict:
+  """The verdict on a completion, its reward without `overlong`; an abstention earns 0.
+
+  Raises what the verifier raises, TypeError for what is no verdict, and ValueError for a reward that is not finite.
+  """
   text = _read(config.pattern, completion)
-  outcome = verifier(text, task) if text is not None else False
-  verdict, reward = outcome if isinstance(outcome, tuple) else (outcome, bool(outcome))
-  if config.format_weight and re.search(config.format, completion):
-    reward += config.format_weight
-  if not math.isfinite(reward):
-    raise ValueError(f'the reward of {completion!r} is {reward}; rewards must be finite')
-  return bool(verdict), float(reward)
+  verdict = verdicts.checked(verifier(text, task)) if text is not None else Verdict(False, 0.0, answered=False)
+  if verdict.right is not None and config.format_weight and re.search(config.format, completion):
+    verdict = verdict._replace(reward=verdict.reward + config.format_weight)
+    if not verdicts.is_finite(verdict.reward):
+      raise ValueError(f'the reward {verdict.reward} is not finite as float32')
+  return verdict
 
 
 def answer(extraction: Extraction, config: Config, completion: str, task: Task) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pebble
 
+from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers as verifiers_lib
 from kr_jax.rewards.verifiers import Config, Verifier
 from kr_jax.types import Task
@@ -33,10 +34,19 @@ from kr_jax.types import Task
 class Scores(NamedTuple):
   """The verdicts on R rollouts."""
 
-  verdict_R: np.ndarray  # float32, 1.0 or 0.0
-  reward_R: np.ndarray  # float32, the verdict unless the verifier or the config changes it
-  timeouts: int  # verdicts that did not come within the limit
-  errors: int  # verdicts whose verifier raised or died
+  outcome_R: np.ndarray  # int8, of verdicts.OUTCOMES
+  reward_R: np.ndarray  # float32, the verdict unless the verifier or the config changes it; 0 if unverified
+  examples: tuple[str, ...] = ()  # of what was not verified: the first of each verifier and outcome
+
+  @property
+  def verdict_R(self) -> np.ndarray:
+    """float32: 1.0 if right, else 0.0."""
+    return (self.outcome_R == verdicts.RIGHT).astype(np.float32)
+
+  @property
+  def verified_R(self) -> np.ndarray:
+    """bool: whether the verdict is right or wrong."""
+    return np.isin(self.outcome_R, verdicts.VERIFIED)
 
 
 class Answers(NamedTuple):
@@ -195,12 +205,13 @@ class Workers(contextlib.AbstractContextManager):
     """
     functions = {name: functools.partial(verifiers_lib.verify, verifier, self._config)
                  for name, verifier in self._verifiers.items()}
-    scored_R, timeouts, errors = self._map(functions, 'verifier', completion_R, task_R)
-    scored_R = [(False, 0.0) if scored is None else scored for scored in scored_R]
-    reward_R = np.array([reward for _, reward in scored_R], np.float32)
+    scored_R, _, _ = self._map(functions, 'verifier', completion_R, task_R)
+    outcome_R = np.array([verdicts.RAISED if scored is None else scored.outcome for scored in scored_R], np.int8)
+    reward_R = np.array([0.0 if scored is None else scored.reward for scored in scored_R], np.float32)
     if length_R is not None:
-      reward_R += overlong(length_R, self._completion_length, self._config.length_buffer)
-    return Scores(np.array([verdict for verdict, _ in scored_R], np.float32), reward_R, timeouts, errors)
+      is_verified_R = np.isin(outcome_R, verdicts.VERIFIED)
+      reward_R += is_verified_R * overlong(length_R, self._completion_length, self._config.length_buffer)
+    return Scores(outcome_R, reward_R)
 
   def answers(self, completion_R: Sequence[str], task_R: Sequence[Task]) -> Answers:
     """The answers of R completions, by the extractions of their verifiers in ANSWERS.

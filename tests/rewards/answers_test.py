@@ -8,6 +8,7 @@ import pytest
 from kr_jax import rewards
 from kr_jax import types
 from kr_jax.rewards import answers
+from kr_jax.rewards import marks
 from kr_jax.rewards import verifiers
 from tests import knobs
 from tests import make_verifier_corpus
@@ -50,7 +51,7 @@ HOSTILE = [line for line in CORPUS if line['right'] is None]
     ('**7.**', '7'),
 ])
 def test_extract_by_hand(completion, answer):
-  assert answers.extract(completion) == answer
+  assert marks.extract(completion) == answer
 
 
 @pytest.mark.parametrize('text, letter', [
