@@ -33,8 +33,8 @@ from kr_jax.rewards import units
 from kr_jax.rewards.formula import Node, Reading
 from kr_jax.rewards.notation import Token, Tokens
 
-# Beyond so many characters an answer is compared as text.
-_MOST_CHARACTERS = 400
+# Beyond so many characters an answer is compared as text, in one notation and as it is.
+_MOST_CHARACTERS, _MOST_READ = 400, 20_000
 # Texts that a process keeps read: the rollouts of a task share its reference, and often an answer.
 _KEPT = 4096
 
@@ -117,6 +117,9 @@ def read(text: str) -> Any:
 
 def _without_dollars(text: str) -> str:
   """The text without the signs that enclose formulas; one that is left over is a currency."""
+  text = (marks.box(text) if '\\boxed' in text else None) or text  # some references mark their answer
+  if '\\begin' not in text:  # and some escape each backslash twice
+    text = re.sub(r'\\\\(?=[a-zA-Z])', r'\\', text)
   text = text.replace('\\$', '\ue000')
   if text.count('$') % 2:
     text = re.sub(r'\$(?=\s*[\d.])', '\ue000', text, count=1)
@@ -134,6 +137,8 @@ def _strip(tokens: Tokens) -> Tokens:
     before = tokens
     while tokens and (tokens[-1].is_op(*_EDGES[:-1]) or tokens[-1].is_command(*_ENDS)):
       tokens = tokens[:-1]
+    if tokens and tokens[-1].kind == 'number' and tokens[-1].text.endswith('.'):
+      tokens = (*tokens[:-1], tokens[-1]._replace(text=tokens[-1].text[:-1]))
     while tokens and (tokens[0].is_op(*_EDGES, '=') or tokens[0].is_command('approx', 'therefore', 'implies', 'sim')):
       tokens = tokens[1:]
     if tokens and tokens[0].kind in ('word', 'text') and tokens[0].text.lower() in _ABOUT and len(tokens) > 1:
@@ -183,7 +188,7 @@ _NOTHING = ('empty set', 'the empty set', 'no solution', 'no solutions', 'no rea
 
 def _words(tokens: Tokens) -> Any:
   if not all(x.kind in ('word', 'text', 'name') or x.is_op("'", '-', '.') for x in tokens) or not any(
-      x.kind in ('word', 'text') and len(x.text) > 1 or x.kind == 'text' for x in tokens):
+      x.kind in ('word', 'text') and len(x.text) > 1 for x in tokens):
     return None
   if tokens[0].kind == 'op':  # a sign
     return None
@@ -425,8 +430,9 @@ def _ratio(tokens: Tokens) -> Any:
 
 
 def _based(tokens: Tokens) -> Any:
-  found = re.fullmatch(r'([\dA-F]+)_\{?(?:\\?text)?\{?(\d+)\}*', notation.written(tokens).replace(' ', ''))
-  return Based(found[1], found[2]) if found and tokens[0].kind != 'name' else None
+  found = re.fullmatch(r'(-?[\dA-F]+)_\{?(\w+)\}?', notation.written(tokens).replace(' ', ''))
+  base = found and str(_NUMBER_WORDS.get(found[2].lower(), found[2]))
+  return Based(found[1], base) if found and base.isdigit() and tokens[0].kind != 'name' else None
 
 
 def _matrix(tokens: Tokens) -> Any:
@@ -447,9 +453,14 @@ _SCALES = {'dozen': 12, 'hundred': 10 ** 2, 'thousand': 10 ** 3, 'million': 10 *
            'trillion': 10 ** 12}
 
 
+_CURRENCIES = frozenset(units.CURRENCIES.values())
+
+
 def _quantity(tokens: Tokens) -> Quantity:
   """A formula and its unit; what a number counts is left out: 12 apples are 12."""
   currency = None
+  if len(tokens) > 1 and tokens[0].kind in ('word', 'text') and (unit := units.named(tokens[0].text)) in _CURRENCIES:
+    currency, tokens = unit, tokens[1 + tokens[1].is_op('.'):]
   for i in (0, 1):
     if len(tokens) > i + 1 and tokens[i].is_op(*units.CURRENCIES) and (i == 0 or tokens[0].is_op('-', '+')):
       currency = units.CURRENCIES[tokens[i].text]
@@ -470,13 +481,23 @@ def _quantity(tokens: Tokens) -> Quantity:
 
 def same(answer: str, reference: str) -> bool:
   """Whether an answer is the reference, by the conventions above; an empty answer is not."""
-  if len(answer) > _MOST_CHARACTERS or len(reference) > _MOST_CHARACTERS:
-    answer, reference = (' '.join(_without_dollars(marks.trim(x)).split()) for x in (answer, reference))
-    return answer == reference != ''
-  x, y = read(answer), read(reference)
-  if x is None or y is None:
+  text = _written(answer)
+  if not text:
     return False
-  return _equal(x, y)
+  if text == _written(reference):
+    return True
+  if len(answer) > _MOST_CHARACTERS or len(reference) > _MOST_CHARACTERS:
+    return False
+  x, y = read(answer), read(reference)
+  return x is not None and y is not None and _equal(x, y)
+
+
+@functools.lru_cache(_KEPT)
+def _written(text: str) -> str:
+  """The text in one notation; of a very long one, without the spaces around it."""
+  if len(text) > _MOST_READ:
+    return marks.trim(text)
+  return notation.written(_strip(notation.tokens(_without_dollars(text))))
 
 
 def _equal(x: Any, y: Any) -> bool:
@@ -494,8 +515,9 @@ def _equal(x: Any, y: Any) -> bool:
     return _equal(*both) if all(both) else not any(both) and _equal_quantities(x, y)
   if isinstance(x, Relation) and isinstance(y, Relation) and _equal_relations(x, y):
     return True
-  if isinstance(x, Group) and isinstance(y, Group) and _equal_groups(x, y):
-    return True
+  if isinstance(x, Group) and isinstance(y, Group) and (
+      _equal_groups(x, y) or not {x.kind, y.kind} & {'', '{}'}):  # two intervals are equal end by end only
+    return _equal_groups(x, y)
   if isinstance(x, Matrix) and isinstance(y, Matrix):
     return [len(row) for row in x.rows] == [len(row) for row in y.rows] and all(
         _equal(a, b) for row, other in zip(x.rows, y.rows) for a, b in zip(row, other))
@@ -509,8 +531,8 @@ def _equal(x: Any, y: Any) -> bool:
     if isinstance(other, Quantity):
       if both := _both_signs(other):
         return _equal(one, both)
-      if isinstance(one, Group) and one.kind == '{}' and len(one.items) == 1:  # a set of one needs no brackets
-        return _equal(one.items[0], other)
+      if isinstance(one, Group) and one.kind in ('', '{}') and one.items:  # a set of one needs no brackets
+        return all(_equal(item, other) for item in one.items)
   return _equal_regions(x, y)
 
 
@@ -592,18 +614,20 @@ def _values(tokens: Tokens, reading: Reading, variables: frozenset[str]) -> list
 
 def _readings(*all_tokens: Tokens) -> list[Reading]:
   """The ways to read formulas that could differ for them."""
-  calls, logs, tight, euler = [True], [0], [False], [False]
+  calls, logs, tight, euler, far = [True], [0], [False], [False], [True]
   for tokens in all_tokens:
     for before, token in itertools.pairwise(tokens):
       if token.is_op('(') and (before.kind in ('name', 'text', 'word') or before.is_op('}', "'")):
         calls = [True, False]
       if before.text == 'log' and not token.is_op('_'):
         logs = [0, 10]
+      if formula.takes_factors(before) and not token.is_op('(', '{'):
+        far = [True, False]
       if before.is_op('/'):
         tight = [False, True]
       if before.kind == 'number' and token.kind == 'name' and token.text in 'eE':
         euler = [False, True]
-  return [Reading(*flags) for flags in itertools.product(calls, logs, tight, euler)]
+  return [Reading(*flags) for flags in itertools.product(calls, logs, tight, euler, far)]
 
 
 def _equal_quantities(x: Quantity, y: Quantity) -> bool:
@@ -806,7 +830,7 @@ def _solution(x: Relation) -> regions.Region | None:
 def canonical(answer: str) -> str | None:
   """A text that equal answers share, unless only `same` can tell (0.333333 and 1/3); None for an empty answer."""
   if len(answer) > _MOST_CHARACTERS:
-    return ' '.join(_without_dollars(marks.trim(answer)).split()) or None
+    return _written(answer) or None
   found = read(answer)
   return None if found is None else _canonical(found)
 

@@ -55,6 +55,7 @@ class Reading(NamedTuple):
   log_base: int = 0  # of \\log without a base; 0: e
   tight: bool = False  # 1/2x is 1/(2x)
   euler: bool = False  # 2e3 is a product, not 2000
+  far: bool = True  # sin x y is sin(x y), not sin(x) y
 
 
 # Reading.
@@ -70,7 +71,7 @@ _FUNCTIONS = {
 _FUNCTIONS |= {arc + name: 'a' + name for name in ('sin', 'cos', 'tan', 'cot', 'sec', 'csc') for arc in ('arc', 'a')}
 _INVERSES = {name: 'a' + name for name in ('sin', 'cos', 'tan', 'cot', 'sec', 'csc', 'sinh', 'cosh', 'tanh')}
 _WORDS = {'pi': ('name', 'pi'), 'inf': ('infinity',), 'infinity': ('infinity',), 'oo': ('infinity',)}
-_GREEK = notation.GREEK_NAMES
+_GREEK = notation.GREEK_NAMES - {'mu', 'nu', 'xi'}  # without a backslash these are products
 _DECORATIONS = ('vec', 'hat', 'dot', 'ddot', 'tilde', 'overline', 'widetilde', 'mathbb', 'mathfrak')
 _TIMES = ('cdot', 'times')
 _MODULES = ('np', 'numpy', 'math', 'sympy', 'sp', 'cmath')
@@ -162,6 +163,8 @@ class _Reader:
       return True
     if token.kind == 'number':  # 2 3 is no product, x2 and (x)2 are
       before = self._tokens[self._i - 1]
+      if before.kind == 'number' and token.text == '10' and self._peek(1).is_op('^'):  # 2.5 10^3
+        return True
       return before.kind != 'number' and not (token.spaced and before.kind in ('text', 'word'))
     if token.kind == 'op':
       return token.text in ('(', '[', '{') or token.text in ('|', '||') and not self._bars
@@ -373,7 +376,7 @@ class _Reader:
     elif self._peek().is_op('{', '['):
       arguments = [self._group(self._peek().text)]
     elif name in ('sqrt', 'cbrt'):
-      arguments = [self._argument()]
+      arguments = [self._number() if self._peek().kind == 'number' else self._argument()]
     else:
       arguments = [self._juxtaposed()]
     if name == 'log':
@@ -399,15 +402,13 @@ class _Reader:
     if sign:
       self._next()
     node = self._power()
-    while self._starts_factor() and not self._is_function(self._peek()) and not self._peek().is_op('(', '['):
+    while self._starts_factor() and not takes_factors(self._peek()) and not self._peek().is_op('(', '[') and (
+        self._reading.far or node[0] == 'number'):
       node = ('multiply', node, self._power())
     if self._peek().is_op('/') and self._peek(1).kind == 'number':  # sin pi/4
       self._next()
       node = ('divide', node, self._power())
     return ('subtract', ('number', Fraction(0)), node) if sign else node
-
-  def _is_function(self, token: Token) -> bool:
-    return token.kind in ('word', 'text', 'command') and token.text in _FUNCTIONS and token.text not in ('sqrt', 'binom')
 
   def _argument_tokens(self) -> Tokens:
     """The tokens of an argument of a command: of a group in braces, or one."""
@@ -502,6 +503,11 @@ class _Reader:
 
   def _determinant(self) -> Node:
     raise NotAFormula('a matrix')
+
+
+def takes_factors(token: Token) -> bool:
+  """Whether a token is a function whose argument may stand without brackets."""
+  return token.kind in ('word', 'text', 'command') and token.text in _FUNCTIONS and token.text not in ('sqrt', 'binom')
 
 
 _NOT_FACTORS = frozenset((
@@ -802,14 +808,19 @@ def point(variables: frozenset[str], draw: int, negative: bool) -> dict[str, Fra
   return found
 
 
-def close(x: Number, y: Number, scale: Number = 0) -> bool:
-  """Whether two values are equal: rationals exactly, others to 25 digits."""
+_PRECISION, _NOTHING = mp.mpf(10) ** -25, mp.mpf(10) ** -40
+
+
+def close(x: Number, y: Number) -> bool:
+  """Whether two values are equal: rationals exactly, others to 25 digits, and 0 to 40 places."""
   if isinstance(x, Fraction) and isinstance(y, Fraction):
     return x == y
   x, y = inexact(x), inexact(y)
   if mp.isinf(x) or mp.isinf(y):
     return x == y
-  return abs(x - y) <= mp.mpf(10) ** -25 * max(abs(x), abs(y), mp.mpf(10) ** -15)
+  if not x or not y:
+    return abs(x - y) <= _NOTHING
+  return abs(x - y) <= _PRECISION * max(abs(x), abs(y))
 
 
 def values(node: Node, variables: frozenset[str]) -> list[Number | None]:
@@ -855,8 +866,8 @@ def is_real(x: Number) -> bool:
 
 def written(x: Number) -> str:
   """A text that equal values share, unless their 15th digits are rounded apart."""
-  if isinstance(x, Fraction):
-    return str(x)
+  if isinstance(x, Fraction):  # Python refuses to write 4,300 digits
+    return str(x) if max(x.numerator.bit_length(), x.denominator.bit_length()) < 1000 else f'{x.numerator:x}/{x.denominator:x}'
   if is_real(x):
     x = mp.re(x)
   nearest = mp.nint(mp.re(x))

@@ -36,9 +36,9 @@ def raw(completion: str) -> str | None:
   text = completion.rpartition('</think>')[2]
   tags = _TAG.findall(text)
   if tags:
-    found = _box(tags[-1]) or _last(_HASHES, tags[-1]) or _phrase(tags[-1])
+    found = box(tags[-1]) or _last(_HASHES, tags[-1]) or _phrase(tags[-1])
     return found if found is not None else tags[-1]
-  found = _box(text) or _last(_HASHES, text) or _phrase(text)
+  found = box(text) or _last(_HASHES, text) or _phrase(text)
   if found is None and '\n' not in text.strip():
     found = text
   return found
@@ -65,7 +65,7 @@ def _phrase(text: str) -> str | None:
   return sentence
 
 
-def _box(text: str) -> str | None:
+def box(text: str) -> str | None:
   """The content of the last box that closes, or of the last boxes that are a list."""
   opened, boxes = [], []  # boxes: start, end, content
   for token in _BOX.finditer(text):

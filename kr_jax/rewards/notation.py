@@ -84,7 +84,7 @@ _BRACED = {'{': '\\{', '}': '\\}'}  # as ops, apart from the braces of arguments
 
 _TOKEN = re.compile(
     r'\\(?P<command>[a-zA-Z]+)\*?|\\(?P<escaped>.)|(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<letters>[^\W\d_]+)'
-    r'|(?P<space>\s+|~)|(?P<op><=|>=|!=|==|.)', re.DOTALL)
+    r'|(?P<space>\s+|~)|(?P<op><=|>=|!=|==|\*\*|\.\.\.|.)', re.DOTALL)
 
 
 def plain(text: str) -> str:
@@ -102,7 +102,7 @@ def plain(text: str) -> str:
 def tokens(text: str) -> Tokens:
   r"""The tokens of an answer. A number takes in the commas of thousands that LaTeX marks: 1{,}234, 11,\!111."""
   text = plain(text)
-  text = re.sub(r'(?<=\d)(?:\{,\}|,?\\[!,;: ]\s*|,\\?!)(?=\d{3}(?!\d))', ',', text)
+  text = re.sub(r'(?<=\d)(?:\{,\}|,\s*\\[!,]\s*|\\[!,;: ]\s*)(?=\d{3}(?!\d))', ',', text)
   found: list[Token] = []
   spaced, position = False, 0
   while match := _TOKEN.match(text, position):
@@ -134,7 +134,16 @@ def tokens(text: str) -> Tokens:
     else:
       found += _tokens_of(kind, value, spaced)
     spaced = False
-  return tuple(found)
+  return tuple(_times(found))
+
+
+def _times(found: list[Token]) -> list[Token]:
+  """The tokens, the letter x between a number and a power of ten as a sign of multiplication."""
+  for i in range(1, len(found) - 2):
+    if (found[i].kind == 'name' and found[i].text in 'xX' and found[i - 1].kind == 'number' and found[i + 1].text == '10'
+        and found[i + 2].is_op('^')):
+      found[i] = Token('command', 'times', found[i].spaced)
+  return found
 
 
 def _tokens_of(kind: str, value: str, spaced: bool) -> list[Token]:
@@ -153,8 +162,9 @@ def _tokens_of(kind: str, value: str, spaced: bool) -> list[Token]:
     return [] if value in '()[]' else [Token('op', value, spaced)]  # \\( and \\[ enclose formulas
   if kind == 'op' and value in ('<=', '>=', '!='):
     return [Token('command', {'<=': 'le', '>=': 'ge', '!=': 'ne'}[value], spaced)]
-  if kind == 'op' and value == '==':
-    value = '='
+  if value == '...':
+    return [Token('command', 'ldots', spaced)]
+  value = {'==': '=', '**': '^'}.get(value, value)
   return [Token('number' if kind == 'number' else 'op', value, spaced)]
 
 
@@ -207,13 +217,42 @@ def split(tokens: Tokens, is_separator) -> list[Tokens]:
 
 
 def written(tokens: Tokens) -> str:
-  """The tokens as one text, the same for all ways to write them; spaces count between digits only."""
-  parts = []
-  for i, token in enumerate(tokens):
-    previous = tokens[i - 1] if i else None
-    if token.kind in ('text', 'word') and previous and previous.kind in ('text', 'word', 'number', 'name'):
-      parts.append(' ')
-    elif token.kind == 'number' and previous and previous.kind in ('number', 'text', 'word'):
-      parts.append(' ')
-    parts.append(('\\' if token.kind in ('command', 'begin', 'end') else '') + token.text)
+  r"""The tokens as one text, the same for most ways to write them.
+
+  Braces around one token are left out, so that \frac12 is \frac{1}{2}; spaces count between words and numbers only.
+  """
+  parts: list[str] = []
+  previous = None
+  for token in _without_braces(tokens):
+    text = ('\\' if token.kind in ('command', 'begin', 'end') else '') + token.text
+    if previous and token.kind in _APART and previous.kind in _APART and {token.kind, previous.kind} & _SPACED:
+      text = ' ' + text
+    parts.append(text)
+    previous = token
   return ''.join(parts)
+
+
+_APART, _SPACED = {'number', 'word', 'text', 'name'}, {'number', 'word', 'text'}
+
+
+def _without_braces(tokens: Tokens) -> list[Token]:
+  found: list[Token] = []
+  i, arguments = 0, 0  # arguments: how many of \\frac are to come
+  while i < len(tokens):
+    token = tokens[i]
+    if token.is_op('{') and i + 2 < len(tokens) and tokens[i + 2].is_op('}') and not tokens[i + 1].is_op('{'):
+      found.append(tokens[i + 1])
+      i += 3
+      arguments = max(arguments - 1, 0)
+      continue
+    i += 1
+    if arguments and token.kind == 'number' and token.text.isdigit():
+      digits = min(arguments, len(token.text))
+      found += [token._replace(text=digit) for digit in token.text[:digits]]
+      token, arguments = token._replace(text=token.text[digits:]), arguments - digits
+      if not token.text:
+        continue
+    else:
+      arguments = 2 if token.is_command('frac', 'binom') else 0
+    found.append(token)
+  return found

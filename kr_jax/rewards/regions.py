@@ -33,8 +33,7 @@ def interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> Region
     return None
   if formula.close(low, high) and not (low_closed and high_closed):
     return ()
-  return (Interval(low, high, low_closed and not formula.mp.isinf(formula.inexact(low)),
-                   high_closed and not formula.mp.isinf(formula.inexact(high))),)
+  return (Interval(low, high, low_closed, high_closed),)
 
 
 def union(*parts: Region) -> Region:

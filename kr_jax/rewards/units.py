@@ -35,9 +35,9 @@ NO_UNIT = Unit()  # of the word units, which leaves the unit open
 
 # symbol or names: size in base units, base units. A plural s is dropped before the look-up.
 _TABLE = '''
-  m meter metre: 1 m | g gram gramme: 1/1000 kg | s sec second: 1 s | A amp ampere: 1 A | K kelvin: 1 K | mol mole: 1 mol
+  m meter metre: 1 m | g gm gram gramme: 1/1000 kg | s sec second: 1 s | A amp ampere: 1 A | K kelvin: 1 K | mol mole: 1 mol
   N newton: 1 kg m s-2 | J joule: 1 kg m2 s-2 | W watt: 1 kg m2 s-3 | V volt: 1 kg m2 s-3 A-1 | Pa pascal: 1 kg m-1 s-2
-  Hz hertz: 1 s-1 | coulomb: 1 A s | F farad: 1 A2 s4 kg-1 m-2 | Omega ohm: 1 kg m2 s-3 A-2 | T tesla: 1 kg s-2 A-1
+  Hz hertz: 1 s-1 | C coulomb: 1 A s | F farad: 1 A2 s4 kg-1 m-2 | Omega ohm: 1 kg m2 s-3 A-2 | T tesla: 1 kg s-2 A-1
   H henry: 1 kg m2 s-2 A-2 | Wb weber: 1 kg m2 s-2 A-1 | S siemens: 1 A2 s3 kg-1 m-2 | L l liter litre: 1/1000 m3
   eV electronvolt: 1602176634/10000000000000000000000000000 kg m2 s-2 | cal calorie: 523/125 kg m2 s-2
   bar: 100000 kg m-1 s-2 | Wh: 3600 kg m2 s-2 | bit: 1 bit | byte: 8 bit | pc parsec: 30856775814913673 m
@@ -243,7 +243,7 @@ def split(tokens: Tokens) -> tuple[Tokens, Unit | None]:
   first = _first_after_number(tokens)
   for i in range(max(first, 1), len(tokens)):
     token, before = tokens[i], tokens[i - 1]
-    if token.is_op('-', '*', '(', '{', '.', '/') or token.is_command('cdot', 'times', 'frac') or before.is_op('_', '^'):
+    if token.is_op('-', '*', '(', '{', '.', '/') or token.is_command('cdot', 'times', 'frac') or before.is_op('_', '^', '*', '/') or before.is_command('cdot', 'times'):
       if not (token.is_op('/') and i == first or token.is_command('frac') and before.kind == 'number' and _has_text(tokens[i:])):
         continue
     is_number = not any(x.kind in ('name', 'word', 'text') and x.text not in ('pi', 'e') for x in tokens[:i])
@@ -310,7 +310,8 @@ def without_count(tokens: Tokens) -> Tokens:
     at = next(i for i in range(begin, len(tokens)) if tokens[i].text.lower() == words[tail - 1]) + 1
     return tokens[:at] if tail < len(words) else tokens
   if not nouns:
-    return tokens if words[0] in _NEED_NOUN or words[0] in ('in', 'a', 'an') and len(words) < 2 else tokens[:begin]
+    is_part = len(numbers) > 1 or '.' in numbers[0].text  # 2/3 of the cake
+    return tokens if words[0] in _NEED_NOUN and not is_part or words[0] in ('in', 'a', 'an') and len(words) < 2 else tokens[:begin]
   is_one = len(numbers) == 1 and numbers[0].text == '1' and begin == 1
   plural = nouns[-1].endswith('s') and not nouns[-1].endswith('ss') or nouns[-1] in _PLURALS
   return tokens[:begin] if len(nouns) <= 4 and (plural or is_one) and all(len(x) > 1 for x in nouns) else tokens
