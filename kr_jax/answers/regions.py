@@ -1,11 +1,11 @@
-"""Parts of the real line: unions of intervals and points, with numbers of formula.py as their ends."""
+"""Parts of the real line: unions of intervals and points, with numbers of values.py as their ends."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from kr_jax.rewards import formula
+from kr_jax.answers import values
 
 
 class Interval(NamedTuple):
@@ -19,19 +19,19 @@ class Interval(NamedTuple):
 
 Region = tuple[Interval, ...]  # apart, in ascending order
 
-_INFINITY = formula.mp.inf
+_INFINITY = values.mp.inf
 LINE: Region = (Interval(-_INFINITY, _INFINITY, False, False),)
 
 
 def _less(x: Any, y: Any) -> bool:
-  return not formula.close(x, y) and bool(formula.inexact(x) < formula.inexact(y))
+  return not values.close(x, y) and bool(values.inexact(x) < values.inexact(y))
 
 
 def interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> Region | None:
   """An interval; () where it holds no number, None where its ends are in the wrong order."""
   if _less(high, low):
     return None
-  if formula.close(low, high) and not (low_closed and high_closed):
+  if values.close(low, high) and not (low_closed and high_closed):
     return ()
   return (Interval(low, high, low_closed, high_closed),)
 
@@ -39,13 +39,13 @@ def interval(low: Any, high: Any, low_closed: bool, high_closed: bool) -> Region
 def union(*parts: Region) -> Region:
   """All numbers of the parts, joined where they touch."""
   found: list[Interval] = []
-  pieces = sorted((piece for part in parts for piece in part), key=lambda x: (formula.inexact(x.low), not x.low_closed))
+  pieces = sorted((piece for part in parts for piece in part), key=lambda x: (values.inexact(x.low), not x.low_closed))
   for piece in pieces:
     last = found[-1] if found else None
     if last is None or _less(last.high, piece.low) or (
-        formula.close(last.high, piece.low) and not (last.high_closed or piece.low_closed)):
+        values.close(last.high, piece.low) and not (last.high_closed or piece.low_closed)):
       found.append(piece)
-    elif _less(last.high, piece.high) or formula.close(last.high, piece.high) and piece.high_closed:
+    elif _less(last.high, piece.high) or values.close(last.high, piece.high) and piece.high_closed:
       found[-1] = last._replace(high=piece.high, high_closed=piece.high_closed)
   return tuple(found)
 
@@ -75,12 +75,12 @@ def linear(at_0: Any, at_1: Any, at_2: Any, sign: str) -> Region | None:
 
   sign: '=', 'ne', '<', '>', 'le' or 'ge'.
   """
-  values = at_0, at_1, at_2
-  if not all(isinstance(x, Fraction) or formula.is_real(x) for x in values):
+  given = at_0, at_1, at_2
+  if not all(isinstance(x, Fraction) or values.is_real(x) for x in given):
     return None
-  at_0, at_1, at_2 = values if all(isinstance(x, Fraction) for x in values) else map(formula.inexact, values)
+  at_0, at_1, at_2 = given if all(isinstance(x, Fraction) for x in given) else map(values.inexact, given)
   slope = at_1 - at_0
-  if not formula.close(at_2, at_0 + 2 * slope) or formula.close(at_1, at_0):
+  if not values.close(at_2, at_0 + 2 * slope) or values.close(at_1, at_0):
     return None
   root = -at_0 / slope
   point = interval(root, root, True, True)
@@ -95,11 +95,11 @@ def linear(at_0: Any, at_1: Any, at_2: Any, sign: str) -> Region | None:
 def equal(x: Region, y: Region) -> bool:
   """Whether they have the same numbers."""
   return len(x) == len(y) and all(
-      formula.close(a.low, b.low) and formula.close(a.high, b.high)
+      values.close(a.low, b.low) and values.close(a.high, b.high)
       and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed) for a, b in zip(x, y))
 
 
 def written(region: Region) -> str:
   """A text that equal regions share."""
-  return ' u '.join(f'{"(["[x.low_closed]}{formula.written(x.low)}, {formula.written(x.high)}{")]"[x.high_closed]}'
+  return ' u '.join(f'{"(["[x.low_closed]}{values.written(x.low)}, {values.written(x.high)}{")]"[x.high_closed]}'
                     for x in region) or '{}'

@@ -57,34 +57,48 @@ GREEK_NAMES = frozenset(_GREEK.values())
 _NAMES = {*GREEK_NAMES, 'hbar', 'ell', 'nabla', 'partial', 'aleph'}
 _VARIANTS = {'var' + name: name for name in ('epsilon', 'theta', 'phi', 'rho', 'pi', 'sigma')}
 
-_TEXT = {'text', 'mathrm', 'mbox', 'hbox', 'textbf', 'textit', 'operatorname', 'textrm', 'textnormal', 'textsf', 'texttt',
-         'mathsf', 'mathtt', 'rm', 'unit', 'si', 'textup'}
+_TEXT = {'text', 'mathrm', 'mbox', 'hbox', 'textbf', 'textit', 'operatorname', 'textrm', 'textnormal', 'textsf',
+         'texttt', 'mathsf', 'mathtt', 'rm', 'unit', 'si', 'textup'}
+_COLORS = {'color': 1, 'textcolor': 1, 'colorbox': 1, 'fcolorbox': 2}  # and how many colours they take
 # Commands that only change what their argument, or what follows, looks like.
 _APPEARANCE = {
     'left', 'right', 'middle', 'big', 'Big', 'bigg', 'Bigg', 'bigl', 'bigr', 'Bigl', 'Bigr', 'biggl', 'biggr', 'Biggl',
     'Biggr', 'bigm', 'Bigm', 'displaystyle', 'textstyle', 'scriptstyle', 'limits', 'nolimits', 'mathbf', 'boldsymbol',
     'bm', 'bf', 'bfseries', 'mathit', 'it', 'em', 'emph', 'tiny', 'small', 'normalsize', 'large', 'Large', 'LARGE',
     'huge', 'Huge', 'underline', 'uline', 'framebox', 'fbox', 'boxed', 'mathstrut', 'strut', 'mathcal', 'mathscr',
-    'mathopen', 'mathclose', 'mathrel', 'mathbin', 'mathord', 'phantom', 'ensuremath', 'sf', 'tt', 'cal', 'noindent',
-    'centering', 'bold', 'strong', 'underbrace', 'overbrace', 'cancel', 'mathop', 'newline', 'textcolor', 'color'}
+    'mathopen', 'mathclose', 'mathrel', 'mathbin', 'mathord', 'ensuremath', 'sf', 'tt', 'cal', 'noindent',
+    'centering', 'bold', 'strong', 'underbrace', 'overbrace', 'mathop', 'newline', *_COLORS}
 _SPACES = {'quad', 'qquad', 'space', 'hspace', 'hfill', 'enspace', 'thinspace', 'thickspace', 'medspace', 'nbsp',
            ',', ';', ':', '!', ' ', '>', '/'}
 _SYNONYMS = {
     'leq': 'le', 'leqslant': 'le', 'leqq': 'le', 'geq': 'ge', 'geqslant': 'ge', 'geqq': 'ge', 'neq': 'ne', 'lt': '<',
     'gt': '>', 'dfrac': 'frac', 'tfrac': 'frac', 'cfrac': 'frac', 'sfrac': 'frac', 'varnothing': 'emptyset',
     'lbrace': '{', 'rbrace': '}', 'vert': '|', 'lvert': '|', 'rvert': '|', 'mid': '|', 'Vert': '||', 'colon': ':',
-    'lbrack': '[', 'rbrack': ']', 'ast': '*', 'star': '*', 'bullet': 'cdot', 'div': '/', 'degree': 'degree', 'prime': "'",
-    'simeq': 'approx', 'thickapprox': 'approx', 'dbinom': 'binom', 'tbinom': 'binom', 'arcsec': 'asec', 'lg': 'lg',
+    'lbrack': '[', 'rbrack': ']', 'ast': '*', 'star': '*', 'bullet': 'cdot', 'div': '/', 'prime': "'",
+    'simeq': 'approx', 'thickapprox': 'approx', 'dbinom': 'binom', 'tbinom': 'binom',
     'lparen': '(', 'rparen': ')', 'isin': 'in', 'wedge': 'land', 'vee': 'lor', 'dots': 'ldots', 'cdots': 'ldots',
     'imath': 'i', 'jmath': 'j', 'Longrightarrow': 'implies', 'Rightarrow': 'implies', 'iff': 'implies',
     'Leftrightarrow': 'implies', 'infin': 'infty', 'backslash': 'setminus', 'smallsetminus': 'setminus',
-    'doteq': '=', 'triangleq': '=', 'minus': '-', 'plus': '+', 'overrightarrow': 'vec', 'widehat': 'hat', 'bar': 'overline'}
+    'doteq': '=', 'triangleq': '=', 'minus': '-', 'plus': '+', 'overrightarrow': 'vec', 'widehat': 'hat',
+    'bar': 'overline'}
 NUMBER_SETS = {'R': 'reals', 'Z': 'integers', 'N': 'naturals', 'Q': 'rationals', 'C': 'complexes'}
+FUNCTIONS = {
+    'sin': 'sin', 'cos': 'cos', 'tan': 'tan', 'tg': 'tan', 'cot': 'cot', 'ctg': 'cot', 'sec': 'sec', 'csc': 'csc',
+    'sinh': 'sinh', 'cosh': 'cosh', 'tanh': 'tanh', 'coth': 'coth', 'ln': 'ln', 'log': 'log', 'lg': 'lg', 'exp': 'exp',
+    'sqrt': 'sqrt', 'abs': 'abs', 'floor': 'floor', 'ceil': 'ceil', 'gcd': 'gcd', 'lcm': 'lcm', 'max': 'max',
+    'min': 'min', 'factorial': 'factorial', 'binom': 'binom', 'cbrt': 'cbrt', 'sgn': 'sign', 'sign': 'sign',
+    'Re': 're', 'Im': 'im', 'comb': 'binom', 'asinh': 'asinh', 'acosh': 'acosh', 'atanh': 'atanh', 'arcsinh': 'asinh',
+    'arccosh': 'acosh', 'arctanh': 'atanh', 'arsinh': 'asinh', 'arcosh': 'acosh', 'artanh': 'atanh', 'erf': 'erf',
+    'log2': 'log2', 'log10': 'lg', 'gamma': 'gamma'}
+FUNCTIONS |= {arc + name: 'a' + name for name in ('sin', 'cos', 'tan', 'cot', 'sec', 'csc') for arc in ('arc', 'a')}
+INVERSES = {name: 'a' + name for name in ('sin', 'cos', 'tan', 'cot', 'sec', 'csc', 'sinh', 'cosh', 'tanh')}
 _BRACED = {'{': '\\{', '}': '\\}'}  # as ops, apart from the braces of arguments
 
 _TOKEN = re.compile(
     r'\\(?P<command>[a-zA-Z]+)\*?|\\(?P<escaped>.)|(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<letters>[^\W\d_]+)'
     r'|(?P<space>\s+|~)|(?P<op><=|>=|!=|==|\*\*|\.\.\.|.)', re.DOTALL)
+
+_MOST_NESTED = 8  # texts in one another
 
 
 def plain(text: str) -> str:
@@ -99,10 +113,14 @@ def plain(text: str) -> str:
   return re.sub('[\u200b-\u200f\u2060\ufeff]', '', text)
 
 
-def tokens(text: str) -> Tokens:
-  r"""The tokens of an answer. A number takes in the commas of thousands that LaTeX marks: 1{,}234, 11,\!111."""
+def tokens(text: str, nested: int = 0) -> Tokens:
+  r"""The tokens of an answer, in which the commas of thousands are plain: 1{,}234 and 11,\!111 are 1,234 and 11,111.
+
+  nested: how many \text the answer stands in.
+  """
   text = plain(text)
-  text = re.sub(r'(?<=\d)(?:\{,\}|,\s*\\[!,]\s*|\\[!,;: ]\s*)(?=\d{3}(?!\d))', ',', text)
+  text = re.sub(r'\{([:,.])\}', r'\1', text)
+  text = re.sub(r'(?<=\d)(?:,\s*\\[!,]\s*|\\[!,;: ]\s*)(?=\d{3}(?!\d))', ',', text)
   found: list[Token] = []
   spaced, position = False, 0
   while match := _TOKEN.match(text, position):
@@ -116,7 +134,7 @@ def tokens(text: str) -> Tokens:
     if kind == 'command' and value in _TEXT:
       content, position = _group(text, position)
       if content is not None:
-        found += _text(content, spaced)
+        found += _text(content, spaced, nested + 1)
       spaced = False
       continue
     if kind == 'command' and value in ('begin', 'end'):
@@ -124,11 +142,13 @@ def tokens(text: str) -> Tokens:
       found.append(Token(value, (content or '').strip('* '), spaced))
     elif kind == 'command' and value == 'mathbb':
       content, position = _group(text, position)
+      if content is None and (letter := re.compile(r'\s*([A-Z])').match(text, position)):
+        content, position = letter[1], letter.end()
       found.append(Token('command', NUMBER_SETS.get((content or '').strip(), 'mathbb'), spaced))
     elif kind == 'command' and value in _APPEARANCE:
-      if value in ('color', 'textcolor'):
+      for _ in range(_COLORS.get(value, 0)):
         position = _skip_group(text, position)
-      elif value in ('left', 'right') and text[position:position + 1] == '.':
+      if value in ('left', 'right') and text[position:position + 1] == '.':
         position += 1
       continue
     else:
@@ -140,9 +160,10 @@ def tokens(text: str) -> Tokens:
 def _times(found: list[Token]) -> list[Token]:
   """The tokens, the letter x between a number and a power of ten as a sign of multiplication."""
   for i in range(1, len(found) - 2):
-    if (found[i].kind == 'name' and found[i].text in 'xX' and found[i - 1].kind == 'number' and found[i + 1].text == '10'
-        and found[i + 2].is_op('^')):
-      found[i] = Token('command', 'times', found[i].spaced)
+    before, token, ten, power = found[i - 1:i + 3]
+    is_x = token.kind == 'name' and token.text in 'xX'
+    if is_x and before.kind == 'number' and ten.text == '10' and power.is_op('^'):
+      found[i] = Token('command', 'times', token.spaced)
   return found
 
 
@@ -168,9 +189,10 @@ def _tokens_of(kind: str, value: str, spaced: bool) -> list[Token]:
   return [Token('number' if kind == 'number' else 'op', value, spaced)]
 
 
-def _text(content: str, spaced: bool) -> list[Token]:
+def _text(content: str, spaced: bool, nested: int) -> list[Token]:
   """The tokens of the content of a text, its letters and words marked as text."""
-  found = [x._replace(kind='text') if x.kind in ('name', 'word') else x for x in tokens(content.replace('$', ' '))]
+  found = [x._replace(kind='text') if x.kind in ('name', 'word') else x for x in (
+      tokens(content.replace('$', ' '), nested) if nested < _MOST_NESTED else [Token('text', content)])]
   return [x._replace(spaced=x.spaced or spaced and i == 0) for i, x in enumerate(found)]
 
 
@@ -192,6 +214,11 @@ def _skip_group(text: str, position: int) -> int:
 
 
 DEPTH = {'(': 1, '[': 1, '{': 1, '\\{': 1, ')': -1, ']': -1, '}': -1, '\\}': -1}
+
+
+def takes_factors(token: Token) -> bool:
+  """Whether a token is a function whose argument may stand without brackets."""
+  return token.kind in ('word', 'text', 'command') and token.text in FUNCTIONS and token.text not in ('sqrt', 'binom')
 
 
 def depth(token: Token) -> int:
@@ -225,14 +252,15 @@ def written(tokens: Tokens) -> str:
   previous = None
   for token in _without_braces(tokens):
     text = ('\\' if token.kind in ('command', 'begin', 'end') else '') + token.text
-    if previous and token.kind in _APART and previous.kind in _APART and {token.kind, previous.kind} & _SPACED:
+    kinds = {token.kind, previous.kind} if previous else set()
+    if kinds == {'number'} or kinds <= _WRITTEN and kinds & {'word', 'text'}:
       text = ' ' + text
     parts.append(text)
     previous = token
   return ''.join(parts)
 
 
-_APART, _SPACED = {'number', 'word', 'text', 'name'}, {'number', 'word', 'text'}
+_WRITTEN = {'number', 'name', 'word', 'text'}  # in letters and digits
 
 
 def _without_braces(tokens: Tokens) -> list[Token]:

@@ -13,7 +13,9 @@ from fractions import Fraction
 import re
 from typing import NamedTuple
 
-from kr_jax.rewards.notation import Token, Tokens
+from kr_jax.answers import notation
+from kr_jax.answers.cursor import Cursor
+from kr_jax.answers.notation import Token, Tokens
 
 
 class Unit(NamedTuple):
@@ -35,28 +37,32 @@ NO_UNIT = Unit()  # of the word units, which leaves the unit open
 
 # symbol or names: size in base units, base units. A plural s is dropped before the look-up.
 _TABLE = '''
-  m meter metre: 1 m | g gm gram gramme: 1/1000 kg | s sec second: 1 s | A amp ampere: 1 A | K kelvin: 1 K | mol mole: 1 mol
-  N newton: 1 kg m s-2 | J joule: 1 kg m2 s-2 | W watt: 1 kg m2 s-3 | V volt: 1 kg m2 s-3 A-1 | Pa pascal: 1 kg m-1 s-2
-  Hz hertz: 1 s-1 | C coulomb: 1 A s | F farad: 1 A2 s4 kg-1 m-2 | Omega ohm: 1 kg m2 s-3 A-2 | T tesla: 1 kg s-2 A-1
-  H henry: 1 kg m2 s-2 A-2 | Wb weber: 1 kg m2 s-2 A-1 | S siemens: 1 A2 s3 kg-1 m-2 | L l liter litre: 1/1000 m3
+  m meter metre: 1 m | g gm gram gramme: 1/1000 kg | s sec second: 1 s | A amp ampere: 1 A | K kelvin: 1 K
+  mol mole: 1 mol | N newton: 1 kg m s-2 | J joule: 1 kg m2 s-2 | W watt: 1 kg m2 s-3 | V volt: 1 kg m2 s-3 A-1
+  Pa pascal: 1 kg m-1 s-2 | Hz hertz: 1 s-1 | C coulomb: 1 A s | F farad: 1 A2 s4 kg-1 m-2
+  Omega ohm: 1 kg m2 s-3 A-2 | T tesla: 1 kg s-2 A-1 | H henry: 1 kg m2 s-2 A-2 | Wb weber: 1 kg m2 s-2 A-1
+  S siemens: 1 A2 s3 kg-1 m-2 | L l liter litre: 1/1000 m3
   eV electronvolt: 1602176634/10000000000000000000000000000 kg m2 s-2 | cal calorie: 523/125 kg m2 s-2
   bar: 100000 kg m-1 s-2 | Wh: 3600 kg m2 s-2 | bit: 1 bit | byte: 8 bit | pc parsec: 30856775814913673 m
-  M molar: 1000 mol m-3 | Bq becquerel: 1 s-1 | Gy gray: 1 m2 s-2 | Sv sievert: 1 m2 s-2 | lm lumen: 1 cd | cd candela: 1 cd
-  lx lux: 1 cd m-2 | D debye: 1 debye | Ah: 3600 A s | rpm: 1 rpm | dyn dyne: 1/100000 kg m s-2 | erg: 1/10000000 kg m2 s-2
+  M molar: 1000 mol m-3 | Bq becquerel: 1 s-1 | Gy gray: 1 m2 s-2 | Sv sievert: 1 m2 s-2 | lm lumen: 1 cd
+  cd candela: 1 cd | lx lux: 1 cd m-2 | D debye: 1 debye | Ah: 3600 A s | rpm: 1 rpm
+  dyn dyne: 1/100000 kg m s-2 | erg: 1/10000000 kg m2 s-2
 '''
 _UNPREFIXED = '''
-  min minute: 60 s | h hr hour: 3600 s | day: 86400 s | week wk: 604800 s | month: 1 month | yr year annum: 1 year
-  decade: 10 year | century centurie: 100 year | in inch inche: 127/5000 m | ft foot feet: 381/1250 m | yd yard: 1143/1250 m
-  mi mile: 201168/125 m | acre: 316160658/78125 m2 | hectare ha: 10000 m2 | lb lbs pound: 45359237/100000000 kg
-  oz ounce: 45359237/1600000000 kg | ton tonne: 1000 kg | mph: 1397/3125 m s-1 | kph kmh kmph: 5/18 m s-1
-  mps: 1 m s-1 | fps: 381/1250 m s-1 | gal gallon: 473176473/125000000000 m3 | qt quart: 473176473/500000000000 m3
-  pint pt: 473176473/1000000000000 m3 | cup: 473176473/2000000000000 m3 | atm atmosphere: 101325 kg m-1 s-2 | psi: 1 psi
-  torr mmHg: 101325/760 kg m-1 s-2 | hp horsepower: 1 horsepower | knot: 463/900 m s-1 | AU au: 149597870700 m
-  ly lightyear: 9460730472580800 m | angstrom AA: 1/10000000000 m | rad radian: 1 radian | deg degree: 1 degree
-  sr steradian: 1 steradian | rev revolution: 1 revolution | C celsius degC: 1 celsius | fahrenheit degF: 1 fahrenheit
-  dollar usd buck: 1 dollar | cent: 1/100 dollar | euro eur: 1 euro | yen jpy: 1 yen | gbp quid: 1 sterling | rupee rs inr: 1 rupee
-  yuan rmb cny: 1 yuan | peso: 1 peso | ruble rouble: 1 ruble | percent percentage pct: 1 % | unit: 1
-  amu dalton: 1 dalton | u: 1 dalton | dB decibel: 1 decibel | ppm: 1 ppm | dpt diopter dioptre: 1 m-1 | fortnight: 1209600 s
+  min minute: 60 s | h hr hour: 3600 s | day: 86400 s | week wk: 604800 s | month: 1 month
+  yr year annum: 1 year | decade: 10 year | century centurie: 100 year | in inch inche: 127/5000 m
+  ft foot feet: 381/1250 m | yd yard: 1143/1250 m | mi mile: 201168/125 m | acre: 316160658/78125 m2
+  hectare ha: 10000 m2 | lb lbs pound: 45359237/100000000 kg | oz ounce: 45359237/1600000000 kg
+  ton tonne: 1000 kg | mph: 1397/3125 m s-1 | kph kmh kmph: 5/18 m s-1 | mps: 1 m s-1 | fps: 381/1250 m s-1
+  gal gallon: 473176473/125000000000 m3 | qt quart: 473176473/500000000000 m3
+  pint pt: 473176473/1000000000000 m3 | cup: 473176473/2000000000000 m3 | atm atmosphere: 101325 kg m-1 s-2
+  psi: 1 psi | torr mmHg: 101325/760 kg m-1 s-2 | hp horsepower: 1 horsepower | knot: 463/900 m s-1
+  AU au: 149597870700 m | ly lightyear: 9460730472580800 m | angstrom AA: 1/10000000000 m | rad radian: 1 radian
+  deg degree: 1 degree | sr steradian: 1 steradian | rev revolution: 1 revolution | C celsius degC: 1 celsius
+  fahrenheit degF: 1 fahrenheit | dollar usd buck: 1 dollar | cent: 1/100 dollar | euro eur: 1 euro
+  yen jpy: 1 yen | gbp quid: 1 sterling | rupee rs inr: 1 rupee | yuan rmb cny: 1 yuan | peso: 1 peso
+  ruble rouble: 1 ruble | percent percentage pct: 1 % | unit: 1 | amu dalton: 1 dalton | u: 1 dalton
+  dB decibel: 1 decibel | ppm: 1 ppm | dpt diopter dioptre: 1 m-1 | fortnight: 1209600 s
 '''
 _PREFIXES = {'k': 3, 'c': -2, 'm': -3, 'd': -1, 'M': 6, 'G': 9, 'T': 12, 'mu': -6, 'n': -9, 'p': -12, 'f': -15, 'h': 2}
 _SPELLED = {'kilo': 3, 'centi': -2, 'milli': -3, 'deci': -1, 'mega': 6, 'giga': 9, 'tera': 12, 'micro': -6, 'nano': -9,
@@ -89,7 +95,7 @@ def _units() -> dict[str, Unit]:
 
 _UNITS = _units()
 _LETTERS = frozenset('mgsNJWVKLlhATHFCD')  # letters that are units after a number and a space
-_NEED_SPACE = frozenset(('mg', 'ml', 'ms', 'mA', 'in', 'mm', 'pm', 'nm', 'gal', 'hr', 'hp', 'pt', 'cd', 'pc', 'mi', 'rs', 'u', 'M'))
+_NEED_SPACE = frozenset('mg ml ms mA in mm pm nm gal hr hp pt cd pc mi rs'.split())  # else they are products
 _SCALED = {'square': 2, 'sq': 2, 'cubic': 3, 'cu': 3}
 _RAISED = {'squared': 2, 'cubed': 3}
 
@@ -103,30 +109,26 @@ def named(word: str) -> Unit | None:
   return None
 
 
-class _Reader:
+_WRITTEN = ('text', 'name', 'word')
+
+
+class _Reader(Cursor):
   """Reads tokens as a unit."""
-
-  def __init__(self, tokens: Tokens):
-    self._tokens, self._i = tokens, 0
-
-  def _peek(self, ahead: int = 0) -> Token:
-    i = self._i + ahead
-    return self._tokens[i] if i < len(self._tokens) else Token('end of text', '')
 
   def all(self) -> Unit | None:
     found = self._product('end of text')
-    return found if self._i == len(self._tokens) else None
+    return found if self.i == len(self.tokens) else None
 
   def _product(self, end: str) -> Unit | None:
     found, power = None, 1
-    if self._word() == 'per' or self._peek().is_op('/'):  # 5 per hour
+    if self._word() == 'per' or self.peek().is_op('/'):  # 5 per hour
       found = NO_UNIT
-    while self._peek().kind != end and not self._peek().is_op(end):
-      token = self._peek()
+    while self.peek().kind != end and not self.peek().is_op(end):
+      token = self.peek()
       if found is not None and (token.is_op('*', '-', '.') or token.is_command('cdot', 'times')):
-        self._i += 1
-      elif found is not None and (token.is_op('/') or self._word() in ('per', 'a', 'an', 'each') and not _is_unit_letter(token)):
-        self._i += 1
+        self.i += 1
+      elif found is not None and (token.is_op('/') or self._word() in ('per', 'a', 'an', 'each')):
+        self.i += 1
         power = -1
       factor = self._factor(power)
       if factor is None:
@@ -136,18 +138,18 @@ class _Reader:
     return found
 
   def _word(self) -> str:
-    token = self._peek()
+    token = self.peek()
     return token.text if token.kind in ('word', 'text', 'name') else ''
 
   def _factor(self, power: int) -> Unit | None:
-    token = self._peek()
+    token = self.peek()
     if token.is_op('('):
-      self._i += 1
+      self.i += 1
       inner = self._product(')')
-      self._i += 1
+      self.i += 1
       return inner and NO_UNIT.times(inner, power)
     if token.is_command('frac'):
-      self._i += 1
+      self.i += 1
       top, bottom = self._braced(), self._braced()
       return top and bottom and NO_UNIT.times(top.times(bottom, -1), power)
     if token.is_op('{'):
@@ -155,8 +157,8 @@ class _Reader:
       return inner and NO_UNIT.times(inner, power)
     scaled = _SCALED.get(self._word(), 0)
     if scaled:
-      self._i += 1
-      self._i += self._peek().is_op('.')
+      self.i += 1
+      self.i += self.peek().is_op('.')
     unit = self._name()
     if unit is None:
       return None
@@ -164,48 +166,48 @@ class _Reader:
     return None if n is None else NO_UNIT.times(unit, power * (scaled or n))
 
   def _braced(self) -> Unit | None:
-    self._i += 1
+    self.i += 1
     inner = self._product('}')
-    self._i += 1
+    self.i += 1
     return inner
 
   def _name(self) -> Unit | None:
-    token, after = self._peek(), self._peek(1)
+    token, after = self.peek(), self.peek(1)
     if token.is_op('%', '°'):
-      self._i += 1
+      self.i += 1
       return PERCENT
-    if token.is_op('^') and (after.is_command('circ', 'degree') or after.is_op('{') and self._peek(2).is_command('circ')):
-      self._i += 2 if not after.is_op('{') else 4
+    if token.is_op('^') and (self.peek(2) if after.is_op('{') else after).is_command('circ', 'degree'):
+      self.i += 4 if after.is_op('{') else 2
       return self._scale_of_degrees()
     if token.is_command('degree', 'circ'):
-      self._i += 1
+      self.i += 1
       return self._scale_of_degrees()
     if token.kind == 'op' and token.text in CURRENCIES:
-      self._i += 1
+      self.i += 1
       return CURRENCIES[token.text]
     if token.is_command('AA'):
-      self._i += 1
+      self.i += 1
       return _UNITS['AA']
-    if token.text == 'mu' and after.kind in ('text', 'name', 'word'):
-      self._i += 2
-      return named('mu' + after.text)
-    if token.kind in ('text', 'name', 'word') and after.text == '_' and token.text in ('M', 'L', 'R'):
-      if self._peek(2).text in ('odot', 'oplus', '{'):
-        self._i += 3 if self._peek(2).text != '{' else 5
+    if (token.text == 'mu' or token.text in _PREFIXES and after.text == 'Omega') and after.kind in _WRITTEN:
+      self.i += 2
+      return named(token.text + after.text)
+    if token.kind in _WRITTEN and after.text == '_' and token.text in ('M', 'L', 'R'):
+      if self.peek(2).text in ('odot', 'oplus', '{'):
+        self.i += 3 if self.peek(2).text != '{' else 5
         return Unit(powers=((f'solar {token.text}', 1),))
     if token.kind not in ('text', 'word', 'name'):
       return None
     if token.text.lower() in ('degree', 'degrees', 'deg'):
-      self._i += 1
+      self.i += 1
       return self._scale_of_degrees()
-    if token.text in ('ms',) and after.is_op('^') and self._peek(2).is_op('{', '-'):  # m s^-1, written without the space
-      self._i += 1
+    if token.text == 'ms' and after.is_op('^') and self.peek(2).is_op('{', '-'):  # m s^-1 without the space
+      self.i += 1
       n = self._exponent()
       return None if n is None else _UNITS['m'].times(_UNITS['s'], n)
-    self._i += 1
+    self.i += 1
     unit = named(token.text)
-    if unit is not None and self._peek().is_op('.') and self._i + 1 == len(self._tokens):
-      self._i += 1
+    if unit is not None and self.peek().is_op('.') and self.i + 1 == len(self.tokens):
+      self.i += 1
     return unit
 
   def _scale_of_degrees(self) -> Unit:
@@ -213,68 +215,69 @@ class _Reader:
     for names, unit in ((('C', 'Celsius', 'celsius', 'centigrade'), _UNITS['celsius']),
                         (('F', 'Fahrenheit', 'fahrenheit'), _UNITS['fahrenheit'])):
       if scale in names:
-        self._i += 1
+        self.i += 1
         return unit
     return DEGREE
 
   def _exponent(self) -> int | None:
     """What a unit is raised to; None: what stands there is no whole number."""
     if self._word() in _RAISED:
-      self._i += 1
-      return _RAISED[self._tokens[self._i - 1].text]
-    if not self._peek().is_op('^') or self._peek(1).is_command('circ', 'degree'):
+      self.i += 1
+      return _RAISED[self.tokens[self.i - 1].text]
+    if not self.peek().is_op('^') or self.peek(1).is_command('circ', 'degree'):
       return 1
-    self._i += 1
-    braced = self._peek().is_op('{')
-    self._i += braced
-    sign = -1 if self._peek().is_op('-') else 1
-    self._i += self._peek().is_op('-', '+')
-    number = self._peek().text
-    self._i += 1 + braced
+    self.i += 1
+    braced = self.peek().is_op('{')
+    self.i += braced
+    sign = -1 if self.peek().is_op('-') else 1
+    self.i += self.peek().is_op('-', '+')
+    number = self.peek().text
+    self.i += 1 + braced
     return sign * int(number) if number.isdigit() and len(number) < 3 else None
-
-
-def _is_unit_letter(token: Token) -> bool:
-  return token.kind == 'name' and token.text in _LETTERS
 
 
 def split(tokens: Tokens) -> tuple[Tokens, Unit | None]:
   """A quantity and its unit: the longest end of the tokens that is a unit; None: there is none."""
-  first = _first_after_number(tokens)
-  for i in range(max(first, 1), len(tokens)):
-    token, before = tokens[i], tokens[i - 1]
-    if token.is_op('-', '*', '(', '{', '.', '/') or token.is_command('cdot', 'times', 'frac') or before.is_op('_', '^', '*', '/') or before.is_command('cdot', 'times'):
-      if not (token.is_op('/') and i == first or token.is_command('frac') and before.kind == 'number' and _has_text(tokens[i:])):
-        continue
-    is_number = not any(x.kind in ('name', 'word', 'text') and x.text not in ('pi', 'e') for x in tokens[:i])
-    if token.kind == 'name' and token.text not in ('mu', 'Omega') and not (
-        token.spaced and is_number and (token.text in _LETTERS or token.text in 'MR' and tokens[i + 1:i + 2] and tokens[i + 1].is_op('_'))):
-      continue
-    if token.kind == 'name' and token.text in ('mu', 'Omega') and not (is_number and (token.spaced or token.text == 'Omega')):
-      continue
-    if token.kind == 'word' and (not is_number or token.text in _NEED_SPACE and not token.spaced):
-      continue
-    if (unit := _Reader(tokens[i:]).all()) is not None:
+  first = next((i + 1 for i, token in enumerate(tokens) if token.kind == 'number'), 1)
+  for i in range(first, len(tokens)):
+    if _may_begin(tokens, i, first) and (unit := _Reader(tokens[i:]).all()) is not None:
       return tokens[:i], unit
   return tokens, None
 
 
-def _has_text(tokens: Tokens) -> bool:
-  return any(token.kind == 'text' for token in tokens)
+def _may_begin(tokens: Tokens, i: int, first: int) -> bool:
+  """Whether a unit may begin at the i-th token; the first number ends before the token `first`."""
+  token, before = tokens[i], tokens[i - 1]
+  if before.is_op('_', '^', '*', '/') or before.is_command('cdot', 'times'):
+    return False
+  if token.is_op('/'):
+    return i == first
+  if (token.is_op('^') or token.is_command('degree')) and any(map(notation.takes_factors, tokens[:i])):
+    return False  # cos 60 degrees
+  if token.is_command('frac'):
+    return before.kind == 'number' and any(x.kind == 'text' for x in tokens[i:])
+  if token.is_op('-', '*', '(', '{', '.') or token.is_command('cdot', 'times'):
+    return False
+  if token.kind not in ('name', 'word'):
+    return True
+  if any(x.kind in ('name', 'word', 'text') and x.text not in ('pi', 'e') for x in tokens[:i]):
+    return False  # after variables only text is a unit
+  if token.kind == 'word':
+    return token.spaced or token.text not in _NEED_SPACE
+  is_solar = token.text in ('M', 'R') and i + 1 < len(tokens) and tokens[i + 1].is_op('_')
+  is_kilo = token.text in _PREFIXES and i + 1 < len(tokens) and tokens[i + 1].text == 'Omega'
+  return token.text == 'Omega' or token.spaced and (token.text in _LETTERS or token.text == 'mu' or is_solar or is_kilo)
 
 
-def _first_after_number(tokens: Tokens) -> int:
-  """The place after the first number."""
-  return next((i + 1 for i, token in enumerate(tokens) if token.kind == 'number'), 1)
-
-
+SCALES = {'dozen': 12, 'hundred': 10 ** 2, 'thousand': 10 ** 3, 'million': 10 ** 6, 'billion': 10 ** 9,
+          'trillion': 10 ** 12}
 # Words after a number that change what it says.
 _CHANGING = frozenset('''
-  is are was were be not no or and nor but than less more fewer greater most least over under above below plus minus times
-  divided multiplied choose factorial mod modulo squared cubed power root half halves quarter quarters dozen score pair
-  pairs if when unless except without about because since from as does cannot infinity undefined remainder base pi
-  negative percent other others hundred hundreds thousand thousands million millions billion billions trillion trillions
-  tens ones perhaps maybe twice double triple to wrong right incorrect false'''.split())
+  is are was were be not no or and nor but than less more fewer greater most least over under above below plus minus
+  times divided multiplied choose factorial mod modulo squared cubed power root half halves quarter quarters score
+  pair pairs if when unless except without about because since from as does cannot infinity undefined remainder base
+  pi negative percent other others dozen dozens hundred hundreds thousand thousands million millions billion billions
+  trillion trillions tens ones perhaps maybe twice double triple to wrong right incorrect false'''.split())
 # Parts of a whole: thirds, tenths, hundredths.
 _ORDINAL = re.compile(
     r'(?:third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w*teen|\w*tie|hundred|thousand|million|billion)th)s?')
@@ -298,10 +301,16 @@ def without_count(tokens: Tokens) -> Tokens:
   begin = len(tokens)
   while begin and _is_word(tokens[begin - 1]):
     begin -= 1
+  if tokens and tokens[-1].is_op(')') and (opens := max(
+      (i for i, x in enumerate(tokens) if x.is_op('(')), default=0)) and all(map(_is_word, tokens[opens + 1:-1])):
+    return without_count((*tokens[:opens], *tokens[opens + 1:-1]))  # 6 (buses)
   words = [token.text.lower() for token in tokens[begin:] if not token.kind == 'op']
   numbers = [token for token in tokens[:begin] if token.kind == 'number']
   if not words or not numbers or tokens[begin - 1].kind == 'name' or len(words) > 12:
     return tokens
+  if words[0].removesuffix('s') in SCALES:  # 3 dozen eggs are 3 dozen
+    rest = without_count((*numbers[-1:], *tokens[begin + 1:]))
+    return (*tokens[:begin + 1], *rest[1:])
   if _CHANGING & set(words) or any(map(_ORDINAL.fullmatch, words)):
     return tokens
   tail = next((i for i, word in enumerate(words) if word in _TAILS), len(words))
@@ -310,8 +319,9 @@ def without_count(tokens: Tokens) -> Tokens:
     at = next(i for i in range(begin, len(tokens)) if tokens[i].text.lower() == words[tail - 1]) + 1
     return tokens[:at] if tail < len(words) else tokens
   if not nouns:
-    is_part = len(numbers) > 1 or '.' in numbers[0].text  # 2/3 of the cake
-    return tokens if words[0] in _NEED_NOUN and not is_part or words[0] in ('in', 'a', 'an') and len(words) < 2 else tokens[:begin]
+    is_part = any(x.is_op('/') or x.is_command('frac') or '.' in x.text for x in tokens[:begin])  # 2/3 of the cake
+    lacks = words[0] in _NEED_NOUN and not is_part or words[0] in ('in', 'a', 'an') and len(words) == 1
+    return tokens if lacks else tokens[:begin]
   is_one = len(numbers) == 1 and numbers[0].text == '1' and begin == 1
   plural = nouns[-1].endswith('s') and not nouns[-1].endswith('ss') or nouns[-1] in _PLURALS
   return tokens[:begin] if len(nouns) <= 4 and (plural or is_one) and all(len(x) > 1 for x in nouns) else tokens

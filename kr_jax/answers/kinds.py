@@ -1,0 +1,74 @@
+"""The kinds of thing that an answer says."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from kr_jax.answers.notation import Tokens
+from kr_jax.answers.units import Unit
+
+
+class Words(NamedTuple):
+  text: str
+
+
+class Quantity(NamedTuple):
+  """A formula with a unit; scale: what a word such as million multiplies it by."""
+
+  tokens: Tokens
+  unit: Unit | None = None
+  scale: int = 1
+
+
+class Group(NamedTuple):
+  """Things of a kind: '' for a list without brackets, else two brackets, such as '()', '[)' and '{}'."""
+
+  kind: str
+  items: tuple[Any, ...]
+  joined: str = ','  # 'or' or 'and' where a list is joined by one of them alone; 'thousands': it may be a number
+
+
+class Relation(NamedTuple):
+  """Formulas and the relations between them: '=', '<', '>', 'le', 'ge', 'ne'."""
+
+  sides: tuple[Tokens, ...]
+  signs: tuple[str, ...]
+
+
+class Named(NamedTuple):
+  """A thing and its label; relation: the equation as written, where it is one."""
+
+  label: str
+  thing: Any
+  relation: Relation | None
+
+
+class Region(NamedTuple):
+  """A union of things, less those that are left out."""
+
+  parts: tuple[Any, ...]
+  without: tuple[Any, ...] = ()
+
+
+class Time(NamedTuple):
+  parts: tuple[int, ...]  # hours, minutes, seconds
+  half: str  # 'am', 'pm' or ''
+
+
+class Ratio(NamedTuple):
+  parts: tuple[Tokens, ...]
+
+
+class Based(NamedTuple):
+  digits: str
+  base: str
+
+
+class Matrix(NamedTuple):
+  rows: tuple[tuple[Any, ...], ...]
+
+
+class Either(NamedTuple):
+  """What can be read in two ways."""
+
+  ways: tuple[Any, ...]

@@ -1,0 +1,140 @@
+r"""The answer that a completion marks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+
+_BOX = re.compile(r'\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]', re.DOTALL)
+_BARE_BOX = re.compile(r'\\boxed\s+([^\s{}$,]+)')
+_TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
+_HASHES = re.compile(r'####[ \t]*([^\n]*)')
+_IS = re.compile(r'\banswer[*_\s]*(?:is\b|:|=)[:*_\s]*', re.IGNORECASE)
+_DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
+# What may stand between boxes that together are a list.
+_BETWEEN = re.compile(r'(?:[\s$,;&]|\\[()\[\],;:! ]|\\text\s*\{[\s,]*(?:and|or)\s*\}|\band\b|\bor\b|\\q?quad\b)*')
+# A clause after an answer in words: ', in total', ' because ...'.
+_CLAUSE = re.compile(
+    r',\s+(?!(?:and|or)\b)[a-z]{2,}|\s(?:because|since|which|where|so that|as (?:we|it|the|shown|required|desired))\b')
+
+
+def extract(completion: str) -> str | None:
+  r"""The answer that a completion marks; None: there is none.
+
+  The last mark of the first kind that occurs counts. The kinds are <answer>...</answer>; \boxed{...} that is not
+  empty and whose braces close, and '#### ...' to the end of the line; 'answer is ...' or 'answer: ...' to the end of
+  the sentence; the line after a heading with 'answer' in it. A mark inside <answer> counts before the rest of it. Boxes
+  with nothing but commas or 'and' between them are one list. A completion of one line without a mark is itself the
+  answer. Thoughts up to </think> are not read.
+  """
+  found = raw(completion)
+  return trim(found) or None if found is not None else None
+
+
+def raw(completion: str) -> str | None:
+  """`extract` as the completion has it: with the punctuation and marks of formulas around it."""
+  text = completion.rpartition('</think>')[2]
+  tags = _TAG.findall(text)
+  if tags:
+    found = _marked(tags[-1])
+    return found if found is not None else tags[-1]
+  found = _marked(text)
+  if found is None and '\n' not in text.strip():
+    found = text
+  return found
+
+
+def _marked(text: str) -> str | None:
+  """What a box, '####' or words mark."""
+  hashes = [found for found in _HASHES.finditer(text) if found[1].strip()]
+  if hashes and not (after := box(text[hashes[-1].end():])):
+    return hashes[-1][1]
+  return after if hashes else box(text) or _phrase(text)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+  """Group 1 of the last match that is not blank."""
+  return next((x for x in reversed(pattern.findall(text)) if x.strip()), None)
+
+
+def _phrase(text: str) -> str | None:
+  """What follows the last 'answer is' or 'answer:', or a heading."""
+  marks = [*_IS.finditer(text)]
+  if not marks:
+    return _under_heading(text)
+  rest = text[marks[-1].end():]
+  display = _DISPLAY.match(rest)
+  if display:
+    return display[1] or display[2]
+  sentence = re.split(r'\n|\.\s', rest, maxsplit=1)[0]
+  clause = _CLAUSE.search(sentence)
+  if clause and re.search(r'[\d\\$]', sentence[:clause.start()]):
+    sentence = sentence[:clause.start()]
+  return sentence
+
+
+def _under_heading(text: str) -> str | None:
+  """The first line after the last heading with 'answer' in it."""
+  found, is_next = None, False
+  for line in text.splitlines():
+    if line.startswith('#'):
+      is_next = re.search(r'\banswer\b', line, re.IGNORECASE) is not None
+    elif is_next and line.strip():
+      found, is_next = line, False
+  return found
+
+
+def box(text: str) -> str | None:
+  """The content of the last box that closes, or of the last boxes that are a list."""
+  opened, boxes = [], []  # boxes: start, end, content
+  for token in _BOX.finditer(text):
+    if token[0][-1] == '{' and token[0] != '\\{':
+      opened.append(token)
+    elif token[0] == '}' and opened:
+      start = opened.pop()
+      inside = text[start.end():token.start()]
+      if start[0] != '{' and inside.strip():
+        boxes.append((start.start(), token.end(), inside))
+  if not boxes:
+    return _last(_BARE_BOX, text)
+  start, end, inside = max(boxes)
+  found = [inside]
+  for before in sorted(boxes, reverse=True)[1:]:
+    if before[1] > start or not _BETWEEN.fullmatch(text, before[1], start):
+      break
+    found.insert(0, before[2])
+    start = before[0]
+  return ', '.join(map(str.strip, found)) if len(set(map(str.strip, found))) > 1 else inside
+
+
+_AROUND = (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'), ('\\(', '\\)'), ('\\[', '\\]'))
+_SPACE_BEFORE = re.compile(r'(?:\\[,;:! ]|\\q?quad(?![a-zA-Z])|[~\s])+')
+_SPACE_AFTER = re.compile(r'\\(?:[,;:!]|q?quad)?$')
+
+
+def _without_space(text: str) -> str:
+  """The text without blanks and LaTeX's spaces at its ends, in a time that does not grow with the square of them."""
+  leading = _SPACE_BEFORE.match(text)
+  text = text[leading.end():] if leading else text
+  while True:
+    text = text.rstrip().rstrip('~')
+    # Of '\\ ' the backslash is left; two of them end a line.
+    trailing = _SPACE_AFTER.search(text[-6:])
+    if not trailing or text[:len(text) - len(trailing[0])].endswith('\\'):
+      return text if not text or not text[-1].isspace() else text.rstrip()
+    text = text[:len(text) - len(trailing[0])]
+
+
+def trim(text: str) -> str:
+  """The text without the spaces and the marks of emphasis and formulas around it, and punctuation after it."""
+  while True:
+    before, text = text, _without_space(text)
+    if not text.endswith(('\\right.', '\\.')):
+      text = text.rstrip('.,;:。').rstrip()
+    if text.count('**') % 2:  # the '**' that opens stands before the mark of the answer
+      text = text.removesuffix('**')
+    for start, end in _AROUND:
+      inside = text[len(start):len(text) - len(end)]
+      if len(text) > len(start + end) and text == start + inside + end and start not in inside:
+        text = inside
+    if text == before:
+      return text

@@ -1,0 +1,426 @@
+r"""What an answer says: tokens -> words, a list, a set, an equation, a time, a quantity with its unit, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+import functools
+import itertools
+import re
+from typing import Any
+
+from kr_jax.answers import marks
+from kr_jax.answers import notation
+from kr_jax.answers import syntax
+from kr_jax.answers import units
+from kr_jax.answers import values
+from kr_jax.answers.kinds import Based, Either, Group, Matrix, Named, Quantity, Ratio, Region, Relation, Time, Words
+from kr_jax.answers.notation import Token, Tokens
+from kr_jax.answers.syntax import Node
+
+# Texts that a process keeps read: the rollouts of a task share its reference, and often an answer.
+_KEPT = 4096
+
+
+@functools.lru_cache(_KEPT)
+def read(text: str) -> Any:
+  """What a text says; None: nothing."""
+  tokens = notation.tokens(without_dollars(text))
+  return read_tokens(tokens)
+
+
+def without_dollars(text: str) -> str:
+  """The text without the signs that enclose formulas; one that is left over is a currency."""
+  text = (marks.box(text) if '\\boxed' in text else None) or text  # some references mark their answer
+  if '\\begin' not in text:  # and some escape each backslash twice
+    text = re.sub(r'\\\\(?=[a-zA-Z])', r'\\', text)
+  text = text.replace('\\$', '\ue000')
+  if text.count('$') % 2:
+    text = re.sub(r'\$(?=\s*[\d.])', '\ue000', text, count=1)
+  return text.replace('$', ' ').replace('\ue000', '\\$')
+
+
+_EDGES = ('.', ',', ';', ':', '\\\\', '"', '`', '*', "'")
+_ABOUT = ('approximately', 'approx', 'about', 'roughly', 'nearly', 'around')
+_ENDS = ('checkmark', 'qed', 'blacksquare', 'square', 'therefore')
+
+
+def strip(tokens: Tokens) -> Tokens:
+  """The tokens without what stands around an answer and says nothing."""
+  while True:
+    before = tokens
+    while tokens and (tokens[-1].is_op(*_EDGES[:-1]) or tokens[-1].is_command(*_ENDS)):
+      tokens = tokens[:-1]
+    if tokens and tokens[-1].kind == 'number' and tokens[-1].text.endswith('.'):
+      tokens = (*tokens[:-1], tokens[-1]._replace(text=tokens[-1].text[:-1]))
+    while tokens and (tokens[0].is_op(*_EDGES, '=') or tokens[0].is_command('approx', 'therefore', 'implies', 'sim')):
+      tokens = tokens[1:]
+    if tokens and tokens[0].kind in ('word', 'text') and tokens[0].text.lower() in _ABOUT and len(tokens) > 1:
+      tokens = tokens[1:]
+    last = [x.text.lower() for x in tokens[-3:]]
+    if len(tokens) > 3 and last[0] == '(' and last[1] in _ABOUT and last[2] == ')':
+      tokens = tokens[:-3]
+    elif len(tokens) > 1 and last[-1] in _ABOUT:
+      tokens = tokens[:-1]
+    clause = notation.split(tokens, lambda x: x.kind in ('word', 'text') and x.text in ('which', 'where'))
+    tokens = clause[0] or tokens
+    if len(tokens) > 1 and tokens[0].is_op('{') and _closing(tokens) == len(tokens) - 1:
+      tokens = tokens[1:-1]
+    if tokens == before:
+      return tokens
+
+
+def _closing(tokens: Tokens) -> int:
+  """Where the bracket closes that the tokens begin with; -1: nowhere, or there is none."""
+  level = 0
+  for i, token in enumerate(tokens):
+    level += notation.depth(token)
+    if level <= 0:
+      return i if level == 0 and i else -1
+  return -1
+
+
+def read_tokens(tokens: Tokens) -> Any:
+  """What tokens say; None: nothing."""
+  tokens = strip(tokens)
+  if not tokens:
+    return None
+  for kind in (_words, _joined, _thousands, _listed, _region, _relation, _enclosed, _time, _ratio, _based, _matrix):
+    if (found := kind(tokens)) is not None:
+      return found
+  return quantity(tokens)
+
+
+_NUMBER_WORDS = {word: n for n, word in enumerate(
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
+    'eighteen nineteen twenty'.split())} | {'thirty': 30, 'forty': 40, 'fifty': 50, 'sixty': 60, 'seventy': 70,
+                                            'eighty': 80, 'ninety': 90}
+
+
+def _number_in_words(text: str) -> int | None:
+  """The number that words such as 'two hundred and five' are; None: they are none."""
+  total = part = 0
+  words = [word for word in re.split(r'[\s-]+', text) if word not in ('and', 'a')]
+  for word in words:
+    if word in _NUMBER_WORDS:
+      part += _NUMBER_WORDS[word]
+    elif word == 'hundred':
+      part = 100 * (part or 1)
+    elif word in units.SCALES and word != 'dozen':
+      total, part = total + units.SCALES[word] * (part or 1), 0
+    else:
+      return None
+  return total + part if words else None
+
+
+_REALS = ('all real numbers', 'all reals', 'real numbers', 'all real', 'the set of all real numbers', 'all real values',
+          'the real numbers', 'reals', 'set of all real numbers', 'any real number', 'the set of real numbers')
+_NOTHING = ('empty set', 'the empty set', 'no solution', 'no solutions', 'no real solution', 'no real solutions',
+            'null set', 'there is no solution', 'there are no solutions', 'no such solution')
+
+
+def _words(tokens: Tokens) -> Any:
+  if not all(x.kind in ('word', 'text', 'name') or x.is_op("'", '-', '.') for x in tokens) or not any(
+      x.kind in ('word', 'text') and len(x.text) > 1 for x in tokens):
+    return None
+  if tokens[0].kind == 'op':  # a sign
+    return None
+  text = ' '.join(x.text for x in tokens if not x.is_op('.', '-')).lower()
+  if text in _REALS:
+    return Region((Token('command', 'reals'),))
+  if text in _NOTHING:
+    return Group('{}', ())
+  if (number := _number_in_words(text)) is not None:
+    return Quantity((Token('number', str(number)),))
+  is_short = len(text) <= 4 and text.isalpha() and not tokens[0].text.isupper()  # xy may be a product, AB is a name
+  if len(tokens) == 1 and tokens[0].kind == 'word' and (is_short or text == 'infinity'):
+    return Either((Words(text), Quantity(tokens)))
+  if any(x.kind == 'name' for x in tokens) and not any(len(x.text) > 3 for x in tokens):
+    return None  # formulas such as x exp y
+  if {'and', 'or'} & set(text.split()) and all(x.kind == 'name' or x.text in ('and', 'or') for x in tokens):
+    return None  # A and B are a list
+  return Words(text)
+
+
+def _is_word(token: Token, *words: str) -> bool:
+  return token.kind in ('word', 'text') and token.text.lower() in words
+
+
+def _joined(tokens: Tokens) -> Any:
+  """A list with 'and', 'or' or ';' in it."""
+  if len(tokens) == 5 and _is_word(tokens[1], 'and') and tokens[3].is_op('/'):  # 3 and 1/2
+    mixed = (tokens[0], *(x._replace(spaced=True) for x in tokens[2:]))
+    return Either((Quantity(mixed), Group('', (read_tokens(tokens[:1]), read_tokens(tokens[2:])))))
+  parts = notation.split(tokens, lambda x: _is_word(x, 'and', 'or') or x.is_op(';') or x.is_command('land', 'lor'))
+  parts = [part for part in parts if strip(part)]
+  if len(parts) < 2:
+    return None
+  joined = {x.text.lower() for x in tokens if _is_word(x, 'and', 'or')} | {
+      'or' for x in tokens if x.is_command('lor')} | {'and' for x in tokens if x.is_command('land')}
+  items = []
+  for part in parts:
+    found = read_tokens(part)
+    flat = isinstance(found, Group) and found.kind == ''
+    items += found.items if flat else [found]
+    if flat:
+      joined.add(',')
+  return Group('', tuple(items), joined.pop() if len(joined) == 1 else ',')
+
+
+def _thousands(tokens: Tokens) -> Any:
+  """A number whose digits are in groups of three; with commas it may also be a list."""
+  for mark in (',', ''):
+    groups, rest, start = [], tokens, 0
+    sign = bool(tokens and tokens[0].is_op('-', '+'))
+    start = sign + bool(tokens[sign:] and tokens[sign].is_op(*units.CURRENCIES))
+    i = start
+    while i < len(tokens) and tokens[i].kind == 'number' and (
+        not groups and re.fullmatch(r'[1-9]\d{0,2}', tokens[i].text)
+        or groups and re.fullmatch(r'\d{3}(?:\.\d*)?', tokens[i].text)) and (mark or not groups or tokens[i].spaced):
+      groups.append(tokens[i].text)
+      i += 1
+      if mark and i < len(tokens) and tokens[i].is_op(mark) and i + 1 < len(tokens) and not tokens[i + 1].spaced:
+        i += 1
+      elif mark:
+        break
+    rest = tokens[i:]
+    if len(groups) > 1 and not (tokens[i - 1].is_op(',')) and not any('.' in x for x in groups[:-1]):
+      number = Token('number', ''.join(groups), tokens[start].spaced)
+      found = quantity((*tokens[:start], number, *rest))
+      if not rest and mark and not start:
+        return Either((found, Group('', tuple(quantity((x,)) for x in tokens if x.kind == 'number'), 'thousands')))
+      if not rest or all(x.kind != 'op' or not x.is_op(',') for x in rest):
+        return found
+  return None
+
+
+def _listed(tokens: Tokens) -> Any:
+  parts = [part for part in notation.split(tokens, lambda x: x.is_op(',')) if strip(part)]
+  return Group('', tuple(map(read_tokens, parts))) if len(parts) > 1 else None
+
+
+def _region(tokens: Tokens) -> Any:
+  union = lambda x: x.is_command('cup') or x.kind == 'name' and x.text == 'U'
+  parts = notation.split(tokens, union)
+  if len(parts) > 1 and all(map(strip, parts)):
+    label = _label_and_rest(parts[0])
+    found = Region(tuple(map(read_tokens, (label[1] if label else parts[0], *parts[1:]))))
+    return Named(label[0], found, None) if label else found
+  parts = notation.split(tokens, lambda x: x.is_command('setminus'))
+  if len(parts) == 2 and all(parts):
+    label = _label_and_rest(parts[0])
+    return Region((read_tokens(label[1] if label else parts[0]),), (read_tokens(parts[1]),))
+  if len(tokens) == 1 and tokens[0].is_command(*notation.NUMBER_SETS.values()):
+    return Region((tokens[0],))
+  if len(tokens) == 1 and tokens[0].is_command('emptyset'):
+    return Group('{}', ())
+  return None
+
+
+_SIGNS = {'=': '=', '<': '<', '>': '>', 'le': 'le', 'ge': 'ge', 'ne': 'ne', 'in': 'in', 'approx': '='}
+
+
+def _sign(token: Token) -> str | None:
+  return _SIGNS.get(token.text) if token.kind in ('op', 'command') else None
+
+
+def _relation(tokens: Tokens) -> Any:
+  sides = notation.split(tokens, lambda x: _sign(x) is not None)
+  if len(sides) < 2 or not all(sides):
+    return None
+  level, signs = 0, []
+  for token in tokens:
+    level += notation.depth(token)
+    if level == 0 and _sign(token):
+      signs.append(_sign(token))
+  relation = Relation(tuple(sides), tuple(signs))
+  if signs == ['in']:
+    return Named(_label(sides[0]) or notation.written(sides[0]), read_tokens(sides[1]), None)
+  if 'in' in signs:
+    return None
+  if set(signs) == {'='}:
+    label = _label(sides[0])
+    if label and (thing := _chain(sides[1:])) is not None:
+      return Named(label, thing, relation if len(sides) == 2 else None)
+    if len(sides) == 2 and (label := _label(sides[1])) and _value(sides[0]):  # 12 = x
+      return Named(label, read_tokens(sides[0]), relation)
+    if all(_value(side) for side in sides) and (thing := _chain(sides)) is not None:
+      return thing
+  return relation
+
+
+def _chain(sides: Sequence[Tokens]) -> Any:
+  """What equal sides say: the last, or the first number where later ones are rounded; None: they differ."""
+  numbers = [(side, *found) for side in sides if (found := _value(side))]
+  for (_, x, places), (_, y, others) in itertools.pairwise(numbers):
+    rounded = [n for n in (places, others) if n is not None]
+    if not values.close(x, y) and not (rounded and abs(x - y) <= 0.51 * 10.0 ** -min(rounded)):
+      return None
+  last = read_tokens(sides[-1])
+  if numbers and numbers[0][0] is not sides[-1]:
+    return Either((last, read_tokens(numbers[0][0])))
+  return last
+
+
+def _value(tokens: Tokens) -> tuple[values.Number, int | None] | None:
+  """The value of a side that is a real number, and the decimal places it is written with; None: it is none."""
+  found = quantity(strip(tokens))
+  value = values.number(found.tokens)
+  if value is None or not values.is_real(value):
+    return None
+  size = found.unit.size if found.unit else 1
+  decimal = re.fullmatch(r'-?\d*\.(\d+)', notation.written(found.tokens))
+  return values.inexact(value) * values.inexact(size * Fraction(found.scale)), decimal and len(decimal[1])
+
+
+def _label_and_rest(tokens: Tokens) -> tuple[str, Tokens] | None:
+  sides = notation.split(tokens, lambda x: _sign(x) in ('=', 'in'))
+  if len(sides) == 2 and all(sides) and (label := _label(sides[0])):
+    return label, sides[1]
+  return None
+
+
+def _label(tokens: Tokens) -> str | None:
+  """The label that stands before '='; None: it is a side of an equation."""
+  tokens = strip(tokens)
+  if not tokens:
+    return None
+  text = notation.written(tokens)
+  if all(x.kind in ('word', 'text') or x.is_op("'", '-', '.') for x in tokens):
+    return text.lower()
+  if re.fullmatch(r"\|?[A-Z]{2,4}'?\|?", text):  # a segment, an angle's points
+    return text
+  opens = next((i for i, x in enumerate(tokens) if x.is_op('(', '[')), 0)
+  if opens and _closing(tokens[opens:]) == len(tokens) - opens - 1 and tokens[0].kind != 'number' and all(
+      x.kind in ('name', 'word', 'text', 'number') or x.is_op('_', "'", '{', '}') for x in tokens[:opens]):
+    return text
+  if tokens[0].is_op('(') and _closing(tokens) == len(tokens) - 1:
+    names = notation.split(tokens[1:-1], lambda x: x.is_op(','))
+    return text if len(names) > 1 and all(len(x) == 1 and x[0].kind == 'name' for x in names) else None
+  node = syntax.node(tokens)
+  if node is None:
+    return None
+  if node[0] == 'name':
+    return text if node[1] not in ('pi', 'e', 'i') else None
+  leaves = _leaves(node)
+  return text if leaves and len(leaves) == len(set(leaves)) > 1 else None
+
+
+def _leaves(node: Node) -> list[str] | None:
+  """The variables of sums, products and quotients of variables alone; None for another formula."""
+  if node[0] == 'name':
+    return [node[1]]
+  if node[0] not in ('add', 'subtract', 'multiply', 'divide'):
+    return None
+  parts = [_leaves(x) for x in node[1:]]
+  return None if None in parts else sum(parts, [])
+
+
+def _enclosed(tokens: Tokens) -> Any:
+  """A set, a tuple or an interval."""
+  opening, last = tokens[0], tokens[-1]
+  if not (opening.is_op('(', '[', ']', '\\{') or opening.is_command('langle')) or len(tokens) < 2:
+    return None
+  if opening.is_op(']') or last.is_op('[') or _closing(tokens) != len(tokens) - 1:
+    return _reversed_interval(tokens)
+  inner = tokens[1:-1]
+  bracket = lambda x: {'langle': '(', 'rangle': ')', '\\{': '{', '\\}': '}'}.get(x.text, x.text)
+  kind = bracket(opening) + bracket(last)
+  if kind == '{}':
+    builder = notation.split(inner, lambda x: x.is_op('|', ':'))
+    if len(builder) == 2 and all(builder):
+      return _built(*builder)
+  parts = notation.split(inner, lambda x: x.is_op(',', ';'))
+  if kind == '{}':
+    return Group(kind, tuple(read_tokens(x) for x in parts if strip(x)))
+  if len(parts) > 1:
+    return Group(kind, tuple(map(read_tokens, parts)))
+  if kind == '()' and len(inner) == 1 and inner[0].text.isupper() and len(inner[0].text) == 1:  # a choice
+    return Quantity((inner[0]._replace(kind='name'),))
+  return None
+
+
+def _built(element: Tokens, condition: Tokens) -> Any:
+  """The set {x in A | condition}."""
+  sides = notation.split(element, lambda x: x.is_command('in'))
+  if len(sides) > 2 or not _label(sides[0]):
+    return None
+  return read_tokens(condition)
+
+
+def _reversed_interval(tokens: Tokens) -> Any:
+  """]1, 2[ is (1, 2)."""
+  left, right = tokens[0].text, tokens[-1].text
+  if left not in '[](' or right not in '[])' or not (left == ']' or right == '['):
+    return None
+  parts = notation.split(tokens[1:-1], lambda x: x.is_op(',', ';'))
+  if len(parts) != 2:
+    return None
+  return Group(('(' if left == ']' else left) + (')' if right == '[' else right), tuple(map(read_tokens, parts)))
+
+
+def _time(tokens: Tokens) -> Any:
+  half = ''.join(x.text for x in tokens if x.kind in ('word', 'text', 'name')).lower()
+  clock = ''.join(x.text for x in tokens if x.kind not in ('word', 'text', 'name') and not x.is_op('.'))
+  found = re.fullmatch(r'(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?', clock)
+  if not found or half not in ('', 'am', 'pm') or not (half or found[2]):
+    return None
+  return Time(tuple(int(x or 0) for x in found.groups()), half)
+
+
+def _ratio(tokens: Tokens) -> Any:
+  parts = notation.split(tokens, lambda x: x.is_op(':'))
+  return Ratio(tuple(parts)) if len(parts) > 1 and all(parts) else None
+
+
+def _based(tokens: Tokens) -> Any:
+  found = re.fullmatch(r'(-?[\dA-F]+)_\{?(\w+)\}?', notation.written(tokens).replace(' ', ''))
+  base = found and str(_NUMBER_WORDS.get(found[2].lower(), found[2]))
+  return Based(found[1], base) if found and base.isdigit() and tokens[0].kind != 'name' else None
+
+
+def _matrix(tokens: Tokens) -> Any:
+  while len(tokens) > 2 and tokens[0].is_op('(', '[') and _closing(tokens) == len(tokens) - 1:
+    tokens = tokens[1:-1]
+  begin = next((i for i, x in enumerate(tokens) if x.kind == 'begin'), 0)
+  factor = _strip_times(tokens[:begin]) if begin and _closing(tokens[begin:]) == len(tokens) - begin - 1 else ()
+  if factor and syntax.node(factor):
+    tokens = tokens[begin:]
+  if tokens[0].kind != 'begin' or 'matrix' not in tokens[0].text and tokens[0].text != 'array':
+    return None
+  if tokens[0].text in ('vmatrix', 'Vmatrix') or _closing(tokens) != len(tokens) - 1:
+    return None
+  inner = tokens[1:-1]
+  if tokens[0].text == 'array' and inner and inner[0].is_op('{'):
+    inner = inner[_closing(inner) + 1:]
+  rows = [row for row in notation.split(inner, lambda x: x.is_op('\\\\')) if row]
+  times = lambda cell: (Token('op', '{'), *factor, Token('op', '}'), Token('op', '('), *cell, Token('op', ')'))
+  cells = [notation.split(row, lambda x: x.is_op('&')) for row in rows]
+  return Matrix(tuple(tuple(read_tokens(times(cell) if factor else cell) for cell in row) for row in cells))
+
+
+def _strip_times(tokens: Tokens) -> Tokens:
+  return tokens[:-1] if tokens and (tokens[-1].is_op('*') or tokens[-1].is_command('cdot', 'times')) else tokens
+
+
+_CURRENCIES = frozenset(units.CURRENCIES.values())
+
+
+def quantity(tokens: Tokens) -> Quantity:
+  """A formula and its unit; what a number counts is left out: 12 apples are 12."""
+  currency = None
+  if len(tokens) > 1 and tokens[0].kind in ('word', 'text') and (unit := units.named(tokens[0].text)) in _CURRENCIES:
+    currency, tokens = unit, tokens[1 + tokens[1].is_op('.'):]
+  for i in (0, 1):
+    if len(tokens) > i + 1 and tokens[i].is_op(*units.CURRENCIES) and (i == 0 or tokens[0].is_op('-', '+')):
+      currency = units.CURRENCIES[tokens[i].text]
+      tokens = tokens[:i] + tokens[i + 1:]
+  tokens, unit = units.split(tokens)
+  if unit is None:
+    tokens = units.without_count(tokens)
+    tokens, unit = units.split(tokens)
+  scale = 1
+  while len(tokens) > 1 and tokens[-1].kind in ('word', 'text') and (
+      factor := units.SCALES.get(tokens[-1].text.lower().removesuffix('s'))):
+    scale, tokens = scale * factor, tokens[:-1]
+  return Quantity(strip(tokens), currency if currency is not None and unit in (None, units.NO_UNIT) else unit, scale)
