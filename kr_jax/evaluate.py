@@ -1,12 +1,16 @@
 """Success on held-out tasks, by the program that samples in training.
 
-    avg@n  = c / n                             of a task's n rollouts, c of them verified
+    avg@R  = c / n                             of a task's n verified rollouts of R, c of them right
     pass@k = 1 - C(n-c, k) / C(n, k)           that one of k is right
     maj@k  = E[the majority answer of k is right]
 
 all means over tasks. pass@k and maj@k are expectations over k of the n rollouts, drawn without
 replacement: unbiased for k new rollouts, and computed exactly, not by drawing. The majority answer is the one that
 most of the k give; where several tie, each is chosen with equal chance; a rollout without an answer has no vote.
+
+Each task has an n of its own, as unverified rollouts are left out. A task with n < k, or with n = 0 for avg@R, is left
+out of that metric and counted. So the metrics are those of all rollouts as far as rollouts are unverified by chance;
+where they are unverified because they are long or wrong, the metrics are of the others.
 
 The tasks are the independent draws: the standard error is that of the mean over tasks, and the interval
 is the 95 % percentile bootstrap over tasks, from a seed that never changes. The sampling keys are folded
@@ -19,19 +23,23 @@ Here R is the rollouts of a task. Source of pass@k: Chen et al. 2021, arXiv 2107
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import hashlib
+import itertools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from scipy import stats
 
+from kr_jax import health
 from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax.model import policy
+from kr_jax.rewards import verdicts
 
 _RESAMPLES, _SEED = 4000, 0  # of the bootstrap
 
@@ -39,10 +47,17 @@ _RESAMPLES, _SEED = 4000, 0  # of the bootstrap
 class Outcomes(NamedTuple):
   """What R rollouts of each of I tasks came to."""
 
-  verdict_IR: np.ndarray  # bool
+  outcome_IR: np.ndarray  # int8, of verdicts.OUTCOMES
   answer_IR: np.ndarray | None  # uint64, a number of each answer, 0: no answer; None where not asked for
-  timeouts: int  # of verifier and extraction
-  errors: int
+  failed_extractions: int = 0  # answers that did not come: their rollouts have no vote
+
+  @property
+  def right_IR(self) -> np.ndarray:
+    return self.outcome_IR == verdicts.RIGHT
+
+  @property
+  def verified_IR(self) -> np.ndarray:
+    return np.isin(self.outcome_IR, verdicts.VERIFIED)
 
 
 def check_verifiers(verifiers: Sequence[str], maj_at: Sequence[int]) -> None:
@@ -55,7 +70,6 @@ def check_verifiers(verifiers: Sequence[str], maj_at: Sequence[int]) -> None:
           'evaluate.maj_at=()')
 
 
-
 def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Task], key: jax.Array,
              sample_config: sample.Config, workers: rewards.Workers, tokenizer, *, rollouts: int,
              batch: int, answers: bool = False) -> Outcomes:
@@ -66,7 +80,7 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     answers: whether to extract answers, for a vote.
   """
   R = rollouts
-  verdict_IR, answer_IR, timeouts, errors = [], [], 0, 0
+  outcome_IR, answer_IR, failed = [], [], 0
   for i in range(0, len(tasks), batch):
     some = list(tasks[i:i + batch])
     filled = (some * batch)[:batch]
@@ -76,18 +90,17 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     sampled = sample.apply_stop_strings(sampled, tokenizer.decode, sample_config)
     n = len(some) * R
     row_X, texts = sample.texts(sampled, tokenizer.decode)
-    row_X, texts = row_X[row_X < n], texts[:np.count_nonzero(row_X < n)]
+    row_X = row_X[row_X < n]
     task_X = [some[r // R] for r in row_X]
-    found = [workers.score(texts, task_X)]
+    texts, again = itertools.tee(itertools.islice(texts, len(row_X)))
     of_tasks = lambda x_X: processes.merge_rows(row_X, x_X, n).reshape(len(some), R)
-    verdict_IR.append(of_tasks(found[0].verdict_R) > 0)
+    outcome_IR.append(of_tasks(workers.score(texts, task_X).outcome_R))
     if answers:
-      found.append(workers.answers(texts, task_X))
-      answer_IR.append(of_tasks(np.array([_number(x) for x in found[1].answer_R], np.uint64)))
-    timeouts += sum(x.timeouts for x in found)
-    errors += sum(x.errors for x in found)
-  timeouts, errors = (int(x) for x in processes.gather(np.array([timeouts, errors])).sum(axis=0))
-  return Outcomes(np.concatenate(verdict_IR), np.concatenate(answer_IR) if answers else None, timeouts, errors)
+      found = workers.answers(again, task_X)
+      answer_IR.append(of_tasks(np.array([_number(x) for x in found.answer_R], np.uint64)))
+      failed += found.timeouts + found.errors
+  return Outcomes(np.concatenate(outcome_IR), np.concatenate(answer_IR) if answers else None,
+                  int(processes.gather(np.array(failed)).sum()))
 
 
 def _number(answer: str | None) -> int:
@@ -96,40 +109,63 @@ def _number(answer: str | None) -> int:
       hashlib.sha256(answer.encode(errors='surrogatepass')).digest()[:8], 'little') or 1
 
 
-def pass_at(verdict_IR: np.ndarray, k: int) -> np.ndarray:
-  """Each task's chance that one of k of its rollouts is right; k in 1..R. Returns pass_I, float64."""
-  R = verdict_IR.shape[1]
-  # C(n-c, k) / C(n, k) = prod_{n-c < i <= n} (1 - k/i), as binomials overflow; 0 where any i <= k.
-  by_count = np.array([1 - np.prod(1 - np.minimum(k / np.arange(R - c + 1, R + 1), 1)) for c in range(R + 1)])
-  return by_count[verdict_IR.sum(axis=1)]
+def avg(right_IR: np.ndarray, verified_IR: np.ndarray) -> np.ndarray:
+  """Each task's share of right rollouts among the verified ones; NaN without one. Returns avg_I, float64."""
+  n_I = verified_IR.sum(axis=1)
+  return np.where(n_I > 0, (right_IR & verified_IR).sum(axis=1) / np.maximum(n_I, 1), np.nan)
 
 
-def maj_at(verdict_IR: np.ndarray, answer_IR: np.ndarray, k: int) -> np.ndarray:
-  """Each task's chance that the majority answer of k of its rollouts is right; k in 1..R.
+def pass_at(right_IR: np.ndarray, verified_IR: np.ndarray, k: int) -> np.ndarray:
+  """Each task's chance that one of k of its verified rollouts is right; k >= 1.
 
-  An answer is as right as the share of its rollouts that were verified: 0 or 1, unless the verifier
-  reads more than the answer. Returns majority_I, float64.
+  Returns pass_I, float64; NaN where fewer than k are verified.
   """
-  R = verdict_IR.shape[1]
-  # [m, x]: that x of an answer's m votes are among the k, by independent draws of k/R each. Given that
-  # they make k in all, which is divided by below, that is what draws without replacement do.
-  draw = stats.binom.pmf(np.arange(k + 1), np.arange(R + 1)[:, None], k / R)
-  majority_I = []
-  for verdict_R, answer_R in zip(verdict_IR, answer_IR):
-    votes: dict[int, list[bool]] = {}
-    for verdict, answer in zip(verdict_R, answer_R):
-      if answer:
-        votes.setdefault(answer, []).append(bool(verdict))
-    silent = R - sum(map(len, votes.values()))
-    wins = 0.0
-    for answer, rights in votes.items():
-      others = [len(x) for other, x in votes.items() if other != answer]
-      for most in np.flatnonzero(draw[len(rights)]) if any(rights) else ():
-        if most > 0:
-          wins += (np.mean(rights) * draw[len(rights), most]
-                   * _no_other_has_more(draw, silent, others, most, k - most))
-    majority_I.append(min(wins / draw[R, k], 1.0))  # rounding may add to 1
-  return np.array(majority_I)
+  counts_I2 = np.stack([verified_IR.sum(axis=1), (right_IR & verified_IR).sum(axis=1)], axis=1)
+  counts_X2, index_I = np.unique(counts_I2, axis=0, return_inverse=True)
+  # C(n-c, k) / C(n, k) = prod_{n-c < i <= n} (1 - k/i), as binomials overflow; 0 where any i <= k.
+  pass_X = [1 - np.prod(1 - np.minimum(k / np.arange(n - c + 1, n + 1), 1)) if n >= k else np.nan
+            for n, c in counts_X2]
+  return np.array(pass_X)[index_I.ravel()]
+
+
+def maj_at(right_IR: np.ndarray, verified_IR: np.ndarray, answer_IR: np.ndarray, k: int) -> np.ndarray:
+  """Each task's chance that the majority answer of k of its verified rollouts is right; k >= 1.
+
+  An answer is as right as the share of its verified rollouts that are: 0 or 1, unless the verifier reads more than
+  the answer. Returns majority_I, float64; NaN where fewer than k are verified.
+  """
+  return np.array([_majority(right_R[verified_R], answer_R[verified_R], k)
+                   for right_R, verified_R, answer_R in zip(right_IR, verified_IR, answer_IR)])
+
+
+@functools.lru_cache
+def _draw(n: int, k: int) -> np.ndarray:
+  """[m, x]: that x of an answer's m votes are among the k of n, by independent draws of k/n each.
+
+  Given that they make k in all, which `_majority` divides by, that is what draws without replacement do.
+  """
+  return stats.binom.pmf(np.arange(k + 1), np.arange(n + 1)[:, None], k / n)
+
+
+def _majority(right_R: np.ndarray, answer_R: np.ndarray, k: int) -> float:
+  """maj@k of one task, of its verified rollouts."""
+  n = len(right_R)
+  if n < k:
+    return np.nan
+  draw = _draw(n, k)
+  votes: dict[int, list[bool]] = {}
+  for right, answer in zip(right_R, answer_R):
+    if answer:
+      votes.setdefault(answer, []).append(bool(right))
+  silent = n - sum(map(len, votes.values()))
+  wins = 0.0
+  for answer, rights in votes.items():
+    others = [len(x) for other, x in votes.items() if other != answer]
+    for most in np.flatnonzero(draw[len(rights)]) if any(rights) else ():
+      if most > 0:
+        wins += (np.mean(rights) * draw[len(rights), most]
+                 * _no_other_has_more(draw, silent, others, most, k - most))
+  return min(wins / draw[n, k], 1.0)  # rounding may add to 1
 
 
 def _no_other_has_more(draw: np.ndarray, silent: int, others: Sequence[int], most: int, left: int) -> float:
@@ -165,49 +201,62 @@ def summarize(found: Outcomes, tasks: Sequence[types.Task], source_I: Sequence[s
     majorities: the k of maj@k; they need answers.
 
   Returns:
-    {'verifier_timeouts', 'verifier_errors', 'groups': {'all' | 'source_NAME' | 'difficulty_D':
-    {'tasks': count, 'metrics': {'avg@8': {'mean', 'stderr', 'low', 'high'}, ...}}}}.
+    {'verification': health.totals and 'failed_extractions', 'groups': {'all' | 'source_NAME' | 'difficulty_D':
+    {'tasks': count, 'metrics': {'avg@8': {'mean', 'stderr', 'low', 'high', 'left_out': tasks}, ...}}}}. All but
+    'left_out' is None where every task is left out.
   """
-  metric_I = {f'avg@{found.verdict_IR.shape[1]}': found.verdict_IR.mean(axis=1)}
-  metric_I |= {f'pass@{k}': pass_at(found.verdict_IR, k) for k in passes}
-  metric_I |= {f'maj@{k}': maj_at(found.verdict_IR, found.answer_IR, k) for k in majorities}
+  right_IR, verified_IR = found.right_IR, found.verified_IR
+  metric_I = {f'avg@{right_IR.shape[1]}': avg(right_IR, verified_IR)}
+  metric_I |= {f'pass@{k}': pass_at(right_IR, verified_IR, k) for k in passes}
+  metric_I |= {f'maj@{k}': maj_at(right_IR, verified_IR, found.answer_IR, k) for k in majorities}
   is_in = {'all': np.full(len(tasks), True)}
   for name, label_I in (('source', np.array(source_I)),
                         ('difficulty', np.array([task.difficulty for task in tasks]))):
     is_in |= {f'{name}_{label}': label_I == label for label in np.unique(label_I)}
 
   def estimate(x_I):
+    left_out, x_I = int(np.isnan(x_I).sum()), x_I[~np.isnan(x_I)]
+    if not len(x_I):
+      return dict.fromkeys(('mean', 'stderr', 'low', 'high')) | {'left_out': left_out}
     error = x_I.std(ddof=1) / np.sqrt(len(x_I)) if len(x_I) > 1 else 0.0
     low, high = interval(x_I)
-    return {'mean': float(x_I.mean()), 'stderr': float(error), 'low': low, 'high': high}
+    return {'mean': float(x_I.mean()), 'stderr': float(error), 'low': low, 'high': high, 'left_out': left_out}
 
   return {
-      'verifier_timeouts': found.timeouts,
-      'verifier_errors': found.errors,
+      'verification': health.totals(found.outcome_IR) | {'failed_extractions': found.failed_extractions},
       'groups': {
           group: {'tasks': int(in_I.sum()),
                   'metrics': {name: estimate(x_I[in_I]) for name, x_I in metric_I.items()}}
           for group, in_I in is_in.items()}}
 
 
-def record(summary: dict[str, Any]) -> dict[str, float]:
-  """A summary under the names of metrics.jsonl: eval/[GROUP/]METRIC, and _stderr, _low, _high of it."""
-  flat = {f'eval/{name}': summary[name] for name in ('verifier_timeouts', 'verifier_errors')}
+def record(summary: dict[str, Any]) -> dict[str, float | None]:
+  """A summary under the names of metrics.jsonl: eval/unverified and its likes, eval/[GROUP/]METRIC, and _stderr, _low,
+  _high of it, and _left_out where it is of all tasks."""
+  flat = {f'eval/{name}': x for name, x in summary['verification'].items()}
   for group, x in summary['groups'].items():
     for metric, estimate in x['metrics'].items():
       name = f'eval/{metric}' if group == 'all' else f'eval/{group}/{metric}'
-      flat |= {name if part == 'mean' else f'{name}_{part}': y for part, y in estimate.items()}
+      flat |= {name if part == 'mean' else f'{name}_{part}': y for part, y in estimate.items()
+               if part != 'left_out' or group == 'all'}
   return flat
 
 
 def table(summary: dict[str, Any]) -> str:
-  """A summary as text: a line a group, a column a metric, with its interval."""
-  groups = summary['groups']
+  """A summary as text: a line a group, a column a metric, with its interval; and what is left out of it."""
+  groups, verification = summary['groups'], summary['verification']
+  cell = lambda y: 'unknown' if y['mean'] is None else f'{y["mean"]:.3f} [{y["low"]:.3f}, {y["high"]:.3f}]'
   rows = [['', 'tasks', *groups['all']['metrics']]]
   rows += [[group, str(x['tasks']),
-            *(f'{y["mean"]:.3f} [{y["low"]:.3f}, {y["high"]:.3f}]' for y in x['metrics'].values())]
+            *map(cell, x['metrics'].values())]
            for group, x in groups.items()]
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [f'{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  '
            + '  '.join(f'{x:<{w}}' for x, w in zip(row[2:], widths[2:])) for row in rows]
-  return '\n'.join([*(line.rstrip() for line in lines), 'mean [95 % bootstrap interval over tasks]'])
+  notes = ['mean [95 % bootstrap interval over tasks]']
+  if verification['unverified']:
+    kinds = ', '.join(f'{kind} {n}' for kind in health.UNVERIFIED if (n := verification[f'unverified_{kind}']))
+    left_out = ', '.join(f'{n} of {name}' for name, y in groups['all']['metrics'].items() if (n := y['left_out']))
+    notes.append(f'{verification["unverified"]:.1%} of the rollouts are unverified and left out ({kinds}); '
+                 f'tasks that are left out: {left_out or "none"}')
+  return '\n'.join([*(line.rstrip() for line in lines), *notes])

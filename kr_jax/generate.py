@@ -44,4 +44,4 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   rollouts = sample.rollouts(
       policy_config, decode.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
-  return sample.texts(rollouts, tokenizer.decode)[1]
+  return list(sample.texts(rollouts, tokenizer.decode)[1])

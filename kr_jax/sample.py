@@ -20,7 +20,7 @@ rollout's tokens depend on nothing else: not on S, its slot, its shard, its neig
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 import math
 from typing import Any, NamedTuple
@@ -369,15 +369,16 @@ def truncate(logits_SV: Array, config: Config) -> Array:
 # What is done on the host.
 
 
-def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tuple[np.ndarray, list[str]]:
+def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tuple[np.ndarray, Iterator[str]]:
   """The rollouts that are this process's to read: row_X, those with a completion, and their texts.
 
+  A text is decoded when it is taken, so that the first can be verified while the others are decoded.
   decode: tokens -> text.
   """
   row_X, token_XC = processes.own_rows(rollouts.token_RC)
   length_X = np.asarray(rollouts.length_R)[row_X]
   there_X = length_X > 0
-  return row_X[there_X], [decode(token_C[:n]) for token_C, n in zip(token_XC[there_X], length_X[there_X])]
+  return row_X[there_X], (decode(token_C[:n]) for token_C, n in zip(token_XC[there_X], length_X[there_X]))
 
 
 def apply_stop_strings(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: Config) -> types.Rollouts:
@@ -406,3 +407,20 @@ def _shorten(rollouts: types.Rollouts, length_R: Array, cut_R: Array) -> types.R
   return rollouts._replace(
       token_RC=jnp.where(there_RC, rollouts.token_RC, PAD), logp_RC=jnp.where(there_RC, rollouts.logp_RC, 0),
       length_R=length_R, ended_R=jnp.where(cut_R, types.ENDED_STOP, rollouts.ended_R))
+
+
+def keep(rollouts: types.Rollouts, keep_R: np.ndarray) -> types.Rollouts:
+  """The rollouts of keep_R, bool; the others are no rollouts: their task is M and their length 0.
+
+  Shapes and partitions stay, and one program serves every keep_R.
+  """
+  task_R, length_R, ended_R = _keep(
+      rollouts.task_R, rollouts.length_R, rollouts.ended_R, keep_R, len(rollouts.prompts.length_M))
+  return rollouts._replace(task_R=task_R, length_R=length_R, ended_R=ended_R)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _keep(task_R: Array, length_R: Array, ended_R: Array, keep_R: Array, num_tasks: int) -> tuple[Array, ...]:
+  return sharding.replicate((
+      jnp.where(keep_R, task_R, num_tasks), jnp.where(keep_R, length_R, 0),
+      jnp.where(keep_R, ended_R, types.NOT_SAMPLED)))

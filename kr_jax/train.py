@@ -1,6 +1,8 @@
 """The loop: tasks -> budgets -> rollouts -> rewards -> update -> statistics.
 
-`train` runs the loop, keeps its record and its checkpoints, and goes on where the last checkpoint stands.
+Nothing is learnt from a rollout that is not verified (rewards/verdicts.py): the update and the statistics leave it out.
+Figures of sampling count it. `train` runs the loop, keeps its record and its checkpoints, and goes on where the last
+checkpoint stands.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def train(setup: Setup, workdir: str) -> None:
         state_lib.checkpoint_directory(setup, workdir), keep=c.checkpoint.keep))
     state, stats, base = state_lib.start(setup, workdir, checkpoints, stopping)
     first_step = int(state.step)
-    record = context.enter_context(steps.Record(c, workdir, first_step))
+    record = context.enter_context(steps.Record(c, workdir, first_step, setup.tokenizer.decode))
     rollout_key, noise_key = (
         jax.random.fold_in(state.key, stream) for stream in (state_lib.ROLLOUTS, state_lib.NOISE))
 
@@ -103,15 +105,17 @@ def train(setup: Setup, workdir: str) -> None:
       del params  # a copy of the policy, for which an update may have no room
       rollouts = sample.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
       scores = _scores(setup, pool, tasks_M, rollouts)
-      measures_noise = c.alloc.nu_every and step % c.alloc.nu_every == 0
+      verified, is_any_verified = sample.keep(rollouts, scores.verified_R), scores.verified_R.any()
+      measures_noise = is_any_verified and c.alloc.nu_every and step % c.alloc.nu_every == 0
       if measures_noise:
         measured_noise = noise.gradient_noise(
-            state.params, base, rollouts, scores.verdict_R, jax.random.fold_in(noise_key, step),
+            state.params, base, verified, scores.verdict_R, jax.random.fold_in(noise_key, step),
             setup.trained, setup.update)
-      state, measured = update.step(state, rollouts, scores.reward_R, base, setup.trained, setup.update)
-      record.step(step, stats, budget_M, rollouts, slots, sample_s, scores, measured)
-      stats = estimate.observe(stats, prompts.index_M, rollouts.task_R, scores.verdict_R,
-                               rollouts.length_R, discount=c.alloc.discount)
+      state, measured = update.step(state, verified, scores.reward_R, base, setup.trained, setup.update)
+      record.step(step, stats, tasks_M, budget_M, rollouts, slots, sample_s, scores, measured)
+      if is_any_verified:  # without one the policy stays what it is, and so does what is known of it
+        stats = estimate.observe(stats, prompts.index_M, verified.task_R, scores.verdict_R,
+                                 verified.length_R, discount=c.alloc.discount)
       if measures_noise:
         stats = estimate.observe_gradient(stats, measured_noise, discount=c.alloc.discount ** c.alloc.nu_every)
       done, stop = step + 1, processes.any_of(stopping())
@@ -126,10 +130,12 @@ def train(setup: Setup, workdir: str) -> None:
 
 def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
             rollouts: types.Rollouts) -> rewards.Scores:
-  """Verdicts and rewards of a step, of all processes; 0 where there is no rollout."""
+  """What came of a step's rollouts, of all processes, and their rewards; 0 where there is no rollout.
+
+  The examples are of this process.
+  """
   task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
   row_X, texts = sample.texts(rollouts, setup.tokenizer.decode)
   scores = pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X])
   merge = lambda x_X: processes.merge_rows(row_X, x_X, len(task_R))
-  timeouts, errors = processes.gather(np.array([scores.timeouts, scores.errors])).sum(axis=0)
-  return rewards.Scores(merge(scores.verdict_R), merge(scores.reward_R), int(timeouts), int(errors))
+  return scores._replace(outcome_R=merge(scores.outcome_R), reward_R=merge(scores.reward_R))

@@ -54,7 +54,7 @@ class Rollouts(NamedTuple):
   """R completions of M tasks: one step's experience."""
 
   prompts: Prompts
-  task_R: Array  # int32, non-decreasing: which task, in 0..M-1; M where there is no rollout
+  task_R: Array  # int32, which task, in 0..M-1, those of a task side by side; M where there is no rollout
   token_RC: Array  # int32, padded on the right; the stop token is part of it
   logp_RC: Array  # float32, log-probability of each token when it was sampled
   length_R: Array  # int32, 1..C: completion tokens, the stop token counted; 0: no rollout
@@ -77,12 +77,12 @@ class Rows(NamedTuple):
 
 
 class TaskStats(NamedTuple):
-  """What is known of every task of the training split."""
+  """What is known of every task of the training split, from verified rollouts alone."""
 
-  successes_I: np.ndarray  # float64, discounted count of verified rollouts
-  failures_I: np.ndarray  # float64, discounted count of the others
+  successes_I: np.ndarray  # float64, discounted count of right rollouts
+  failures_I: np.ndarray  # float64, discounted count of wrong ones
   tokens_I: np.ndarray  # float64, discounted count of both's completion tokens
-  rollouts_I: np.ndarray  # int64, rollouts ever spent
+  rollouts_I: np.ndarray  # int64, verified rollouts ever seen
   recent_IW: np.ndarray  # int8, the last 16 verdicts, the newest last; -1 where there were fewer
   window_rate_I: np.ndarray  # float64, the paper's estimate after the task's last group
   gradient: np.ndarray  # float64 [4], discounted sums: signal, its scale, noise, its scale

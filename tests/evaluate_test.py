@@ -15,6 +15,7 @@ from kr_jax import types
 from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import tokenizer
+from kr_jax.rewards import verdicts as verdicts_lib
 from tests import knobs
 
 POLICY = policy.Config(
@@ -36,8 +37,21 @@ def verdicts(*counts, of):
   return np.arange(of) < np.array(counts)[:, None]
 
 
-def outcomes(verdict_IR, answer_IR=None):
-  return evaluate.Outcomes(verdict_IR, answer_IR, timeouts=3, errors=1)
+def outcomes(right_IR, answer_IR=None):
+  """Of rollouts that are right or wrong."""
+  return evaluate.Outcomes(np.where(right_IR, verdicts_lib.RIGHT, verdicts_lib.WRONG).astype(np.int8), answer_IR)
+
+
+def of_letters(*letters_I):
+  """Of a text a task: r is right, w wrong, - no answer, t a timeout, a an abstention."""
+  codes = {'r': verdicts_lib.RIGHT, 'w': verdicts_lib.WRONG, '-': verdicts_lib.NO_ANSWER, 't': verdicts_lib.TIMEOUT,
+           'a': verdicts_lib.ABSTAINED}
+  return evaluate.Outcomes(np.array([[codes[x] for x in letters] for letters in letters_I], np.int8), None)
+
+
+def pass_of(right_IR, k):
+  """pass@k where all is verified."""
+  return evaluate.pass_at(right_IR, np.ones_like(right_IR, bool), k)
 
 
 def of_subsets(function, n, k):
@@ -47,13 +61,14 @@ def of_subsets(function, n, k):
 
 def maj_of(answers, rights, k):
   """maj@k of one task."""
-  return evaluate.maj_at(np.array([rights], bool), np.array([list(answers)], object), k)[0]
+  rights = np.array([rights], bool)
+  return evaluate.maj_at(rights, np.ones_like(rights), np.array([list(answers)], object), k)[0]
 
 
 def test_pass_by_hand():
   for n, c, k, want in ((4, 1, 2, 0.5), (4, 0, 2, 0), (4, 4, 1, 1), (4, 1, 4, 1), (4, 3, 2, 1),
                         (8, 2, 4, 1 - 15 / 70), (1, 1, 1, 1), (5, 2, 1, 0.4)):
-    assert evaluate.pass_at(verdicts(c, of=n), k)[0] == pytest.approx(want, abs=1e-15)
+    assert pass_of(verdicts(c, of=n), k)[0] == pytest.approx(want, abs=1e-15)
 
 
 @pytest.mark.parametrize('n', [1, 2, 5, 8])
@@ -61,13 +76,13 @@ def test_pass_over_all_subsets(n):
   for k in range(1, n + 1):
     verdict_IR = verdicts(*range(n + 1), of=n)
     want = [of_subsets(lambda some: verdict_R[some].any(), n, k) for verdict_R in verdict_IR]
-    np.testing.assert_allclose(evaluate.pass_at(verdict_IR, k), want, atol=1e-14)
+    np.testing.assert_allclose(pass_of(verdict_IR, k), want, atol=1e-14)
 
 
 def test_pass_where_binomials_do_not_fit():
   n, c, k = 1500, 3, 700
   want = 1 - math.comb(n - c, k) / math.comb(n, k)  # integers of Python
-  np.testing.assert_allclose(evaluate.pass_at(verdicts(c, of=n), k), want, rtol=1e-12)
+  np.testing.assert_allclose(pass_of(verdicts(c, of=n), k), want, rtol=1e-12)
 
 
 @pytest.mark.parametrize('answers, rights, k, want', [
@@ -113,6 +128,70 @@ def test_majority_of_many():
   assert maj_of(answers, rights, 500) == pytest.approx(1, rel=1e-12)
 
 
+# Rollouts that are not verified.
+
+
+def test_unverified_rollouts_are_left_out_of_every_metric_by_hand():
+  """Of four tasks 4, 3, 2 and 0 of 4 rollouts are verified; 2, 1, 0 and none are right."""
+  found = of_letters('rrw-', 'rtww', 'wa-t', 'tttt')
+  nan = np.nan
+  for k, want in ((1, [1 / 2, 1 / 3, 0, nan]), (2, [1 - 1 / 6, 2 / 3, 0, nan]), (3, [1, 1, nan, nan]),
+                  (4, [1, nan, nan, nan]), (5, [nan] * 4)):
+    np.testing.assert_allclose(evaluate.pass_at(found.right_IR, found.verified_IR, k), want, atol=1e-15)
+  np.testing.assert_allclose(evaluate.avg(found.right_IR, found.verified_IR), [1 / 2, 1 / 3, 0, nan])
+  # The rollout that timed out has no vote: two of y to one of x, not a tie.
+  answer_IR = np.array([list('xxyz'), list('xxyy'), list('yyyy'), list('xxxx')])
+  # Three of the first task's: xxy and xxz are right, and of xyz, twice, three answers tie.
+  for k, want in ((1, [1 / 2, 1 / 3, 0, nan]), (3, [2 / 3, 0, nan, nan]), (4, [1, nan, nan, nan])):
+    np.testing.assert_allclose(evaluate.maj_at(found.right_IR, found.verified_IR, answer_IR, k), want, atol=1e-14)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_metrics_are_those_of_the_verified_rollouts_alone(seed):
+  """Of each task as if the others had not been sampled, over all subsets of k."""
+  rng = np.random.default_rng(seed)
+  right_IR, verified_IR = rng.random((2, 5, 6)) < 0.6
+  answer_IR = rng.choice(np.array(['x', 'y', 'z', None], object), (5, 6))
+  right_IR = np.where(answer_IR == 'x', True, right_IR & (answer_IR != None))  # noqa: E711, of each element
+  for k in range(1, 7):
+    found = (evaluate.pass_at(right_IR, verified_IR, k), evaluate.maj_at(right_IR, verified_IR, answer_IR, k))
+    for i, verified_R in enumerate(verified_IR):
+      n = verified_R.sum()
+      if n < k:
+        assert np.isnan([x_I[i] for x_I in found]).all()
+        continue
+      right_R, answer_R = right_IR[i, verified_R], answer_IR[i, verified_R]
+      assert found[0][i] == pytest.approx(of_subsets(lambda some: right_R[some].any(), n, k), abs=1e-13)
+      assert found[1][i] == maj_of(answer_R, right_R, k)
+
+
+def test_a_summary_counts_what_is_left_out():
+  found = of_letters('rrw-', 'rtww', 'wa-t', 'tttt')
+  summary = evaluate.summarize(found, make_tasks(4), ['one', 'one', 'two', 'three'], passes=(2, 4))
+  measured = evaluate.record(summary)
+  assert measured['eval/unverified'] == 7 / 16 and measured['eval/no_answer'] == 2 / 16
+  assert (measured['eval/unverified_timeout'], measured['eval/unverified_abstained']) == (6, 1)
+  assert measured['eval/avg@4'] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
+  assert measured['eval/pass@2'] == pytest.approx((5 / 6 + 2 / 3 + 0) / 3) and measured['eval/pass@4'] == 1
+  assert [measured[f'eval/{name}_left_out'] for name in ('avg@4', 'pass@2', 'pass@4')] == [1, 1, 3]
+  three = summary['groups']['source_three']
+  assert three['tasks'] == 1
+  assert three['metrics']['avg@4'] == {'mean': None, 'stderr': None, 'low': None, 'high': None, 'left_out': 1}
+  assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+  *lines, last = evaluate.table(summary).splitlines()
+  assert lines[-2].split() == [
+      'difficulty_1', '2', '0.333', '[0.333,', '0.333]', '0.667', '[0.667,', '0.667]', 'unknown']
+  assert last == ('43.8% of the rollouts are unverified and left out (abstained 1, timeout 6); tasks that are left '
+                  'out: 1 of avg@4, 1 of pass@2, 3 of pass@4')
+
+
+def test_a_summary_of_nothing_verified():
+  summary = evaluate.summarize(of_letters('tt', 'aa'), make_tasks(2), ['one'] * 2, passes=(1,))
+  assert evaluate.record(summary)['eval/avg@2'] is None is evaluate.record(summary)['eval/pass@1_low']
+  assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+  assert '100.0% of the rollouts are unverified' in evaluate.table(summary)
+
+
 def test_interval_is_near_the_normal_one():
   rate_I = np.random.default_rng(1).binomial(8, 0.3, size=2000) / 8
   low, high = evaluate.interval(rate_I)
@@ -153,11 +232,12 @@ def test_summary_by_hand():
   assert measured['eval/source_two/avg@8'] == 0.25
   np.testing.assert_allclose(measured['eval/pass@1'], 0.4375)
   assert measured['eval/pass@8'] == 0.75
-  assert measured['eval/verifier_timeouts'] == 3 and measured['eval/verifier_errors'] == 1
+  assert measured['eval/unverified'] == measured['eval/unverified_died'] == measured['eval/pass@8_left_out'] == 0
   groups = summary['groups']
   assert {name: x['tasks'] for name, x in groups.items()} == {
       'all': 4, 'source_one': 3, 'source_two': 1, 'difficulty_0': 2, 'difficulty_1': 2}
-  assert len(measured) == 2 + 5 * 3 * 4
+  # Shares, counts of five kinds and of extractions; of each group and metric an estimate; tasks that are left out.
+  assert len(measured) == 2 + 5 + 1 + 5 * 3 * 4 + 3
 
 
 def test_a_summary_is_json_as_it_is():
@@ -182,7 +262,7 @@ mean [95 % bootstrap interval over tasks]'''
 def test_one_task_has_no_spread():
   summary = evaluate.summarize(outcomes(verdicts(1, of=2)), make_tasks(1), ['made'])
   assert summary['groups']['all']['metrics']['avg@2'] == {
-      'mean': 0.5, 'stderr': 0, 'low': 0.5, 'high': 0.5}
+      'mean': 0.5, 'stderr': 0, 'low': 0.5, 'high': 0.5, 'left_out': 0}
 
 
 def test_a_vote_needs_answers_of_every_verifier():
@@ -192,7 +272,8 @@ def test_a_vote_needs_answers_of_every_verifier():
     evaluate.check_verifiers(['ends_with', 'mute'], (8,))
 
 
-@pytest.mark.parametrize('batch', [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.exhaustive), 7])
+@pytest.mark.parametrize(
+    'batch', [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.exhaustive), 7])
 def test_outcomes_do_not_depend_on_the_batch(batch):
   """And equal what a plain loop over tasks verifies."""
   tasks = make_tasks(5)
@@ -211,13 +292,38 @@ def test_outcomes_do_not_depend_on_the_batch(batch):
     texts = [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC]
     verdicts_of.append([text.endswith(task.answer) for text in texts])
     answers_of.append([text[-1:] or None for text in texts])
-  np.testing.assert_array_equal(found.verdict_IR, verdicts_of)
+  np.testing.assert_array_equal(found.right_IR, verdicts_of)
   # Equal where the answers are.
   number = {None: 0} | {a: found.answer_IR[i, r] for i, row in enumerate(answers_of) for r, a in enumerate(row) if a}
   assert found.answer_IR.tolist() == [[number[a] for a in row] for row in answers_of]
   assert len(set(number.values())) == len(number)
-  assert (found.timeouts, found.errors) == (0, 0)
-  assert 0 < found.verdict_IR.mean() < 1 and len(number) > 2
+  assert found.verified_IR.all() and found.failed_extractions == 0
+  assert 0 < found.right_IR.mean() < 1 and len(number) > 2
+
+
+class Abstains:
+  """Workers that abstain on every third completion, and find no answer in time of two."""
+
+  def score(self, texts, tasks):
+    self.scored = list(texts)
+    assert len(self.scored) == len(tasks)
+    outcome_R = np.where(np.arange(len(tasks)) % 3 == 0, verdicts_lib.ABSTAINED, verdicts_lib.RIGHT)
+    return rewards.Scores(outcome_R.astype(np.int8), np.zeros(len(tasks), np.float32))
+
+  def answers(self, texts, tasks):
+    self.answered = list(texts)
+    return rewards.Answers((None,) * 2 + ('a',) * (len(tasks) - 2), 1, 1)
+
+
+def test_outcomes_keep_what_came_of_verifying_and_of_extracting():
+  """The tasks that fill up a batch are not verified."""
+  pool = Abstains()
+  params = decode.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
+  found = evaluate.outcomes(POLICY, params, make_tasks(5), jax.random.key(5), SAMPLE, pool, TOKENIZER, rollouts=6,
+                            batch=7, answers=True)
+  assert found.verified_IR.tolist() == [[False, True, True] * 2] * 5 and found.failed_extractions == 2
+  assert pool.scored == pool.answered and len(pool.scored) == 30
+  assert (found.answer_IR == 0).sum() == 2 and len(np.unique(found.answer_IR)) == 2
 
 
 @pytest.mark.slow
@@ -228,5 +334,5 @@ def test_a_greedy_rollout_is_the_most_likely_one():
     one, two = (evaluate.outcomes(
         POLICY, params, make_tasks(3), jax.random.key(seed), SAMPLE.replace(temperature=0.0), workers,
         TOKENIZER, rollouts=1, batch=3, answers=True) for seed in (0, 1))
-  np.testing.assert_array_equal(one.verdict_IR, two.verdict_IR)
+  np.testing.assert_array_equal(one.outcome_IR, two.outcome_IR)
   np.testing.assert_array_equal(one.answer_IR, two.answer_IR)

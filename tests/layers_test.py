@@ -9,9 +9,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
     ('types', 'processes', 'knobs'),
-    ('sharding', 'kernels', 'datasets'),
+    ('sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
-    ('tasks', 'learning'),
+    ('tasks', 'learning', 'health'),
     ('sample', 'allocation'),
     ('record', 'evaluate', 'generate'),
     ('warm_start',),
@@ -25,8 +25,8 @@ INSIDE = {
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
-    'rewards': (('verdicts', 'walls', 'marks', 'units'), ('answers', 'choice', 'gym', 'programs'), ('verifiers',),
-                ('worker',), ('workers',), ('audit',)),
+    'rewards': (('verdicts', 'isolation', 'marks', 'units'), ('walls',), ('answers', 'choice', 'gym', 'programs'),
+                ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
     'record': (('metrics', 'checkpoint'), ('report', 'steps')),
     'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
 }
@@ -92,5 +92,5 @@ def test_every_module_has_a_test_and_every_test_a_module():
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
-      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations')}
+      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'rewards/attacks')}
   assert tests - of_the_project == modules

@@ -249,6 +249,54 @@ def test_a_completion_is_cut_after_a_stop_string():
   assert sample.apply_stop_strings(rollouts, text, CONFIG) is rollouts
 
 
+# What is done on the host.
+
+# Four rollouts of two tasks, the third not sampled, and a row beyond them.
+SAMPLED = types.Rollouts(
+    PROMPTS, np.array([0, 0, 1, 1, 3], np.int32), np.array([[2, 3], [4, 0], [5, 6], [6, 0], [0, 0]], np.int32),
+    np.full((5, 2), -1.0, np.float32), np.array([2, 1, 2, 1, 0], np.int32),
+    np.array([types.ENDED_STOP, types.ENDED_LENGTH, types.ENDED_STOP, types.ENDED_STOP, types.NOT_SAMPLED], np.int32),
+    5)
+
+
+def test_a_text_is_decoded_when_it_is_taken():
+  decoded = []
+
+  def decode(token_C):
+    decoded.append(token_C.tolist())
+    return str(sum(token_C))
+
+  row_X, texts = sample.texts(SAMPLED, decode)
+  assert row_X.tolist() == [0, 1, 2, 3] and decoded == []
+  assert next(texts) == '5' and decoded == [[2, 3]]
+  assert list(texts) == ['4', '11', '6'] and len(decoded) == 4
+
+
+def test_what_is_not_kept_is_no_rollout_by_hand():
+  got = sample.keep(SAMPLED, np.array([False, True, True, False, False]))
+  assert got.task_R.tolist() == [3, 0, 1, 3, 3] and got.length_R.tolist() == [0, 1, 2, 0, 0]
+  assert got.ended_R.tolist() == [0, types.ENDED_LENGTH, types.ENDED_STOP, 0, 0]
+  for name in ('prompts', 'token_RC', 'logp_RC', 'decode_steps'):
+    assert getattr(got, name) is getattr(SAMPLED, name)
+  everything = sample.keep(SAMPLED, np.array([True] * 4 + [False]))
+  jax.tree.map(np.testing.assert_array_equal, everything, SAMPLED)
+  assert all(x.dtype == np.int32 for x in (got.task_R, got.length_R, got.ended_R))
+
+
+@pytest.mark.slow
+def test_one_program_keeps_any_rollouts_and_leaves_them_on_the_mesh(params):
+  mesh = sharding.mesh(jax.devices()[:2], data=2)
+  with jax.set_mesh(mesh):
+    rollouts = run(jax.device_put(params, sharding.of(mesh, params)), [4, 1, 11], total=16)
+    before = sample._keep._cache_size()
+    for keep_R in np.random.default_rng(0).random((4, 16)) < np.array([[0], [0.3], [0.8], [1]]):
+      got = sample.keep(rollouts, keep_R)
+      assert got.task_R.tolist() == np.where(keep_R, rollouts.task_R, 3).tolist()
+      for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(rollouts)):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim) and x.dtype == y.dtype
+    assert sample._keep._cache_size() == before + 1
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize('prefill', [1, 3, 8])
 def test_prompts_read_together_are_read_alike(params, prefill):

@@ -12,6 +12,7 @@ from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
 from kr_jax.record import metrics
+from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
 
 
@@ -57,7 +58,7 @@ def test_random_streams_are_apart():
 def test_success_by_source(data_dir, monkeypatch):
   setup = prepare.prepare(debug_config(data_dir, evaluate__tasks=8))
   tasks = [task._replace(source='others' if i < 3 else 'arithmetic') for i, task in enumerate(setup.test_tasks)]
-  found = evaluate.Outcomes(np.arange(32).reshape(8, 4) < 12, None, 0, 0)
+  found = evaluate.Outcomes(np.where(np.arange(32).reshape(8, 4) < 12, verdicts.RIGHT, verdicts.WRONG), None)
   monkeypatch.setattr(evaluate, 'outcomes', lambda *_, **__: found)
   groups = state.evaluation(setup._replace(test_tasks=tasks), None, jax.random.key(0), None)['groups']
   assert {name: (x['tasks'], x['metrics']['avg@4']['mean']) for name, x in groups.items()

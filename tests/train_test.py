@@ -14,11 +14,13 @@ from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
 from kr_jax import tasks
+from kr_jax import train
 from kr_jax.allocation import estimate
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.record import checkpoint
 from kr_jax.record import metrics
+from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
 from tests.knobs import has_a_one
 from tests.knobs import run
@@ -33,8 +35,8 @@ def records(workdir, *, keep_times=False):
   return [{k: v for k, v in r.items() if keep_times or k not in NOT_REPEATED} for r in rows]
 
 
-def state_of(workdir, data_dir):
-  setup = prepare.prepare(debug_config(data_dir))
+def state_of(workdir, data_dir, **knobs):
+  setup = prepare.prepare(debug_config(data_dir, **knobs))
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
     found, stats, _ = state.start(setup, workdir, checkpoints)
   return jax.tree.map(np.asarray, found._replace(key=jax.random.key_data(found.key))), stats
@@ -68,7 +70,10 @@ def test_the_record_of_a_run(finished):
             'mixed_tasks', 'objective', 'budget_min', 'budget_max', 'rollouts_total',
             'tokens_generated', 'tokens_updated', 'loss', 'entropy', 'grad_norm',
             'clip_fraction_low', 'clip_fraction_high', 'logp_error', 'policy_entropy', 'ratio_p99',
-            'padding_waste', 'compile_count'} <= set(r)
+            'padding_waste', 'compile_count', 'no_answer'} <= set(r)
+    assert r['unverified'] == r['unverified_timeout'] == 0 and r['alarms'] == []
+    of, = r['verification'].values()
+    assert of['groups'] == 8 and of['right'] == 32 * r['success_rate'] == 32 - of['wrong']
     assert r['rollouts_total'] == 32
     assert 2 <= r['budget_min'] <= 4 <= r['budget_max'] <= 64
     assert r['objective'] >= r['uniform_objective'] - 1e-9
@@ -205,6 +210,86 @@ def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, d
 
 def shaped(completion, task):
   return has_a_one(completion, task), -1 - len(completion)
+
+
+# Rollouts that are not verified.
+
+
+def yes_or_no_verdict(completion, task):
+  """Right, or on half of the completions nothing."""
+  return True if len(completion) % 2 else None
+
+
+def test_nothing_is_learnt_from_what_is_not_verified(tmp_path, data_dir):
+  """All that is verified is right: no group is mixed, and the policy stays."""
+  workdir = run(tmp_path, data_dir, num_steps=2, rewards__verifier='tests.train_test:yes_or_no_verdict',
+                evaluate__every=0, warm_start__num_steps=0, warm_start__warmup_steps=0, optimizer__learning_rate=0.1)
+  _, *steps, evaluation = records(workdir)
+  assert len(steps) == 2
+  for r in steps:
+    assert r['success_rate'] == r['reward_mean'] == 1 and 0.2 < r['unverified'] < 0.8
+    assert r['mixed_tasks'] == r['effective_gradient_ratio'] == r['tokens_updated'] == r['grad_norm'] == 0
+    assert r['unverified_abstained'] == 32 * r['unverified'] and r['rollouts_total'] == 32
+    of, = r['verification'].values()
+    assert (of['right'], of['abstained']) == (32 - r['unverified_abstained'], r['unverified_abstained'])
+  assert 'unverified and left out' in steps[0]['alarms'][0] and steps[1]['alarms'] == []
+  assert evaluation['eval/avg@8'] == 1 and 0.2 < evaluation['eval/unverified'] < 0.8
+  setup = prepare.prepare(debug_config(data_dir))
+  found, stats = state_of(workdir, data_dir)
+  initial = policy.init(setup.policy, jax.random.fold_in(jax.random.key(setup.config.seed), state.INIT))
+  jax.tree.map(np.testing.assert_array_equal, found.params, initial)
+  assert stats.failures_I.sum() == 0 < stats.successes_I.sum() < stats.rollouts_I.sum() == sum(
+      32 - r['unverified_abstained'] for r in steps)
+
+
+def abstains_at_times(completion, task):
+  return None if len(completion) % 3 == 0 else has_a_one(completion, task)
+
+
+@slow
+def test_a_run_learns_beside_rollouts_that_are_not_verified(tmp_path, data_dir):
+  """In a mixed group that loses some too; stopped and gone on with; nothing compiles from step two on."""
+  knobs = {'rewards__verifier': 'tests.train_test:abstains_at_times', 'tasks__train_split': 'train[:16]',
+           'alloc__value': 'snr', 'alloc__nu_every': 2, 'grpo__kl_coef': 0.1, 'evaluate__pass_at': (1, 8)}
+  jax.clear_caches()
+  workdir = run(tmp_path / 'whole', data_dir, num_steps=8, **knobs)
+  steps = [r for r in records(workdir, keep_times=True) if 'reward_mean' in r]
+  assert len({r['compile_count'] for r in steps[2:]}) == 1
+  assert len({r['unverified'] for r in steps}) > 2 and any(r['mixed_tasks'] for r in steps)
+  for r in steps:
+    assert 0 < r['tokens_updated'] < r['tokens_generated'] and np.isfinite([r['loss'], r['kl']]).all()
+    assert r['effective_gradient_ratio'] <= 1 - r['unverified'] and r['budget_min'] >= 2
+  _, stats = state_of(workdir, data_dir, **knobs)
+  verified = [round((1 - r['unverified']) * r['rollouts_total']) for r in steps]
+  assert stats.rollouts_I.sum() == sum(verified)
+  assert stats.successes_I.sum() + stats.failures_I.sum() == pytest.approx(
+      sum(n * 0.98 ** (7 - i) for i, n in enumerate(verified)))
+  last = records(workdir)[-1]
+  assert 0 < last['eval/unverified'] < 1 and last['eval/pass@8_left_out'] > 0 == last['eval/avg@8_left_out']
+  run(tmp_path / 'parts', data_dir, num_steps=4, **knobs)
+  parts = run(tmp_path / 'parts', data_dir, num_steps=8, **knobs)
+  of_steps = lambda workdir: [r | {'alarms': None} for r in records(workdir) if 'reward_mean' in r]
+  assert of_steps(parts) == of_steps(workdir)
+
+
+@slow
+def test_a_step_without_a_verdict_changes_nothing(tmp_path, data_dir, monkeypatch):
+  """Neither policy nor statistics, nor their evidence's age; and the run goes on."""
+  scores = train._scores
+  knobs = {'evaluate__every': 0, 'alloc__value': 'snr', 'alloc__nu_every': 1}
+  workdir = run(tmp_path, data_dir, num_steps=1, **knobs)
+  before, stats = state_of(workdir, data_dir)
+  with monkeypatch.context() as patch:
+    patch.setattr(train, '_scores', lambda *args: (lambda found: found._replace(
+        outcome_R=np.where(found.outcome_R > 0, verdicts.DIED, 0).astype(np.int8), reward_R=0 * found.reward_R))(
+            scores(*args)))
+    run(tmp_path, data_dir, num_steps=2, **knobs)
+  after, found = state_of(workdir, data_dir)
+  assert (before.step, after.step) == (1, 2)
+  jax.tree.map(np.testing.assert_array_equal, (before._replace(step=0), stats), (after._replace(step=0), found))
+  row = [r for r in records(workdir) if 'reward_mean' in r][1]
+  assert row['reward_mean'] is row['success_rate'] is None and row['unverified_died'] == 32
+  assert row['tokens_generated'] > 0 == row['tokens_updated'] and 0 < row['entropy'] < 2 * np.log(16)
 
 
 @slow

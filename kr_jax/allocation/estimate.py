@@ -41,8 +41,8 @@ def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Ar
 
   Args:
     index_M: the tasks' rows in the statistics.
-    task_R: the task of each rollout, in 0..M-1; M where there is no rollout.
-    verdict_R: 1.0 where the verifier accepted the completion, else 0.0, whatever the reward is.
+    task_R: the task of each rollout, in 0..M-1; M where there is no rollout, or one that is not verified.
+    verdict_R: 1.0 where the completion is right, 0.0 where it is wrong, whatever the reward is.
     length_R: completion tokens.
     discount: the share of the earlier evidence that is kept.
   """

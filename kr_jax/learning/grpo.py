@@ -10,7 +10,9 @@
     whole        sum over tokens, weight_r [tis_t l_t + kl_coef kl_t - entropy_coef entropy_t]
 
 With advantage 'std' the expected gradient of a task depends on its budget N, whatever the weight: its factor
-depends on N and on the success rate, and is largest for rare successes among many rollouts.
+depends on N and on the success rate, and is largest for rare successes among many rollouts. A group in which some
+rollouts are left out, as they are not verified, is a group of as many fewer: where verdicts are missing at random,
+'loo' with weight 'task' has the same expected gradient for every N of 2 or more, and 'std' that of the smaller N.
 
 Sources: Shao et al. 2024, arXiv 2402.03300, eq. 3 (GRPO) and 4 (k3); Kool et al. 2019, Buy 4 REINFORCE samples, get
 a baseline for free, eq. 8, and Ahmadian et al. 2024, arXiv 2402.14740, section 3 (RLOO); Liu et al. 2025, arXiv

@@ -36,7 +36,7 @@ def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R:
 
   Args:
     trained, base, rollouts, policy_config, config: as in `update.step`.
-    verdict_R: float32, 1.0 or 0.0.
+    verdict_R: float32, 1.0 or 0.0; 0.0 where there is no rollout.
     key: of the signs, new every step.
 
   Returns:
@@ -55,8 +55,9 @@ def gradient_noise_of_tokens(trained: Any, base: Any, task_R: Array, verdict_R: 
                              ) -> Array:
   """`gradient_noise` on the device, of the microbatches before the end."""
   right_R = verdict_R > 0
-  # Every other rollout of each outcome of a task, as the rollouts of a task stand together.
-  half_R = jnp.where(right_R, jnp.cumsum(right_R), jnp.cumsum(~right_R)) % 2
+  wrong_R = ~right_R & (task_R < M)
+  # Every other rollout of each verdict of a task, as the rollouts of a task stand together.
+  half_R = jnp.where(right_R, jnp.cumsum(right_R), jnp.cumsum(wrong_R)) % 2
   group_R = 2 * task_R + half_R
   advantage_R = grpo.advantage(verdict_R, group_R, 2 * M, kind='loo')
   sign_R = jax.random.rademacher(key, (M,), jnp.float32)[jnp.minimum(task_R, M - 1)]

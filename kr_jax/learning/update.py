@@ -129,7 +129,7 @@ def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
   token_RC, logp_RC = sharding.replicate((rollouts.token_RC, rollouts.logp_RC))
   C, P = token_RC.shape[1], prompts.token_MP.shape[1]
   r_BT = jnp.maximum(segment_BT, 0)
-  m_BT = rollouts.task_R[r_BT]
+  m_BT = jnp.minimum(rollouts.task_R[r_BT], len(prompts.length_M) - 1)  # padding reads row 0, which may be no rollout
   # The index in the completion of the token that follows: 0 for the prompt's last token, below 0 before it.
   next_BT = position_BT - prompts.length_M[m_BT] + 1
   c_BT = jnp.clip(next_BT, 0, C - 1)
@@ -199,7 +199,8 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
 
   Args:
     state: donated; its params are the trained ones (policy.split).
-    reward_R: float32, of all rollouts, as advantages are taken over whole groups.
+    reward_R: float32, of all rollouts, as advantages are taken over whole groups; of what is no rollout (task M,
+      length 0) it is not read.
     base: the initial policy's parameters, where adapters or a KL divergence need them; else {}.
     policy_config: of the policy that is trained, with its adapters.
 

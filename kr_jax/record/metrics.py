@@ -72,7 +72,7 @@ class Writer:
     self.close()
 
   def write(self, record: dict[str, Any]) -> None:
-    """Writes a record: its 'step', numbers, and lists of numbers, which TensorBoard does not get."""
+    """Writes a record: its 'step', numbers, and what TensorBoard does not get: lists, dicts, texts and None."""
     if self._file is None:
       return
     self.records.append(record)

@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 
+from kr_jax import health
 from kr_jax.record import metrics
 
 
@@ -39,10 +40,15 @@ def _score_name(config: dict[str, Any]) -> str:
 
 def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
               config: dict[str, Any]) -> dict[str, Any]:
-  """The run in one object. Means and sums are over all steps; wall_s leaves the warm start out."""
+  """The run in one object. Means and sums are over all steps; wall_s leaves the warm start out.
+
+  A score is None where no held-out rollout was verified.
+  """
   score = _score_name(config)
   column = lambda name: np.array([r[name] for r in steps], float)
   first, last = evaluations[0], evaluations[-1]
+  rollouts = column('rollouts_total')
+  share = lambda name: float(column(name) @ rollouts / rollouts.sum())
   return {
       'rule': config['alloc']['rule'],
       'seed': config['seed'],
@@ -51,7 +57,9 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
       f'{score}_first': first[f'eval/{score}'],
       f'{score}_last': last[f'eval/{score}'],
       f'{score}_last_stderr': last[f'eval/{score}_stderr'],
-      f'{score}_rise': last[f'eval/{score}'] - first[f'eval/{score}'],
+      f'{score}_rise': None if None in (last[f'eval/{score}'], first[f'eval/{score}']) else (
+          last[f'eval/{score}'] - first[f'eval/{score}']),
+      f'{score}_last_unverified': last['eval/unverified'],
       'effective_gradient_ratio': float(column('effective_gradient_ratio').mean()),
       'expected_gradient_ratio': float(column('expected_gradient_ratio').mean()),
       'uniform_gradient_ratio': float(column('uniform_gradient_ratio').mean()),
@@ -60,12 +68,14 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
       'uniform_objective': float(column('uniform_objective').mean()),
       'budget_min': int(column('budget_min').min()),
       'budget_max': int(column('budget_max').max()),
-      'rollouts': int(column('rollouts_total').sum()),
+      'rollouts': int(rollouts.sum()),
       'tokens_generated': int(column('tokens_generated').sum()),
       'tokens_updated': int(column('tokens_updated').sum()),
       'compile_count': int(steps[-1]['compile_count']),
-      'verifier_timeouts': int(column('verifier_timeouts').sum()),
-      'verifier_errors': int(column('verifier_errors').sum()),
+      'unverified': share('unverified'),
+      'no_answer': share('no_answer'),
+      **{f'unverified_{kind}': int(column(f'unverified_{kind}').sum()) for kind in health.UNVERIFIED},
+      'alarms': sum(len(r['alarms']) for r in steps),
   }
 
 
@@ -90,16 +100,16 @@ def _plot(workdir: str, steps, evaluations, score: str) -> None:
 
 
 def _success(figure, axes, evaluations, score: str) -> None:
-  x = [r['step'] for r in evaluations]
+  column = lambda name: np.array([r[name] for r in evaluations], float)  # None becomes NaN
+  x = column('step')
   prefix, suffix = 'eval/difficulty_', f'/{score}'
   difficulties = sorted(int(k[len(prefix):-len(suffix)]) for k in evaluations[0]
                         if k.startswith(prefix) and k.endswith(suffix))
   colors = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(difficulties)))
   for difficulty, color in zip(difficulties, colors):
-    axes.plot(x, [r[f'{prefix}{difficulty}{suffix}'] for r in evaluations], color=color, lw=1,
+    axes.plot(x, column(f'{prefix}{difficulty}{suffix}'), color=color, lw=1,
               label=f'difficulty {difficulty}')
-  y = np.array([r[f'eval/{score}'] for r in evaluations])
-  error = np.array([r[f'eval/{score}_stderr'] for r in evaluations])
+  y, error = column(f'eval/{score}'), column(f'eval/{score}_stderr')
   axes.fill_between(x, y - error, y + error, color='black', alpha=0.15, lw=0)
   axes.plot(x, y, color='black', lw=2.5, marker='o', ms=4, label='all (± standard error)')
   axes.set(ylabel=f'{score} of held-out tasks', ylim=(0, 1), title='Success by difficulty')

@@ -85,6 +85,31 @@ def test_what_is_no_rollout_is_not_observed():
                estimate.observe(before, np.array([1, 0]), *rollouts, discount=0.5))
 
 
+@pytest.mark.parametrize('discount', [1.0, 0.95])
+def test_a_verifier_that_fails_at_random_leaves_the_estimates_as_they_are(discount):
+  """Monte Carlo, of 600 tasks. A failure is left out; as a wrong answer it would lower all rates by its share."""
+  rng, M, N, share = np.random.default_rng(0), 600, 6, 0.2
+  p_M, index_M, task_R = rng.beta(1, 1, M), rng.permutation(M), np.repeat(np.arange(M), N)
+  whole = left_out = wrong = estimate.init(M)
+  for _ in range(8):
+    verdict_R = (rng.random(M * N) < p_M[task_R]).astype(float)
+    fails_R = rng.random(M * N) < share
+    see = lambda stats, task_R, verdict_R: estimate.observe(
+        stats, index_M, task_R, verdict_R, np.full(M * N, 3), discount=discount)
+    whole = see(whole, task_R, verdict_R)
+    left_out = see(left_out, np.where(fails_R, M, task_R), np.where(fails_R, 0, verdict_R))
+    wrong = see(wrong, task_R, np.where(fails_R, 0, verdict_R))
+  for kind, noise in (('posterior', 5e-3), ('window', 1e-2)):  # some two standard errors of a mean over the tasks
+    error = lambda stats: estimate.mean_rate(estimate.success_rate(stats, index_M, kind)) - p_M
+    assert abs(error(whole).mean()) < noise and abs(error(left_out).mean()) < noise
+    # High rates and low ones alike.
+    assert np.polyfit(p_M, error(left_out), 1)[0] == pytest.approx(np.polyfit(p_M, error(whole), 1)[0], abs=0.04)
+    assert error(wrong).mean() < -0.08
+  a, b = estimate.prior(left_out)
+  assert (a, b) == pytest.approx(estimate.prior(whole), rel=0.1)
+  assert estimate.tokens(left_out, index_M, default=0.0) == pytest.approx(np.full(M, 3.0))
+
+
 def test_a_step_without_rollouts_only_discounts():
   before = stats_of([1, 2], [3, 0], tokens_I=np.array([8.0, 4.0]), window_rate_I=np.ones(2))
   none = np.zeros(0, int)

@@ -263,25 +263,35 @@ def pushes_of(reward_R, task_R, length_R):
           for kind, weight, aggregate in itertools.product(KINDS, WEIGHTS, AGGREGATES)}
 
 
-def expected_gradient(budget: int) -> dict[tuple[str, str, str], np.ndarray]:
-  """gradient_V of the loss of a task with a budget, the mean over all that it may draw."""
+def expected_gradient(budget: int, unverified: float = 0.0, *, left_out: bool = True
+                      ) -> dict[tuple[str, str, str], np.ndarray]:
+  """gradient_V of the loss of a task with a budget, the mean over all that it may draw.
+
+  unverified: the chance that a rollout of the task has no verdict, whatever it is. left_out: such a rollout is no
+  rollout; else it is wrong.
+  """
   p_V = np.exp(LOGITS_V) / np.exp(LOGITS_V).sum()
-  counts = [(a, b, budget - a - b) for a in range(budget + 1) for b in range(budget + 1 - a)]
-  drawn_XN = np.array([np.repeat(np.arange(3), x) for x in counts])
+  # Six kinds of rollouts: with a verdict, and without.
+  p_K = np.concatenate([p_V * (1 - unverified), p_V * unverified])
+  kinds = range(6 if unverified else 3)
+  drawn_XN = np.array([*itertools.combinations_with_replacement(kinds, budget)])
+  counts_XK = (drawn_XN[:, :, None] == np.arange(6)).sum(axis=1)
   chance_X = np.array([math.factorial(budget) * np.prod(
-      [p ** n / math.factorial(n) for p, n in zip(p_V, x)]) for x in counts])
+      [p ** n / math.factorial(n) for p, n in zip(p_K, counts_K)]) for counts_K in counts_XK])
   assert chance_X.sum() == pytest.approx(1)
+  out_XN, drawn_XN = drawn_XN >= 3, drawn_XN % 3
 
   def rows(x_XN, others, none):
-    """Of 45 draws of 8 rollouts at most: what the others have, and what no rollout has."""
-    x_XN = np.pad(x_XN, ((0, 45 - len(x_XN)), (0, OTHERS)), constant_values=others)
+    """Of so many draws of 8 rollouts at most: what the others have, and what no rollout has."""
+    x_XN = np.where(out_XN, none, x_XN) if left_out else x_XN
+    x_XN = np.pad(x_XN, ((0, (252 if unverified else 45) - len(x_XN)), (0, OTHERS)), constant_values=others)
     return np.pad(x_XN, ((0, 0), (0, MOST - budget)), constant_values=none)
 
-  pushes = pushes_of(rows(np.float32(REWARD_V)[drawn_XN], 0, 0), rows(0 * drawn_XN, 1, 2),
+  pushes = pushes_of(rows(np.float32(REWARD_V[drawn_XN] * ~out_XN), 0, 0), rows(0 * drawn_XN, 1, 2),
                      rows(LENGTH_V[drawn_XN], 4, 0))
   # Of log p(v) by the logits; a completion's tokens all weigh the same.
   score_VV = np.eye(3) - p_V
-  return {kinds: -np.einsum('x,xn,xnv->v', chance_X, np.asarray(push_XR, float)[:len(counts), :budget],
+  return {kinds: -np.einsum('x,xn,xnv->v', chance_X, np.asarray(push_XR, float)[:len(drawn_XN), :budget],
                             score_VV[drawn_XN]) for kinds, push_XR in pushes.items()}
 
 
@@ -305,6 +315,28 @@ def test_the_expected_gradient_against_the_budget():
     assert abs(growth[kind, weight, 'constant'] - 1) > 0.1
   # By the rollout a task weighs its share of them.
   assert growth['loo', 'rollout', 'constant'] == pytest.approx((8 / 12) / (2 / 6), rel=1e-5)
+
+
+def test_unverified_rollouts_that_are_left_out_change_no_expected_gradient():
+  """A verifier fails at random on a share of rollouts; exactly, by enumeration.
+
+  A group of N of which n are left is a group of n: its expected gradient is that of the budget n, with every
+  advantage and weight. With leave-one-out advantages and tasks that weigh the same it is the same for every n >= 2,
+  so that only groups of fewer lose theirs. Were such rollouts wrong, the gradient would be another one.
+  """
+  share, budget = 0.2, 5
+  chance_n = [math.comb(budget, n) * (1 - share) ** n * share ** (budget - n) for n in range(budget + 1)]
+  of_budget = [None, *(expected_gradient(n) for n in range(1, budget + 1))]
+  left_out, wrong = (expected_gradient(budget, share, left_out=x) for x in (True, False))
+  for kinds, got_V in left_out.items():
+    want_V = sum(chance * of_n[kinds] for chance, of_n in zip(chance_n[1:], of_budget[1:]))
+    np.testing.assert_allclose(got_V, want_V, atol=1e-5 * np.abs(want_V).max(), err_msg=str(kinds))
+  for aggregate in ('constant', 'rollout'):
+    kinds = 'loo', 'task', aggregate
+    np.testing.assert_allclose(left_out[kinds], sum(chance_n[2:]) * of_budget[budget][kinds], rtol=1e-5)
+    assert sum(chance_n[2:]) > 0.99
+    np.testing.assert_allclose(wrong[kinds], (1 - share) * of_budget[budget][kinds], rtol=0.1)
+    assert np.linalg.norm(wrong[kinds] - of_budget[budget][kinds]) > 0.1 * np.linalg.norm(of_budget[budget][kinds])
 
 
 # The clipped losses.

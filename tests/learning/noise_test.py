@@ -58,6 +58,26 @@ def test_gradient_noise_equals_a_loop_over_rollouts():
   np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+def test_halves_are_of_what_is_not_left_out():
+  """A rollout that is left out counts in no half, wherever it stands in its group."""
+  task_R = np.repeat([0, 1], [12, 2])
+  verdict_R = np.float32([1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0] + [0, 1])
+  stays_R = np.array([1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0] + [1, 1], bool)
+  rollouts = update_test.make_rollouts()._replace(
+      prompts=types.Prompts(np.ones((2, 1), np.int32), np.ones(2, np.int32), np.arange(2, dtype=np.int32)))
+  token_RC = (2 + np.arange(14, dtype=np.int32) % 5)[:, None]
+  measured = []
+  for order_R in (np.arange(14), np.argsort(~stays_R, kind='stable')):  # and behind all that stay
+    in_R = stays_R[order_R]
+    measured.append(noise.gradient_noise(
+        update_test.params_of(), {}, rollouts._replace(
+            task_R=np.where(in_R, task_R[order_R], 2).astype(np.int32), length_R=np.int32(in_R),
+            token_RC=token_RC[order_R], logp_RC=np.zeros((14, 1), np.float32)),
+        verdict_R[order_R] * in_R, jax.random.key(0), POLICY, CONFIG))
+  assert measured[0][1] > 0
+  np.testing.assert_allclose(*measured, rtol=1e-4)
+
+
 def test_gradient_noise_by_hand():
   """Four rollouts, two right, scores 1, 2, 3, 4 on one parameter.
 

@@ -87,7 +87,7 @@ def state_of(config=CONFIG):
 def rows(rollouts):
   """Each rollout's prompt and completion in a row of its own."""
   row_RT = np.zeros((len(rollouts.task_R), P + C), np.int32)
-  for r, m in enumerate(rollouts.task_R):
+  for r, m in enumerate(np.minimum(rollouts.task_R, len(rollouts.prompts.length_M) - 1)):
     n = rollouts.prompts.length_M[m]
     row_RT[r, :n] = rollouts.prompts.token_MP[m, :n]
     row_RT[r, n:n + C] = rollouts.token_RC[r, :P + C - n]
@@ -134,7 +134,7 @@ def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_l
   for r, n in enumerate(rollouts.length_R):
     log_ratio_C = [logp_RC[r, i] - old_RC[r, i] for i in range(n)]
     if c.loss == 'gspo':
-      log_ratio_C = [sum(log_ratio_C) / n] * n
+      log_ratio_C = [sum(log_ratio_C) / max(n, 1)] * n
     for i in range(n):
       logp, w = logp_RC[r, i], weight_R[r]
       loss, by_ratio, by_logp, x.low_RC[r, i], x.high_RC[r, i] = grpo_test.loss_by_hand(
@@ -560,12 +560,44 @@ def test_the_gradients_of_minibatches_add_up_to_that_of_the_batch(config):
   assert recorded['tokens_updated'] == record['tokens_updated']
 
 
-def test_without_a_mixed_group_nothing_moves(momentum):
-  config = marked(minibatches=3, epochs=2)
-  rollouts = make_rollouts()
-  state, _ = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)  # gives momentum
+# Rollouts that are left out. Of the mixed groups the first keeps a right and a wrong one, the last loses its right one.
+LEFT_OUT_R = np.isin(np.arange(len(REWARD_R)), [0, 1, 4, 9, 12])
+
+
+def left_out(rollouts, where_R):
+  """The step with `where_R` no rollouts, as sample.keep leaves them."""
+  return rollouts._replace(
+      task_R=np.where(where_R, len(BUDGET_M), rollouts.task_R), length_R=np.where(where_R, 0, rollouts.length_R),
+      ended_R=np.where(where_R, types.NOT_SAMPLED, rollouts.ended_R))
+
+
+@pytest.mark.parametrize('changed', [
+    {}, pytest.param({'advantage': 'loo', 'weight': 'task', 'aggregate': 'rollout', 'kl_coef': 0.3}, marks=slow),
+    pytest.param({'prompt_sharing': 1.0, 'loss': 'gspo'}, marks=slow)], ids=str)
+def test_what_is_left_out_has_no_part_in_the_loss(changed):
+  """Whatever reward it has, and though row 0, whose tokens padding reads, is left out."""
+  config, rollouts = varied(CONFIG, **changed), left_out(make_rollouts(), LEFT_OUT_R)
+  base, mixed_R = base_of(config), (np.arange(len(REWARD_R)) < 4) & ~LEFT_OUT_R
+  reward_R = np.where(LEFT_OUT_R, 7, REWARD_R).astype(np.float32)
+  assert REWARD_R[mixed_R].tolist() == [0, 1]
+  want, record, log_ratio = reference(params_of(), rollouts, reward_R, config, ref_params=base, kept_R=mixed_R)
+  got, recorded, _ = gradient_of(config, rollouts, reward_R, base=base)
+  assert_close(got, want)
+  assert_record(recorded, record, log_ratio)
+
+
+@pytest.mark.parametrize('changed, all_left_out', [
+    ({}, False), ({}, True), pytest.param({'kl_coef': 0.1, 'entropy_coef': 0.1}, True, marks=slow)], ids=str)
+def test_without_a_mixed_group_nothing_moves(momentum, changed, all_left_out):
+  """Nor without any rollout, where a term of the loss is of all."""
+  config = marked(minibatches=3, epochs=2, **changed)
+  rollouts, base = make_rollouts(), base_of(config)
+  state, _ = update.step(state_of(config), rollouts, REWARD_R, base, POLICY, config)  # gives momentum
   before = jax.tree.map(np.array, (state.params, state.opt_state))
-  state, measured = update.step(state, rollouts, np.ones(len(MIXED_R), np.float32), {}, POLICY, config)
+  reward_R = REWARD_R if all_left_out else np.ones(len(MIXED_R), np.float32)
+  if all_left_out:
+    rollouts = left_out(rollouts, np.ones(len(MIXED_R), bool))
+  state, measured = update.step(state, rollouts, reward_R, base, POLICY, config)
   jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
   assert int(state.step) == 2
   record = update.summarize(measured)
@@ -582,8 +614,10 @@ def test_one_program_serves_every_batch(momentum):
     rollouts = make_rollouts(seed, budget_M)
     for reward_R in (REWARD_R, np.zeros(len(REWARD_R), np.float32)):
       state, _ = update.step(state, rollouts, reward_R, {}, POLICY, config)
+  for where_R in (LEFT_OUT_R, ~LEFT_OUT_R):
+    state, _ = update.step(state, left_out(rollouts, where_R), REWARD_R, {}, POLICY, config)
   assert update._step._cache_size() <= before + 1
-  assert int(state.step) == 8
+  assert int(state.step) == 10
 
 
 def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):

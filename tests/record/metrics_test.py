@@ -99,13 +99,13 @@ def test_the_file_is_whole_while_it_is_rewritten(tmp_path):
   assert read(tmp_path) == RECORDS
 
 
-def test_events_hold_numbers_and_not_lists(tmp_path):
+def test_events_hold_numbers_alone(tmp_path):
   write(tmp_path, [{'step': 7, 'some_loss': 1.5, 'some_list': [1, 2], 'some_text': 'x',
-                    'some_none': None, 'some_nan': math.nan, 'some_inf': math.inf}])
+                    'some_none': None, 'some_dict': {'some_inner': 2.5}, 'some_nan': math.nan, 'some_inf': math.inf}])
   held = events(tmp_path)
   assert b'some_loss' in held
   assert np.float32(1.5).tobytes() in held
-  for name in (b'some_list', b'some_text', b'some_none', b'some_nan', b'some_inf'):
+  for name in (b'some_list', b'some_text', b'some_none', b'some_inner', b'some_nan', b'some_inf'):
     assert name not in held
   assert math.isnan(read(tmp_path)[0]['some_nan'])
 

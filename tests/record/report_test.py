@@ -12,32 +12,33 @@ CONFIG = {'seed': 5, 'alloc': {'rule': 'knapsack', 'low': 2}, 'evaluate': {'roll
 
 
 def evaluation(step, wall_s, rate, stderr):
-  return {'step': step, 'wall_s': wall_s, 'eval/avg@4': rate, 'eval/avg@4_stderr': stderr,
+  return {'step': step, 'wall_s': wall_s, 'eval/avg@4': rate, 'eval/avg@4_stderr': stderr, 'eval/unverified': 0.125,
           **{f'eval/difficulty_{d}/avg@4{end}': x for d in (3, 10)
              for end, x in (('', rate), ('_stderr', stderr))}}
 
 
-def step(step, wall_s, **numbers):
+def step(step, wall_s, unverified, **numbers):
+  kinds = ('abstained', 'timeout', 'raised', 'died', 'invalid')
+  of_kind = {f'unverified_{kind}': n for kind, n in zip(kinds, unverified)}
   return {'step': step, 'wall_s': wall_s, 'reward_mean': 0.5, 'expected_gradient_ratio': 0.5,
           'loss': 0.0, 'grad_norm': 1.0, 'truncated': 0.0, 'slot_utilization': 0.75,
-          'entropy': 1.0, 'budget_by_success_rate': [None] * 4 + [2.0, 6.5] + [None] * 4, **numbers}
+          'entropy': 1.0, 'budget_by_success_rate': [None] * 4 + [2.0, 6.5] + [None] * 4,
+          'unverified': sum(unverified) / numbers['rollouts_total'], **of_kind, **numbers}
 
 
 RECORDS = [
     evaluation(0, 1.5, 0.25, 0.0625),
-    step(0, 4.0, effective_gradient_ratio=0.25, uniform_gradient_ratio=0.5, mixed_tasks=1,
+    step(0, 4.0, (1, 0, 0, 0, 0), effective_gradient_ratio=0.25, uniform_gradient_ratio=0.5, mixed_tasks=1,
          objective=2.0, uniform_objective=1.0, budget_min=2, budget_max=6, rollouts_total=8,
-         tokens_generated=100, tokens_updated=40, compile_count=9, verifier_timeouts=1,
-         verifier_errors=0),
+         tokens_generated=100, tokens_updated=40, compile_count=9, no_answer=0.25, alarms=[]),
     evaluation(1, 5.0, 0.375, 0.0625),
-    step(1, 6.0, effective_gradient_ratio=0.75, uniform_gradient_ratio=0.25, mixed_tasks=2,
+    step(1, 6.0, (0, 2, 0, 0, 0), effective_gradient_ratio=0.75, uniform_gradient_ratio=0.25, mixed_tasks=2,
          objective=3.0, uniform_objective=0.5, budget_min=1, budget_max=7, rollouts_total=8,
-         tokens_generated=60, tokens_updated=20, compile_count=11, verifier_timeouts=0,
-         verifier_errors=2),
-    step(2, 7.0, effective_gradient_ratio=0.5, uniform_gradient_ratio=0.75, mixed_tasks=3,
+         tokens_generated=60, tokens_updated=20, compile_count=11, no_answer=0.5, alarms=['a']),
+    step(2, 7.0, (0, 1, 0, 2, 0), effective_gradient_ratio=0.5, uniform_gradient_ratio=0.75, mixed_tasks=3,
          objective=1.0, uniform_objective=0.75, budget_min=3, budget_max=5, rollouts_total=8,
-         tokens_generated=50, tokens_updated=30, compile_count=11, verifier_timeouts=2,
-         verifier_errors=1),
+         tokens_generated=50, tokens_updated=30, compile_count=11, no_answer=0.0,
+         alarms=['b', 'c']),
     evaluation(3, 8.5, 0.75, 0.125),
 ]
 SUMMARY = {
@@ -47,7 +48,8 @@ SUMMARY = {
     'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0,
     'objective': 2.0, 'uniform_objective': 0.75, 'budget_min': 1, 'budget_max': 7, 'rollouts': 24,
     'tokens_generated': 210, 'tokens_updated': 90, 'compile_count': 11,
-    'verifier_timeouts': 3, 'verifier_errors': 3,
+    'avg@4_last_unverified': 0.125, 'unverified': 6 / 24, 'no_answer': 0.25, 'unverified_abstained': 1,
+    'unverified_timeout': 3, 'unverified_raised': 0, 'unverified_died': 2, 'unverified_invalid': 0, 'alarms': 3,
 }
 PLOTS = ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
 
@@ -80,6 +82,15 @@ def test_again_after_more_steps(tmp_path):
   fill(tmp_path, RECORDS)
   assert report.write(str(tmp_path)) == SUMMARY
   assert sorted(os.listdir(tmp_path)) == ['config.json', 'metrics.jsonl', 'plots', 'summary.json']
+
+
+def test_a_score_that_is_unknown(tmp_path):
+  """No held-out rollout was verified: neither the last score nor the rise is a number."""
+  fill(tmp_path, [*RECORDS[:-1], evaluation(3, 8.5, None, None)])
+  found = report.write(str(tmp_path))
+  changed = {'avg@4_last': None, 'avg@4_last_stderr': None, 'avg@4_rise': None}
+  assert found == SUMMARY | changed == json.loads((tmp_path / 'summary.json').read_text())
+  assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
 
 
 def test_half_a_record_is_left_out(tmp_path):
