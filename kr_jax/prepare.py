@@ -191,6 +191,8 @@ def _check_tasks(setup: Setup) -> None:
   if c.warm_start.num_steps and c.warm_start.per_step > solved:
     raise ValueError(f'warm_start.per_step={c.warm_start.per_step} is more than the {solved} tasks of its split')
   rewards.names(setup.train_tasks, setup.rewards)
+  for tasks in (setup.train_tasks, setup.test_tasks):
+    rewards.check_tasks(tasks, setup.rewards)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), c.evaluate.maj_at)
   tasks_lib.batch(setup.train_tasks, 0, per_step=c.tasks.per_step, seed=c.seed, weights=setup.shares)
   warm_start.solutions(setup.warm_start_tasks, setup.tokenizer, setup.sample)

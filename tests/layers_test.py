@@ -21,6 +21,7 @@ LAYERS = (
     ('main',),
 )
 INSIDE = {
+    'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'), ('equality',)),
     'datasets': (('builder',), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets',)),
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
@@ -31,7 +32,7 @@ INSIDE = {
     'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
 }
 # These import nothing of kr_jax but themselves.
-ALONE = ('kernels', 'datasets')
+ALONE = ('kernels', 'datasets', 'answers')
 FILES = sorted((ROOT / 'kr_jax').rglob('*.py'))
 
 

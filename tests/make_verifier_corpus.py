@@ -2,7 +2,7 @@ r"""Writes tests/data/verifier_corpus.jsonl: references, completions, and whethe
 
     python -m tests.make_verifier_corpus
 
-Verdicts are by mathematics, under the conventions of kr_jax/rewards/answers.py: a unit that one side leaves out
+Verdicts are by mathematics, under the conventions of kr_jax/answers/equality.py: a unit that one side leaves out
 is not missed, decimals are exact. Each line is {"kind", "reference", "completion", "right"}; right is
 null where there is no right verdict, and it only matters that one comes in time.
 """

@@ -59,6 +59,16 @@ def test_duplicate_ids_are_refused(data_dir, monkeypatch):
     prepare.prepare(debug_config(data_dir))
 
 
+@pytest.mark.parametrize('split, answer', [('train_split', 'A or B'), ('test_split', '')])
+def test_tasks_that_their_verifier_cannot_serve_are_refused(data_dir, monkeypatch, split, answer):
+  read, refused = tasks.read, debug_config('').tasks[split]
+  one_bad = lambda found, answer: [found[0]._replace(verifier='choice', answer=answer), *found[1:]]
+  monkeypatch.setattr(tasks, 'read', lambda dataset, split, *args, **kwargs: one_bad(
+      read(dataset, split, *args, **kwargs), answer if split == refused else '(C)'))
+  with pytest.raises(ValueError, match=f"the answer '{answer}' of arithmetic/.* is not the letter of a choice"):
+    prepare.prepare(debug_config(data_dir))
+
+
 def test_what_a_setup_holds(data_dir):
   setup = prepare.prepare(debug_config(
       data_dir, optimizer__epochs=2, pack__microbatch_rows=4, grpo__clip_low=0.1, sample__temperature=0.7,

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
 import logging
+import re
 from typing import Any
+import zlib
 
 from etils import epath
 import tensorflow_datasets as tfds
@@ -37,23 +40,26 @@ class ProblemSet:
   source: str = ''  # the paper
   split: str = 'test'  # of all rows
   merged: bool = False  # as for `read`
-  # Of a set with several splits: (files, data_dir) -> the rows of each split, where it does without files as well.
+  # Of a set with several splits: (files, data_dir) -> the rows of each split.
   rows_by_split: Callable[[Sequence[epath.Path], str], Mapping[str, LocatedRows]] | None = None
+  needs_files: bool = True  # else its rows_by_split does without files as well
   version: str = '1.0.0'  # to be raised when `task` changes
 
 
 def rows(paths: Iterable[epath.Path]) -> Iterator[tuple[str, dict[str, Any]]]:
-  """The rows of .jsonl, .parquet and .csv files, each after its file and number: '/a/b.csv, row 7'.
+  """The rows of files of these formats, each after its file and number: '/a/b.csv, row 7'.
 
-  Rows are numbered from 1; those of .jsonl are its lines. Raises ValueError for a file of another ending
-  or without a row, and for a row that cannot be read.
+  The formats are .jsonl, .jsonl.gz, .json (a list), .parquet and .csv. Rows are numbered from 1; those of .jsonl are
+  its lines. Raises ValueError for a file of another ending or without a row, and for a row that cannot be read.
   """
-  readers = {'.jsonl': _json_rows, '.parquet': _parquet_rows, '.csv': _csv_rows}
+  readers = {'.jsonl': _json_rows, '.jsonl.gz': _gzip_rows, '.json': _listed_rows, '.parquet': _parquet_rows,
+             '.csv': _csv_rows}
   for path in paths:
-    if path.suffix not in readers:
+    ending = next((ending for ending in readers if path.name.endswith(ending)), None)
+    if ending is None:
       raise ValueError(f'{path} ends in none of {sorted(readers)}; name it by its format')
     number = 0
-    for number, row in readers[path.suffix](path):
+    for number, row in readers[ending](path):
       yield f'{path}, row {number}', row
     if not number:
       raise ValueError(f'{path} is empty: it has no row; download it again')
@@ -61,16 +67,37 @@ def rows(paths: Iterable[epath.Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _json_rows(path):
   with path.open('rb') as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line.decode('utf-8-sig'))
-      except UnicodeDecodeError as error:
-        raise ValueError(f'{path}, row {number}: not UTF-8 ({error.reason})') from error
-      except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path}, row {number}: not JSON ({error})') from error
-      yield number, row
+    yield from _json_lines(path, file)
+
+
+def _gzip_rows(path):
+  with path.open('rb') as file, gzip.open(file) as lines:
+    try:
+      yield from _json_lines(path, lines)
+    except (OSError, EOFError, zlib.error) as error:
+      raise ValueError(f'{path} is not gzip: {error}') from error
+
+
+def _json_lines(path, lines):
+  for number, line in enumerate(lines, start=1):
+    if line.strip():
+      yield number, _json(f'{path}, row {number}', line)
+
+
+def _listed_rows(path):
+  rows = _json(path, path.read_bytes())
+  if not isinstance(rows, list):
+    raise ValueError(f'{path} is {_short(rows)}, not a list of rows')
+  return enumerate(rows, start=1)
+
+
+def _json(place, text):
+  try:
+    return json.loads(text.decode('utf-8-sig'))
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{place}: not UTF-8 ({error.reason})') from error
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{place}: not JSON ({error})') from error
 
 
 def _csv_rows(path):
@@ -146,10 +173,11 @@ def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
   """The tasks of rows, as they are stored.
 
   A task without an id of its own is named by its prompt. In a merged set, rows with one prompt, up to blanks,
-  are one task; a prompt with different answers is left out, with a warning: nothing says which one is right.
+  are one task with the answer of the first row; 7, 07, 7.0 and $7$ do not differ. A prompt with different answers is
+  left out, with a warning: nothing says which one is right.
 
   Raises:
-    ValueError: a row that is not of the schema, has no prompt or no answer, or repeats an id.
+    ValueError: a row that is not of the schema, has no prompt, has neither an answer nor info, or repeats an id.
   """
   found: dict[str, Task] = {}
   first: dict[str, str] = {}  # the place of a task's first row
@@ -163,7 +191,7 @@ def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
       raise ValueError(f'{place}: {error}') from error
     if key not in found:
       found[key], first[key] = task, place
-    elif task['answer'] != found[key]['answer']:
+    elif _by_value(task['answer']) != _by_value(found[key]['answer']):
       contested.setdefault(key, f'{place} has {task["answer"]!r}, {first[key]} {found[key]["answer"]!r}')
   if contested:
     logging.getLogger('absl').warning(
@@ -173,6 +201,19 @@ def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
   return [task for key, task in found.items() if key not in contested]
 
 
+_WHOLE = re.compile(r'([+-]?)(\d{1,3}(?:(?:,|\{,\}|\\,|\\!)\d{3})+|\d+)(?:\.0*)?')
+
+
+def _by_value(answer: str) -> str:
+  """A text that equal whole numbers share: '-7' of '-07', '-7.0' and '$-7$'; other texts only lose blanks and `$`."""
+  text = ' '.join(answer.strip().strip('$').split())
+  found = _WHOLE.fullmatch(text)
+  if not found:
+    return text
+  digits = re.sub(r'\D', '', found[2]).lstrip('0') or '0'
+  return f'-{digits}' if found[1] == '-' and digits != '0' else digits
+
+
 def _task(problem_set: ProblemSet, row: Row) -> tuple[Task, str]:
   """The task of a row, and what tells the task from others of its set."""
   if problem := misfit(row, problem_set.schema):
@@ -180,7 +221,7 @@ def _task(problem_set: ProblemSet, row: Row) -> tuple[Task, str]:
   task = {'verifier': 'math', **problem_set.task(row)}
   for name in ('prompt', 'answer'):
     task[name] = task[name].strip()
-    if not task[name]:
+    if not task[name] and not (name == 'answer' and task.get('info')):  # tests may say what is right
       raise ValueError(f'the {name} is empty')
   key = task.get('id') or builder.digest(' '.join(task['prompt'].split()))
   return {**task, 'id': f'{problem_set.name}/{key}'}, key
@@ -200,7 +241,7 @@ def files(problem_set: ProblemSet, pattern: str) -> Files:
   Raises ValueError where the path is '' and the set needs files, or where the path names no file.
   """
   name, where = problem_set.name, problem_set.where
-  if not pattern and not problem_set.rows_by_split:
+  if not pattern and problem_set.needs_files:
     raise ValueError(f'dataset {name!r} is read from {where}; download it, and point to it with '
                      f'--config.tasks.files.{name}=PATH')
   path = epath.Path(pattern).expanduser()

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from kr_jax.rewards import marks
+from kr_jax.answers import marks
 from kr_jax.rewards import verdicts
 from kr_jax.rewards.verdicts import Verdict
 from kr_jax.rewards.verifiers import Config

@@ -15,13 +15,14 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 from typing import Any
 
+from kr_jax import answers
 from kr_jax import knobs
-from kr_jax.rewards import answers
-from kr_jax.rewards import marks
+from kr_jax.rewards import choice
+from kr_jax.rewards import gym
+from kr_jax.rewards import programs
 from kr_jax.rewards import verdicts
 from kr_jax.rewards.verdicts import Verdict
 from kr_jax.types import Task
@@ -30,9 +31,9 @@ Verifier = Callable[[str, Task], bool | tuple[bool, float] | Verdict | None]
 Extraction = Callable[[str, Task], str | None]
 
 
-def ends_with(completion: str, task: Task) -> bool:
+def ends_with(completion: str, task: Task) -> Verdict:
   """Whether the last characters of the completion are the answer."""
-  return completion.endswith(task.answer)
+  return Verdict(completion.endswith(task.answer), answered=bool(completion))
 
 
 def last_characters(completion: str, task: Task) -> str | None:
@@ -40,75 +41,38 @@ def last_characters(completion: str, task: Task) -> str | None:
   return completion[max(0, len(completion) - len(task.answer)):] or None
 
 
-def mathematics(completion: str, task: Task) -> bool:
+def mathematics(completion: str, task: Task) -> Verdict:
   """Whether the marked answer is the same mathematical object as the task's answer (answers.py)."""
-  answer = marks.extract(completion)
-  return answer is not None and answers.same(answer, task.answer)
+  answer = answers.extract(completion)
+  return Verdict(answer is not None and answers.same(answer, task.answer), answered=answer is not None)
 
 
 def math_answer(completion: str, task: Task) -> str | None:
   """The marked answer, as a text that equal mathematical objects share."""
-  answer = marks.extract(completion)
+  answer = answers.extract(completion)
   return answers.canonical(answer) if answer else None
 
 
-def choice(completion: str, task: Task) -> bool:
-  """Multiple choice: whether the marked letter is the task's. Raises ValueError if the task's answer is no letter."""
-  right = answers.letter(task.answer)
-  if right is None:
-    raise ValueError(f'the answer {task.answer!r} of {task.id} is not the letter of a choice')
-  return choice_answer(completion, task) == right
-
-
-def choice_answer(completion: str, task: Task) -> str | None:
-  """The marked letter, A..Z."""
-  answer = marks.extract(completion)
-  return answers.letter(answer) if answer else None
-
-
-@functools.cache  # some scorers read files for 0.3 s when they are made; there are only as many as datasets
-def _scorer(dataset: str) -> Callable[[str, dict], float]:
-  import reasoning_gym  # here, as the import takes seconds
-  return reasoning_gym.get_score_answer_fn(dataset)
-
-
-def reasoning_gym_score(completion: str, task: Task) -> tuple[bool, float]:
-  """The verdict and the score, in 0..1, of the scorer of reasoning-gym that task.info names.
-
-  task.info is JSON (else ValueError is raised): {"dataset": its name, "entry": {"answer", "metadata", ...}}, in which
-  {"tuple": [...]} stands for a tuple. The score is 0 where the scorer raises, or returns a number outside 0..1.
-  """
-  try:
-    info = json.loads(task.info, object_hook=lambda x: tuple(x['tuple']) if x.keys() == {'tuple'} else x)
-    dataset, entry = info['dataset'], info['entry']
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'the info {task.info!r} of {task.id} is not JSON with "dataset" and "entry", as the verifier '
-                     'reasoning_gym needs it') from error
-  score_answer = _scorer(dataset)
-  try:
-    score = float(score_answer(reasoning_gym_answer(completion, task), entry))
-  except Exception:
-    score = 0.0
-  score = score if 0 <= score <= 1 else 0.0
-  return score >= 1 - 1e-9, score
-
-
-def reasoning_gym(completion: str, task: Task) -> bool:
-  """The verdict of `reasoning_gym_score`."""
-  return reasoning_gym_score(completion, task)[0]
-
-
-def reasoning_gym_answer(completion: str, task: Task) -> str | None:
-  """The text that the scorer reads: the marked answer, or the whole completion where none is marked."""
-  return marks.extract(completion) or completion.strip() or None
-
-
 VERIFIERS: dict[str, Verifier] = {
-    'ends_with': ends_with, 'math': mathematics, 'choice': choice, 'reasoning_gym': reasoning_gym}
+    'ends_with': ends_with,
+    'math': mathematics,
+    'choice': choice.verify,
+    'reasoning_gym': gym.verify,
+    'python_tests': programs.verify,
+}
 ANSWERS: dict[str, Extraction] = {
-    'ends_with': last_characters, 'math': math_answer, 'choice': choice_answer, 'reasoning_gym': reasoning_gym_answer}
-PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': reasoning_gym_score}  # instead, if rewards.partial_credit
-_PACKAGES = {'math': 'math_verify', 'reasoning_gym': 'reasoning_gym'}  # imported by the first call of a verifier
+    'ends_with': last_characters,
+    'math': math_answer,
+    'choice': choice.answer,
+    'reasoning_gym': gym.answer,
+}
+# What joins answers for maj@k whose texts differ: whether two answers of ANSWERS are the same.
+SAME: dict[str, Callable[[str, str], bool]] = {'math': answers.same}
+# Instead, if rewards.partial_credit.
+PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': gym.scored, 'python_tests': programs.scored}
+# What raises ValueError for tasks that a verifier cannot serve.
+_CHECKS: dict[str, Callable[[list[Task]], None]] = {'choice': choice.check, 'reasoning_gym': gym.check}
+_PACKAGES = {'reasoning_gym': 'reasoning_gym'}  # imported by the first call of a verifier
 
 
 @knobs.section
@@ -142,6 +106,20 @@ def names(tasks: Iterable[Task], config: Config) -> list[str | Verifier]:
   for name, task_id in first.items():
     check_name(name, f'the verifier of {task_id}')
   return list(first)
+
+
+def check_tasks(tasks: Iterable[Task], config: Config) -> None:
+  """Raises ValueError, naming the task, where the verifier of tasks cannot serve them.
+
+  So it is for tasks of multiple choice whose answer is no letter, and for tasks of reasoning-gym whose scorer refuses
+  their own answer or accepts a wrong one, by some tasks of each dataset. Imports reasoning-gym if a task needs it.
+  """
+  by_verifier: dict[str | Verifier, list[Task]] = {}
+  for task in tasks:
+    by_verifier.setdefault(task.verifier or config.verifier, []).append(task)
+  for verifier, some in by_verifier.items():
+    if verifier in _CHECKS:
+      _CHECKS[verifier](some)
 
 
 def find(verifier: str | Verifier, partial_credit: bool = False) -> Verifier:

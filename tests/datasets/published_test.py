@@ -1,5 +1,6 @@
 """Files of published problem sets: what is wrong with one is said with its row, before anything is stored."""
 
+import dataclasses
 import json
 import re
 
@@ -29,13 +30,13 @@ def refused(path, message, problem_set=MADE):
   return str(error.value)
 
 
-@pytest.mark.parametrize('ending', ['jsonl', 'parquet', 'csv'])
+@pytest.mark.parametrize('ending', ['jsonl', 'jsonl.gz', 'json', 'parquet', 'csv'])
 def test_every_format_holds_the_same_rows(ending, tmp_path):
   rows = [{'q': 'one,\n "é"?', 'a': '1'}, {'q': 'two?', 'a': '2'}]
   path = write(tmp_path / f'a.{ending}', rows)
   assert list(published.rows([epath.Path(path)])) == [
       (f'{path}, row 1', rows[0]), (f'{path}, row 2', rows[1])]
-  if ending != 'parquet':  # a byte order mark is no part of a field
+  if ending not in ('parquet', 'jsonl.gz'):  # a byte order mark is no part of a field
     path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
     assert [row for _, row in published.rows([epath.Path(path)])] == rows
 
@@ -81,6 +82,28 @@ def test_lines_that_are_no_json(tmp_path):
     refused(path, f', row 2: {message}')
 
 
+def test_a_list_that_is_none(tmp_path):
+  path = tmp_path / 'a.json'
+  for data, message in ((b'{"q": 1}', r" is {'q': 1} \(dict\), not a list of rows"), (b'[1', ': not JSON'),
+                        (b'["caf\xe9"]', ': not UTF-8'), (b'[]', ' is empty')):
+    path.write_bytes(data)
+    refused(path, message)
+
+
+def test_gzip_that_cannot_be_read(tmp_path):
+  path = write(tmp_path / 'a.jsonl.gz', [ROW | {'q': f'{i}?'} for i in range(100)])
+  for data in (path.read_bytes()[:-20], b'{"q": 1}\n'):
+    path.write_bytes(data)
+    refused(path, ' is not gzip: ')
+
+
+def test_a_task_needs_an_answer_or_info(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [ROW | {'a': ' '}])
+  refused(path, ', row 1: the answer is empty')
+  tested = dataclasses.replace(MADE, task=lambda row: {'prompt': row['q'], 'answer': row['a'], 'info': '{}'})
+  assert [task['answer'] for task in read(path, tested)] == ['']
+
+
 def test_parquet_that_cannot_be_read(tmp_path):
   count = 5000  # of two batches: the fault is in the second
   path = tmp_path / 'a.parquet'
@@ -110,7 +133,7 @@ def test_csv_that_cannot_be_read(tmp_path):
 def test_an_unknown_ending(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('{}')
-  refused(path, r" ends in none of \['.csv', '.jsonl', '.parquet'\]; name it by its format")
+  refused(path, r" ends in none of \['.csv', '.json', '.jsonl', '.jsonl.gz', '.parquet'\]; name it by its format")
 
 
 def test_merged_rows(caplog):
@@ -120,6 +143,16 @@ def test_merged_rows(caplog):
   assert [(t['prompt'], t['answer']) for t in published.read(merged, located)] == [('one', '1'), ('t\nwo', '4')]
   assert ("made: 1 of 3 problems have different answers in different rows and are left out: row 3 has '3', row 1 '2'"
           in caplog.text)
+
+
+@pytest.mark.parametrize('one, two, are_one', [
+    ('7', '07', True), ('7', '7.0', True), ('1,000', '1000', True), ('1{,}000', '$1000$', True), ('-0', '0', True),
+    ('x + 1', ' x  + 1', True), ('7', '-7', False), ('7', '70', False), ('0.5', '.50', False), ('1,0', '10', False)])
+def test_whole_numbers_conflict_by_value_only(one, two, are_one):
+  """The first row's answer stays as it is."""
+  merged = dataclasses.replace(MADE, merged=True)
+  located = [(f'row {i}', {'q': 'one', 'a': a, 'level': 0}) for i, a in enumerate((one, two))]
+  assert [task['answer'] for task in published.read(merged, located)] == ([one] if are_one else [])
 
 
 def test_misfit():

@@ -32,7 +32,7 @@ def test_its_tasks(tasks):
         assert score(task['answer'], entry) == 1
         one = types.Task(id='', index=0, prompt='', answer='', difficulty=0, solution='', tokens=(),
                          info=task['info'])
-        assert rewards.VERIFIERS['reasoning_gym'](task['answer'], one) is True
+        assert rewards.VERIFIERS['reasoning_gym'](task['answer'], one).right is True
 
 
 def test_splits_share_no_problem_and_more_training_leaves_the_test(tasks, caplog):

@@ -1,9 +1,6 @@
 """The verifiers and extractions that are shipped, a user's own, and what a config adds to them; no process."""
 
 import importlib.util
-import json
-import sys
-import types as types_lib
 
 import pytest
 
@@ -19,12 +16,15 @@ def task_of(answer: str, **fields) -> types.Task:
 
 
 def verify(verifier, completion: str, answer: str = '7', **config) -> tuple[bool, float]:
-  return verifiers.verify(verifier, knobs.verifiers('ends_with', **config), completion, task_of(answer))
+  verdict = verifiers.verify(verifier, knobs.verifiers('ends_with', **config), completion, task_of(answer))
+  return verdict.right, verdict.reward
 
 
 def test_ends_with():
   task = task_of('06')
-  assert [t for t in ('031106', '06', '0311060', '6', '06 ', '') if verifiers.ends_with(t, task)] == ['031106', '06']
+  right = [t for t in ('031106', '06', '0311060', '6', '06 ', '') if verifiers.ends_with(t, task).right]
+  assert right == ['031106', '06']
+  assert verifiers.ends_with('', task) == rewards.Verdict(False, answered=False)
   assert verifiers.last_characters('031106', task) == '06'
   assert verifiers.last_characters('031106', task_of('7')) == '6'
   assert verifiers.last_characters('6', task) == '6'
@@ -35,23 +35,13 @@ def test_ends_with():
     (r'So $\boxed{0.5}$.', '1/2', True), ('The answer is 0.50.', r'\frac{1}{2}', True), ('0.6', '1/2', False),
     ('7\nno mark\n', '7', False), ('', '7', False), ('7', '', False)])
 def test_math(completion, answer, right):
-  assert verifiers.mathematics(completion, task_of(answer)) is right
+  assert verifiers.mathematics(completion, task_of(answer)).right is right
 
 
-@pytest.mark.parametrize('completion, right', [
-    ('(B)', True), ('B.', True), (r'\boxed{B}', True), ('The answer is B', True),
-    ('Long\n\n**Answer: B) 5 m**', True), (r'A is near, but \boxed{\text{(B)}}', True),
-    ('The answer is (b), as A is wrong.', True),
-    ('A', False), (r'\boxed{C}', False), ('The answer is Bob', False), ('B or C', False), ('', False),
-    ('The answer is a mystery.', False)])
-def test_choice(completion, right):
-  for answer in ('B', '(B)'):
-    assert verifiers.choice(completion, task_of(answer)) is right
-
-
-def test_a_choice_needs_a_letter():
-  with pytest.raises(ValueError, match="the answer 'none' of made/0 is not the letter of a choice"):
-    verifiers.choice('B', task_of('none'))
+def test_math_tells_no_answer_from_a_wrong_one():
+  assert verifiers.mathematics('The answer is 8.', task_of('7')) == rewards.Verdict(False)
+  for completion in ('7\nno mark\n', ''):
+    assert verifiers.mathematics(completion, task_of('7')) == rewards.Verdict(False, answered=False)
 
 
 @pytest.mark.parametrize('name, answer, texts', [
@@ -62,48 +52,32 @@ def test_completions_that_are_right_agree(name, answer, texts):
   """A verifier and its extraction must not contradict each other."""
   task = task_of(answer)
   answer_of = {text: rewards.ANSWERS[name](text, task) for text in texts}
-  right = {text for text in texts if rewards.VERIFIERS[name](text, task)}
+  right = {text for text in texts if rewards.VERIFIERS[name](text, task).right}
   assert len(right) > 3 and len({answer_of[text] for text in right}) == 1
   assert right == {text for text in texts if answer_of[text] == answer_of[min(right)]}
   assert answer_of[''] is None
 
 
-@pytest.mark.slow
-def test_reasoning_gym(monkeypatch):
-  import reasoning_gym
-  sums, = reasoning_gym.create_dataset('chain_sum', size=1, seed=1)
-  sums['answer'] = '42'
-  gym = task_of('42', info=json.dumps({'dataset': 'chain_sum', 'entry': sums}))
-  score = verifiers.reasoning_gym_score
-  for right in ('The answer is 42.', '<answer>42</answer>', '42'):
-    assert score(right, gym) == (True, 1)
-  assert score('41', gym)[0] is False and score('', gym) == (False, 0)
-  right, share = score(r'\boxed{42 apples}', gym)
-  assert not right and 0 < share < 1
-  assert verifiers.reasoning_gym('42', gym) is True and verifiers.reasoning_gym('42 apples', gym) is False
-  assert verifiers.find('reasoning_gym')(r'\boxed{42 apples}', gym) is False
-  assert verifiers.find('reasoning_gym', partial_credit=True)(r'\boxed{42 apples}', gym) == (False, share)
-  for bad in ('', 'none', '{}', '[]', '{"dataset": "chain_sum"}'):
-    with pytest.raises(ValueError, match='made/0 is not JSON with "dataset" and "entry"'):
-      score('42', gym._replace(info=bad))
-  # A completion is wrong if the scorer raises, or returns what is no score.
-  for name, scorer in {'raises': lambda answer, entry: 1 / 0, 'none': lambda answer, entry: None,
-                       'nan': lambda answer, entry: float('nan'), 'two': lambda answer, entry: 2.0}.items():
-    monkeypatch.setattr(reasoning_gym, 'get_score_answer_fn', lambda dataset: scorer)
-    assert score('42', gym._replace(info=json.dumps({'dataset': f'one that {name}', 'entry': sums}))) == (False, 0)
+def test_tasks_that_a_verifier_cannot_serve(monkeypatch):
+  """Are refused before a run begins; reasoning-gym is imported for its own tasks alone."""
+  config = knobs.verifiers('math')
+  checked = []
+  monkeypatch.setitem(verifiers._CHECKS, 'reasoning_gym', checked.append)
+  letters = [task_of(answer, verifier='choice') for answer in ('B', '(C)')]
+  verifiers.check_tasks([task_of('none'), *letters, task_of('', verifier='tests.rewards.hostile:shaping')], config)
+  assert not checked
+  gym = [task_of('7', verifier='reasoning_gym')]
+  verifiers.check_tasks([*letters, *gym], config)
+  verifiers.check_tasks(gym, knobs.verifiers(hostile.shaping))
+  assert checked == [gym, gym]
+  for tasks, name in (([*letters, task_of('none', verifier='choice')], 'math'), ([task_of('none')], 'choice')):
+    with pytest.raises(ValueError, match="the answer 'none' of made/0 is not the letter of a choice"):
+      verifiers.check_tasks(tasks, knobs.verifiers(name))
 
 
-def test_a_scorer_reads_tuples(monkeypatch):
-  """JSON has none: {"tuple": [...]} stands for one, at any depth."""
-  read = []
-  gym = types_lib.SimpleNamespace(
-      get_score_answer_fn=lambda dataset: lambda answer, entry: read.append((answer, entry)) or 0.5)
-  monkeypatch.setitem(sys.modules, 'reasoning_gym', gym)
-  entry = '{"board": {"tuple": [1, {"tuple": []}, [2]]}, "tuple": 3, "n": 4}'
-  info = f'{{"dataset": "one that reads tuples", "entry": {entry}}}'
-  assert verifiers.reasoning_gym_score(r'So \boxed{7}', task_of('', info=info)) == (False, 0.5)
-  assert read == [('7', {'board': (1, (), [2]), 'tuple': 3, 'n': 4})]
-  assert [verifiers.reasoning_gym_answer(text, task_of('')) for text in ('a\nb ', ' ')] == ['a\nb', None]
+def test_what_joins_answers():
+  assert set(verifiers.SAME) <= set(verifiers.ANSWERS)
+  assert verifiers.SAME['math']('0.333333', r'\frac{1}{3}') and not verifiers.SAME['math']('0.33', r'\frac{1}{3}')
 
 
 def test_a_pattern_says_what_verifiers_read():
@@ -125,10 +99,21 @@ def test_shaped_rewards():
   # The format is of the whole completion, whatever the pattern is.
   assert verify(verifiers.ends_with, '<t>8', pattern='7', **format) == (False, 0.25)
   assert verify(hostile.shaping, '<t>7', **format) == (True, -0.75)
-  assert verify(lambda completion, task: 1, '') == (True, 1.0)
-  for bad in (float('nan'), float('inf')):
-    with pytest.raises(ValueError, match="the reward of 'x' is .*; rewards must be finite"):
-      verify(lambda completion, task: (True, bad), 'x')
+  # Beyond float32 too, and by the format's weight.
+  for bad, weight in ((float('nan'), 0.1), (float('inf'), 0.1), (1e300, 0.1), (3.4e38, 3e38)):
+    with pytest.raises(ValueError, match='finite as float32'):
+      verify(lambda completion, task: (True, bad), 'x', format='x', format_weight=weight)
+  # An abstention earns nothing, in any format.
+  assert verify(lambda completion, task: None, '<t>7', **format) == (None, 0)
+
+
+@pytest.mark.parametrize('returned', [{'score': 0.0}, [False, 0.0], 0.3, 1, 'no', (True, 'no'), ()])
+def test_what_is_no_verdict(returned):
+  with pytest.raises(TypeError, match='it must return a bool, .* None to abstain, or kr_jax.rewards.Verdict'):
+    verify(lambda completion, task: returned, 'x')
+
+
+def test_answers_that_are_none():
   with pytest.raises(TypeError, match="the answer of 'seven' is 7; answers must be text or None"):
     verifiers.answer(hostile.hostile_answer, knobs.verifiers('ends_with'), 'seven', task_of('7'))
 
@@ -163,7 +148,7 @@ def test_a_function_of_the_user():
   assert function('8', task_of('7', info='8')) is True and function('7', task_of('7', info='8')) is False
   assert verifiers.find(hostile.shaping) is hostile.shaping
   assert verifiers.find('math', partial_credit=True) is verifiers.mathematics
-  assert verifiers.modules(['ends_with', 'math', own, hostile.shaping]) == ['math_verify', 'tests.rewards.hostile']
+  assert verifiers.modules(['ends_with', 'math', own, hostile.shaping]) == ['tests.rewards.hostile']
 
 
 @pytest.mark.parametrize('name, message', [
