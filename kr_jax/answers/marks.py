@@ -3,10 +3,11 @@ r"""The answer that a completion marks. Imports nothing heavy."""
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _BOX = re.compile(r'\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]', re.DOTALL)
 _BARE_BOX = re.compile(r'\\boxed\s+([^\s{}$,]+)')
-_TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
+TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
 _HASHES = re.compile(r'####[ \t]*([^\n]*)')
 _IS = re.compile(r'\banswer[*_\s]*(?:is\b|:|=)[:*_\s]*', re.IGNORECASE)
 _DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
@@ -33,7 +34,7 @@ def extract(completion: str) -> str | None:
 def raw(completion: str) -> str | None:
   """`extract` as the completion has it: with the punctuation and marks of formulas around it."""
   text = completion.rpartition('</think>')[2]
-  tags = _TAG.findall(text)
+  tags = TAG.findall(text)
   if tags:
     found = _marked(tags[-1])
     return found if found is not None else tags[-1]
@@ -83,27 +84,39 @@ def _under_heading(text: str) -> str | None:
   return found
 
 
-def box(text: str) -> str | None:
-  """The content of the last box that closes, or of the last boxes that are a list."""
-  opened, boxes = [], []  # boxes: start, end, content
+class Box(NamedTuple):
+  """Where a box stands in a text, and where its content does."""
+
+  start: int
+  inside: slice
+  end: int
+
+
+def boxes(text: str) -> list[Box]:
+  """The boxes that close, in the order of their starts. A box may stand in another one."""
+  opened, found = [], []
   for token in _BOX.finditer(text):
     if token[0][-1] == '{' and token[0] != '\\{':
       opened.append(token)
     elif token[0] == '}' and opened:
       start = opened.pop()
-      inside = text[start.end():token.start()]
-      if start[0] != '{' and inside.strip():
-        boxes.append((start.start(), token.end(), inside))
-  if not boxes:
-    return _last(_BARE_BOX, text)
-  start, end, inside = max(boxes)
-  found = [inside]
-  for before in sorted(boxes, reverse=True)[1:]:
-    if before[1] > start or not _BETWEEN.fullmatch(text, before[1], start):
+      if start[0] != '{':
+        found.append(Box(start.start(), slice(start.end(), token.start()), token.end()))
+  return sorted(found, key=lambda box: box.start)
+
+
+def box(text: str) -> str | None:
+  """The content of the last box that closes and is not empty, or of the last boxes that are a list."""
+  last, found = None, []
+  for place in reversed(boxes(text)):
+    if last and not (place.end <= last.start and _BETWEEN.fullmatch(text, place.end, last.start)):
       break
-    found.insert(0, before[2])
-    start = before[0]
-  return ', '.join(map(str.strip, found)) if len(set(map(str.strip, found))) > 1 else inside
+    if inside := text[place.inside].strip():
+      last = place
+      found.insert(0, inside)
+  if not found:
+    return _last(_BARE_BOX, text)
+  return ', '.join(found) if len(set(found)) > 1 else text[last.inside]
 
 
 _AROUND = (('**', '**'), ('__', '__'), ('$$', '$$'), ('$', '$'), ('`', '`'), ('\\(', '\\)'), ('\\[', '\\]'))
