@@ -232,14 +232,10 @@ def _same_values(x: Quantity, y: Quantity, x_factor: Any = None, y_factor: Any =
   return False
 
 
-def _times(value: Any, factor: Any, scale: int) -> Any:
+def _times(value: Any, factor: Any, scale: Fraction) -> Any:
   if value is None or factor is None and scale == 1:
     return value
-  value *= scale
-  if factor is None:
-    return value
-  exact = isinstance(value, Fraction) and isinstance(factor, Fraction)
-  return value * factor if exact else values.inexact(value) * values.inexact(factor)
+  return values.times(values.times(value, scale), Fraction(1) if factor is None else factor)
 
 
 def _rounded(x: Quantity, y: Quantity, x_value: Any, y_value: Any) -> bool:
@@ -314,6 +310,9 @@ def region(x: Any) -> regions.Region | None:
     if None in parts or None in without:
       return None
     return regions.minus(regions.union(*parts), regions.union(*without))
+  if isinstance(x, kinds.Common):
+    parts = [region(part) for part in x.parts]
+    return None if None in parts else regions.intersection(*parts)
   if isinstance(x, Relation):
     return _solution(x)
   if isinstance(x, Either):
@@ -343,25 +342,28 @@ _OF_ONE_KIND = {Quantity: _equal_quantities, Relation: _equal_relations, Group: 
 
 
 def _solution(x: Relation) -> regions.Region | None:
-  """The solution of linear inequalities in one variable."""
+  """The solution of inequalities in one variable that are linear, or linear once absolute values are resolved."""
   nodes = [syntax.node(side) for side in x.sides]
-  if None in nodes:
+  if None in nodes or len(frozenset().union(*map(syntax.names, nodes))) != 1:
     return None
-  variables = frozenset().union(*map(syntax.names, nodes))
-  if len(variables) != 1:
+  parts = [_half_lines(left, right, sign) for left, right, sign in zip(nodes, nodes[1:], x.signs)]
+  return None if None in parts else regions.intersection(*parts)
+
+
+def _half_lines(left: Node, right: Node, sign: str) -> regions.Region | None:
+  if right[:2] == ('apply', 'abs'):
+    left, right, sign = right, left, _TURNED[sign]
+  if left[:2] == ('apply', 'abs'):  # |u| < a: u < a and -u < a
+    inner = left[2]
+    both = _half_lines(inner, right, sign), _half_lines(('subtract', ('number', Fraction(0)), inner), right, sign)
+    join = regions.intersection if sign in ('<', 'le', 'ne') else regions.union
+    return None if None in both else join(*both)
+  name = next(iter(syntax.names(left) | syntax.names(right)), '')
+  try:
+    at = [values.value(('subtract', left, right), {name: Fraction(n)}) for n in (0, 1, 2)]
+  except (ArithmeticError, KeyError):
     return None
-  name, = variables
-  parts = []
-  for left, right, sign in zip(nodes, nodes[1:], x.signs):
-    try:
-      at = [values.value(('subtract', left, right), {name: Fraction(n)}) for n in (0, 1, 2)]
-    except (ArithmeticError, KeyError):
-      return None
-    found = regions.linear(*at, sign)
-    if found is None:
-      return None
-    parts.append(found)
-  return regions.intersection(*parts)
+  return regions.linear(*at, sign)
 
 
 # Votes.
@@ -390,7 +392,7 @@ def _canonical(x: Any) -> str:
       items = sorted(set(items))
       return items[0] if len(items) == 1 else f'{{{"; ".join(items)}}}'
     return f'{x.kind[0]}{"; ".join(items)}{x.kind[1]}'
-  if isinstance(x, (kinds.Region, Relation)):
+  if isinstance(x, (kinds.Region, kinds.Common, Relation)):
     found = region(x)
     return str(x) if found is None else regions.written(found)
   if isinstance(x, Words):

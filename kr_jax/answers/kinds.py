@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kr_jax.answers.notation import Tokens
@@ -13,11 +14,11 @@ class Words(NamedTuple):
 
 
 class Quantity(NamedTuple):
-  """A formula with a unit; scale: what a word such as million multiplies it by."""
+  """A formula with a unit; scale: what words such as million or thirds multiply it by."""
 
   tokens: Tokens
   unit: Unit | None = None
-  scale: int = 1
+  scale: Fraction = Fraction(1)
 
 
 class Group(NamedTuple):
@@ -41,6 +42,12 @@ class Named(NamedTuple):
   label: str
   thing: Any
   relation: Relation | None
+
+
+class Common(NamedTuple):
+  """What things have in common."""
+
+  parts: tuple[Any, ...]
 
 
 class Region(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 _BOX = re.compile(r'\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]', re.DOTALL)
 _BARE_BOX = re.compile(r'\\boxed\s+([^\s{}$,]+)')
 TAG = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
-_HASHES = re.compile(r'####[ \t]*([^\n]*)')
+_HASHES = re.compile(r'(?<!#)####(?!#)[ \t]*([^\n]*)')
 _IS = re.compile(r'\banswer[*_\s]*(?:is\b|:|=)[:*_\s]*', re.IGNORECASE)
 _DISPLAY = re.compile(r'\$\$(.+?)\$\$|\\\[(.+?)\\\]', re.DOTALL)
 # What may stand between boxes that together are a list.
@@ -21,11 +21,11 @@ _CLAUSE = re.compile(
 def extract(completion: str) -> str | None:
   r"""The answer that a completion marks; None: there is none.
 
-  The last mark of the first kind that occurs counts. The kinds are <answer>...</answer>; \boxed{...} that is not
-  empty and whose braces close, and '#### ...' to the end of the line; 'answer is ...' or 'answer: ...' to the end of
-  the sentence; the line after a heading with 'answer' in it. A mark inside <answer> counts before the rest of it. Boxes
-  with nothing but commas or 'and' between them are one list. A completion of one line without a mark is itself the
-  answer. Thoughts up to </think> are not read.
+  The last mark of the first kind that occurs counts. The kinds are <answer>...</answer>; '#### ...' on the last line;
+  \boxed{...} that is not empty and whose braces close; '#### ...' to the end of its line; 'answer is ...' or
+  'answer: ...' to the end of the sentence; the line after a heading with 'answer' in it. A mark inside <answer> counts
+  before the rest of it. Boxes with nothing but commas or 'and' between them are one list. A completion of one line
+  without a mark is itself the answer. Thoughts up to </think> are not read.
   """
   found = raw(completion)
   return trim(found) or None if found is not None else None
@@ -46,10 +46,9 @@ def raw(completion: str) -> str | None:
 
 def _marked(text: str) -> str | None:
   """What a box, '####' or words mark."""
-  hashes = [found for found in _HASHES.finditer(text) if found[1].strip()]
-  if hashes and not (after := box(text[hashes[-1].end():])):
-    return hashes[-1][1]
-  return after if hashes else box(text) or _phrase(text)
+  last_line = text.rstrip().rpartition('\n')[2]
+  hashes = None if '\\boxed' in last_line else _last(_HASHES, last_line)  # which a box before may contradict
+  return hashes or box(text) or _last(_HASHES, text) or _phrase(text)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:

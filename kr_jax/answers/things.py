@@ -14,7 +14,8 @@ from kr_jax.answers import notation
 from kr_jax.answers import syntax
 from kr_jax.answers import units
 from kr_jax.answers import values
-from kr_jax.answers.kinds import Based, Either, Group, Matrix, Named, Quantity, Ratio, Region, Relation, Time, Words
+from kr_jax.answers.kinds import Based, Common, Either, Group, Matrix, Named, Quantity, Ratio, Region, Relation, Time
+from kr_jax.answers.kinds import Words
 from kr_jax.answers.notation import Token, Tokens
 from kr_jax.answers.syntax import Node
 
@@ -41,7 +42,7 @@ def without_dollars(text: str) -> str:
 
 
 _EDGES = ('.', ',', ';', ':', '\\\\', '"', '`', '*', "'")
-_ABOUT = ('approximately', 'approx', 'about', 'roughly', 'nearly', 'around')
+_ABOUT = ('approximately', 'approx', 'about', 'roughly', 'nearly', 'around', 'rounded')
 _ENDS = ('checkmark', 'qed', 'blacksquare', 'square', 'therefore')
 
 
@@ -97,10 +98,15 @@ _NUMBER_WORDS = {word: n for n, word in enumerate(
                                             'eighty': 80, 'ninety': 90}
 
 
-def _number_in_words(text: str) -> int | None:
-  """The number that words such as 'two hundred and five' are; None: they are none."""
-  total = part = 0
+def _number_in_words(text: str) -> Quantity | None:
+  """The number that words such as 'two hundred and five' or 'two thirds' are; None: they are none."""
   words = [word for word in re.split(r'[\s-]+', text) if word not in ('and', 'a')]
+  part_of = units.scale(words[-1]) if words else None
+  if part_of is None or part_of > 1:
+    part_of = Fraction(1)
+  else:
+    words = words[:-1] or ['one']
+  total = part = 0
   for word in words:
     if word in _NUMBER_WORDS:
       part += _NUMBER_WORDS[word]
@@ -110,7 +116,7 @@ def _number_in_words(text: str) -> int | None:
       total, part = total + units.SCALES[word] * (part or 1), 0
     else:
       return None
-  return total + part if words else None
+  return Quantity((Token('number', str(total + part)),), scale=part_of) if words else None
 
 
 _REALS = ('all real numbers', 'all reals', 'real numbers', 'all real', 'the set of all real numbers', 'all real values',
@@ -131,7 +137,7 @@ def _words(tokens: Tokens) -> Any:
   if text in _NOTHING:
     return Group('{}', ())
   if (number := _number_in_words(text)) is not None:
-    return Quantity((Token('number', str(number)),))
+    return number
   is_short = len(text) <= 4 and text.isalpha() and not tokens[0].text.isupper()  # xy may be a product, AB is a name
   if len(tokens) == 1 and tokens[0].kind == 'word' and (is_short or text == 'infinity'):
     return Either((Words(text), Quantity(tokens)))
@@ -206,6 +212,9 @@ def _region(tokens: Tokens) -> Any:
     label = _label_and_rest(parts[0])
     found = Region(tuple(map(read_tokens, (label[1] if label else parts[0], *parts[1:]))))
     return Named(label[0], found, None) if label else found
+  parts = notation.split(tokens, lambda x: x.is_command('cap'))
+  if len(parts) > 1 and all(map(strip, parts)):
+    return Common(tuple(map(read_tokens, parts)))
   parts = notation.split(tokens, lambda x: x.is_command('setminus'))
   if len(parts) == 2 and all(parts):
     label = _label_and_rest(parts[0])
@@ -268,9 +277,9 @@ def _value(tokens: Tokens) -> tuple[values.Number, int | None] | None:
   value = values.number(found.tokens)
   if value is None or not values.is_real(value):
     return None
-  size = found.unit.size if found.unit else 1
+  size = found.unit.size if found.unit else Fraction(1)
   decimal = re.fullmatch(r'-?\d*\.(\d+)', notation.written(found.tokens))
-  return values.inexact(value) * values.inexact(size * Fraction(found.scale)), decimal and len(decimal[1])
+  return values.inexact(value) * values.inexact(size * found.scale), decimal and len(decimal[1])
 
 
 def _label_and_rest(tokens: Tokens) -> tuple[str, Tokens] | None:
@@ -419,8 +428,7 @@ def quantity(tokens: Tokens) -> Quantity:
   if unit is None:
     tokens = units.without_count(tokens)
     tokens, unit = units.split(tokens)
-  scale = 1
-  while len(tokens) > 1 and tokens[-1].kind in ('word', 'text') and (
-      factor := units.SCALES.get(tokens[-1].text.lower().removesuffix('s'))):
+  scale = Fraction(1)
+  while len(tokens) > 1 and tokens[-1].kind in ('word', 'text') and (factor := units.scale(tokens[-1].text)):
     scale, tokens = scale * factor, tokens[:-1]
   return Quantity(strip(tokens), currency if currency is not None and unit in (None, units.NO_UNIT) else unit, scale)

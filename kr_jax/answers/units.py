@@ -271,6 +271,17 @@ def _may_begin(tokens: Tokens, i: int, first: int) -> bool:
 
 SCALES = {'dozen': 12, 'hundred': 10 ** 2, 'thousand': 10 ** 3, 'million': 10 ** 6, 'billion': 10 ** 9,
           'trillion': 10 ** 12}
+_PARTS = ('half third quarter fifth sixth seventh eighth ninth tenth eleventh twelfth twentieth hundredth thousandth '
+          'millionth').split()
+_PARTS = dict(zip(_PARTS, (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 20, 100, 1000, 10 ** 6))) | {'halve': 2, 'fourth': 4}
+
+
+def scale(word: str) -> Fraction | None:
+  """What a word after a number multiplies it by: 12 for dozen, 1/3 for thirds; None: it is no such word."""
+  word = word.lower().removesuffix('s')
+  return Fraction(SCALES[word]) if word in SCALES else Fraction(1, _PARTS[word]) if word in _PARTS else None
+
+
 # Words after a number that change what it says.
 _CHANGING = frozenset('''
   is are was were be not no or and nor but than less more fewer greater most least over under above below plus minus

@@ -93,6 +93,11 @@ def _arithmetic(operate):
 
 
 @_arithmetic
+def times(x: Number, y: Number) -> Number:
+  return x * y
+
+
+@_arithmetic
 def _divide(x: Number, y: Number) -> Number:
   if y == 0 or not isinstance(y, Fraction) and abs(y) < mp.mpf(10) ** -(_DIGITS - 8) and abs(x) > 1e-20:
     raise NoValue
@@ -289,7 +294,7 @@ def _unknown(name: str, arguments: list[Number]) -> Number:
 
 _OPERATIONS: dict[str, Callable[..., Number]] = {
     'add': _arithmetic(lambda x, y: x + y), 'subtract': _arithmetic(lambda x, y: x - y),
-    'multiply': _arithmetic(lambda x, y: x * y), 'divide': _divide, 'power': _power, 'root': _root,
+    'multiply': times, 'divide': _divide, 'power': _power, 'root': _root,
     'factorial': _factorial, 'double_factorial': functools.partial(_factorial, step=2), 'log': _log,
     'degrees': lambda x: inexact(x) * mp.pi() / 180, 'pm': _arithmetic(lambda x, y: x + y),
     'mp': _arithmetic(lambda x, y: x - y)}
@@ -368,12 +373,13 @@ def number(tokens: Tokens) -> Number | None:
 
 
 def same_values(x: list[Number | None], y: list[Number | None]) -> bool:
-  both = [(a, b) for a, b in zip(x, y) if a is not None and b is not None]
-  if len(both) < min(_FEWEST_POINTS, len(x)):
-    return False
-  # Where only one of two is real, they differ by the branch of a root or a logarithm, not by what is meant.
-  real = [(a, b) for a, b in both if is_real(a) == is_real(b)]
-  return len(real) >= min(_FEWEST_POINTS, len(x)) and all(close(a, b) for a, b in real)
+  """Whether the values of two formulas at the same points are equal at all that decide, if there are enough."""
+  deciding = [
+      (a, b) for a, b, (_, negative) in zip(x, y, _POINTS) if a is not None and b is not None
+      # Roots and logarithms of negative numbers have branches: there, real values alone decide. Where only one of two
+      # is real, formulas differ by a branch, not by what is meant.
+      and is_real(a) == is_real(b) and (is_real(a) or not negative)]
+  return len(deciding) >= min(_FEWEST_POINTS, len(x)) and all(close(a, b) for a, b in deciding)
 
 
 def is_real(x: Number) -> bool:

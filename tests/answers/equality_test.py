@@ -56,7 +56,18 @@ EQUAL = [
     ('8 square units', '8'), ('90 degrees Celsius', '90'), (r'\dfrac{1}{2}\pi r^2', r'\frac{\pi r^2}{2}'),
     (r'e^{x}\sin(x)', r'\sin x\, e^x'), (r'\sin 2x', r'2 \sin x\cos x'), (r'\text{(B)}', 'B'), ('k=3,-1', 'k=-1,3'),
     ('1{,}000{,}000', '10^6'), ('1 000 000', '10^6'), (r'\frac{1}{2},\frac{1}{3}', '1/3, 1/2'),
-    (r'10\%', '10 percent'), (r'\sqrt{x^2+1}', '(x^2+1)^{1/2}')]
+    (r'10\%', '10 percent'), (r'\sqrt{x^2+1}', '(x^2+1)^{1/2}'),
+    ('two hundred', '200'), (r'\text{twenty-five}', '25'), ('two hundred and five', '205'),
+    ('three thousand', '3000'), ('24 dozens', '288'), (r'\mathbb R', r'(-\infty,\infty)'),
+    (r'\sqrt{2} \approx 1.414', r'\sqrt2'), (r'\frac{22}{7} \approx 3.14', '22/7'),
+    (r'3\sqrt{5} \approx 6.708', r'3\sqrt{5}'), (r'\cos 60^\circ', r'\frac12'),
+    (r'2\begin{pmatrix}1\\3\end{pmatrix}', r'\begin{pmatrix}2\\6\end{pmatrix}'),
+    (r'\frac{1}{2}\begin{pmatrix}1&3\end{pmatrix}', r'\begin{pmatrix}0.5&1.5\end{pmatrix}'), ('12 = x', '12'),
+    (r'5 \text{ k}\Omega', '5'), (r'5\ \mathrm{k\Omega}', r'5 k\Omega'), (r'\colorbox{yellow}{5}', '5'),
+    ('6 (buses)', '6'), ('6', '6 (buses)'), ('9{:}45', '9:45'), ('-221', '-221_3'),
+    ('x^2 - 3x + 2 = 0', '2x^2-6x+4=0'), ('4 fifths', '4/5'), (r'\text{three quarters}', '0.75'), ('half', '1/2'),
+    (r'(-\infty, 2] \cap [0, 5]', '[0,2]'), ('|x - 1| < 3', '(-2,4)'), (r'|x| \ge 2', r'(-\infty,-2]\cup[2,\infty)'),
+    (r'\sqrt{1/n}', r'\frac{1}{\sqrt{n}}'), ('-2<x<2', '|x|<2')]
 UNEQUAL = [
     (r'\frac{A}{a}', '1'), (r'\phi', r'\Phi'), ('2V', '2v'), (r'\gamma', r'\Gamma'), ('3 km', '3 m'), ('3 N', '3 J'),
     ('2 dozen', '2'), ('7 halves', '7'), ('4 thirds', '4'), ('4 factorial', '4'), ('6 is wrong', '6'),
@@ -68,7 +79,8 @@ UNEQUAL = [
     (r'\angle PQR', r'\angle PRQ'), ('f(x)', 'f(y)'), ('13/4', '1 3/4'), ('(3,4)', '(4,3)'), ('(3,4]', '[3,4)'),
     (r'\pm 3', '3'), (r'\begin{bmatrix}1 & 2\end{bmatrix}', r'\begin{pmatrix}2&1\end{pmatrix}'), ('1:2', '2:1'),
     ('y=2x+3', 'y=2x-3'), (r'x\ge2', 'x>2'), ('1.3333', '4/3'), (r'\text{Monday}', 'tuesday'),
-    (r'\sin 2x', r'2 \sin x'), (r'\text{(B)}', 'b')]
+    (r'\sin 2x', r'2 \sin x'), (r'\text{(B)}', 'b'),
+    ('24 dozens', '24'), ('y > 2', 'x > 2'), ('3 is the answer', '3'), ('3 halves', '3')]
 
 
 @pytest.mark.parametrize('x, y', EQUAL)

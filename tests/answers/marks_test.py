@@ -23,6 +23,7 @@ from kr_jax.answers import marks
     (r'First \boxed{4}; then $\boxed{5}$ and $\boxed{6}$', '5, 6'), (r'\boxed{1} so \boxed{2}', '2'),
     # GSM8K.
     ('Ann has 3.\n#### 7', '7'), ('#### 3\n#### 7 \nmore', '7'), ('#### 1,234.', '1,234'), ('####7', '7'),
+    ('\\boxed{3} of them.\n#### 7\n', '7'), ('#### 3\n\\boxed{7}', '7'), ('\\boxed{7}\nx ###### y', '7'),
     # In words.
     ('The answer is 7.', '7'), ('the answer is: 3.5. Or not?', '3.5'), ('So\nAnswer: 7\nDone', '7'),
     ('The answer is 3. No, the final answer is 7!', '7!'), ('The answer is $\\frac{1}{2}$.', r'\frac{1}{2}'),
