@@ -125,7 +125,11 @@ class Files(Section):
   dapo_math_17k: str = knob('', 'path')
   gpqa_diamond: str = knob('', 'path')
   gsm8k: str = knob('', 'path')
+  human_eval: str = knob('', 'path')
+  live_code_bench: str = knob('', 'path')
   math_500: str = knob('', 'path')
+  mbpp: str = knob('', 'path')
+  mbpp_sanitized: str = knob('', 'path')
   minerva_math: str = knob('', 'path')
   olympiad_bench: str = knob('', 'path')
 
@@ -285,13 +289,16 @@ class Sample(Section):
 @section
 class Rewards(Section):
   SECTION = 'rewards'
-  verifier: str = knob('ends_with', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', or "
-                       "your own 'module:function'")
-  workers: int = knob(2, 'processes', low=1)
+  verifier: str = knob('ends_with', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', "
+                       "'python_tests', or your own 'module:function'")
+  workers: int = knob(0, 'processes; 0: as many as the processors that the run may use, at most 64', low=0)
   timeout_s: float = knob(5.0, 'seconds of a verdict, at most', above=0)
   memory_mb: int = knob(1024, 'MiB that a process may take beyond what it starts with', low=1)
+  max_faulty_steps: int = knob(3, 'steps in a row without any verdict of a verifier, which end the run', low=1)
+  network: bool = knob(False, 'whether verifiers may use the network')
+  readable: tuple = knob((), 'folders that verifiers may read, in addition to the packages that are imported')
   pattern: str = knob('', "regex of which verifiers see the last match (its group 1); '': the whole completion")
-  partial_credit: bool = knob(False, "whether reasoning_gym's scores are the rewards; else its verdicts are")
+  partial_credit: bool = knob(False, "whether reasoning_gym's scores, and python_tests' shares, are the rewards")
   format: str = knob('', 'regex; a completion it is found in earns format_weight more')
   format_weight: float = knob(0.0, 'reward')
   length_buffer: int = knob(0, 'last tokens of completion_length, over which the reward falls by 1', low=0)
@@ -302,6 +309,9 @@ class Rewards(Section):
         re.compile(getattr(self, name))
       except re.error as error:
         yield f'rewards.{name}={getattr(self, name)!r} is not a regex: {error}'
+    for folder in self.readable:
+      if not isinstance(folder, str):
+        yield f'rewards.readable={self.readable!r} must hold texts, and {folder!r} is none'
     if bool(self.format) != bool(self.format_weight):
       yield (f'rewards.format={self.format!r} and rewards.format_weight={self.format_weight} go together: '
              'set both or none')

@@ -25,7 +25,8 @@ NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').g
 
 # What stands in a checkpoint's place: a tiny one of its family.
 CHECKPOINTS = {'smollm2_arithmetic': 'llama', 'r1_distill_1p5b': 'qwen2', 'qwen3_4b': 'qwen3',
-               'qwen25_math_7b': 'qwen2', 'gsm8k_qwen3_1p7b': 'qwen3'}
+               'qwen25_math_7b': 'qwen2', 'gsm8k_qwen3_1p7b': 'qwen3',
+               'mbpp_qwen25_coder_1p5b': 'qwen2'}
 DATA = pathlib.Path(__file__).parent / 'data'
 
 

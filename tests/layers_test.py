@@ -21,13 +21,14 @@ LAYERS = (
     ('main',),
 )
 INSIDE = {
-    'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'), ('equality',)),
+    'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'),
+                ('equality',)),
     'datasets': (('builder',), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets',)),
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
-    'rewards': (('verdicts', 'isolation', 'marks', 'units'), ('walls',), ('answers', 'choice', 'gym', 'programs'),
-                ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
+    'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',), ('verifiers',),
+                ('worker',), ('pool',), ('workers',), ('audit',)),
     'record': (('metrics', 'checkpoint'), ('report', 'steps')),
     'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
 }
@@ -93,5 +94,6 @@ def test_every_module_has_a_test_and_every_test_a_module():
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
-      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'rewards/attacks')}
+      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'benchmarks/verdicts', 'rewards/attacks',
+      'rewards/cases')}
   assert tests - of_the_project == modules

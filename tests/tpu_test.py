@@ -284,7 +284,8 @@ def lowered_knapsack(M, J, capacity):
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', ['', 'debug'])
 @pytest.mark.parametrize('name', [
-    'arithmetic', 'smollm2_arithmetic', 'gsm8k_qwen3_1p7b', 'r1_distill_1p5b', 'qwen3_4b', 'qwen25_math_7b'])
+    'arithmetic', 'smollm2_arithmetic', 'gsm8k_qwen3_1p7b', 'r1_distill_1p5b', 'qwen3_4b', 'qwen25_math_7b',
+    'mbpp_qwen25_coder_1p5b'])
 def test_a_shipped_config_is_lowered_for_a_tpu(name, variant):
   config, topology = shipped(name, variant)
   alloc, tasks = config.alloc, config.tasks.per_step

@@ -112,7 +112,8 @@ def check_tasks(tasks: Iterable[Task], config: Config) -> None:
   """Raises ValueError, naming the task, where the verifier of tasks cannot serve them.
 
   So it is for tasks of multiple choice whose answer is no letter, and for tasks of reasoning-gym whose scorer refuses
-  their own answer or accepts a wrong one, by some tasks of each dataset. Imports reasoning-gym if a task needs it.
+  their own answer or accepts a wrong one, by some tasks of each dataset, and for tasks of programs without tests or
+  whose tests may take longer than a verdict. Imports reasoning-gym if a task needs it.
   """
   by_verifier: dict[str | Verifier, list[Task]] = {}
   for task in tasks:
@@ -120,6 +121,8 @@ def check_tasks(tasks: Iterable[Task], config: Config) -> None:
   for verifier, some in by_verifier.items():
     if verifier in _CHECKS:
       _CHECKS[verifier](some)
+    if verifier == 'python_tests':
+      programs.check(some, config.timeout_s)
 
 
 def find(verifier: str | Verifier, partial_credit: bool = False) -> Verifier:

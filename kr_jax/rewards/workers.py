@@ -1,7 +1,7 @@
-"""Verdicts and answers of a step's completions, from worker processes with limits of time and memory.
+"""Verdicts and answers of a step's completions, from worker processes behind walls.
 
-A process is killed at the time limit, is refused memory beyond the memory limit, and is started again. A verifier
-that raises on every completion is a bug, not a verdict: then the step fails with its error.
+Each verdict has a limit of time of its own: its process is killed at the limit, and another takes its place. A rollout
+whose verdict does not come is unverified; so is one whose process dies twice, the second time alone in a new process.
 
     overlong(length) = clip((C - length_buffer - length) / length_buffer, -1, 0)
 
@@ -10,25 +10,28 @@ is added to rewards: the soft overlong punishment of DAPO, arXiv 2503.14476, eq.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import TimeoutError  # what pebble raises
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import functools
-import importlib
-import math
-import multiprocessing
-import resource
-import sys
-import traceback
+import itertools
+import os
+import pickle
+import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
-import pebble
 
+from kr_jax.rewards import pool
 from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers as verifiers_lib
+from kr_jax.rewards import worker
 from kr_jax.rewards.verifiers import Config, Verifier
+from kr_jax.rewards.worker import Reply, Request
 from kr_jax.types import Task
+
+MOST_WORKERS = 64  # that rewards.workers=0 may mean
+_EXAMPLES = 3  # of an error
 
 
 class Scores(NamedTuple):
@@ -54,71 +57,62 @@ class Answers(NamedTuple):
 
   answer_R: tuple[str | None, ...]  # None: no answer
   timeouts: int  # extractions that did not come within the limit
-  errors: int  # extractions that raised or died
+  errors: int  # extractions that failed otherwise: raised, died, or returned neither a text nor None
 
 
-_Function = Callable[[str, Task], Any]  # what a process computes: a verdict with its reward, or an answer
+class _Found(NamedTuple):
+  """What came of verifying, or of extracting, R completions."""
 
+  reply_R: list[Reply]
+  completion_R: list[str]
+  task_R: Sequence[Task]
+  name_R: list[str]  # of the verifiers
 
-class _Pair(NamedTuple):
-  """A completion of a task. Equal pairs share one outcome."""
-
-  verifier: str | Verifier
-  completion: str
-  task: Task
-
-
-class _Outcome(NamedTuple):
-  """What a function returned on a pair, or why it returned nothing."""
-
-  value: Any = None
-  # A traceback, as not every exception can be pickled; TimeoutError; or pebble.ProcessExpired: the process died.
-  failure: str | Exception | None = None
-
-
-def _start_process(modules: Sequence[str], memory_mb: int) -> None:
-  """Imports the verifiers' modules, then limits the memory."""
-  for module in modules:
-    with contextlib.suppress(Exception):  # the verifier raises it again when it is called, which can say so
-      importlib.import_module(module)
-  if sys.platform == 'linux':  # elsewhere this limit is not kept
-    with open('/proc/self/statm') as file:
-      used = int(file.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = used + memory_mb * 2 ** 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _apply(function: _Function, pairs: Sequence[_Pair]) -> list[_Outcome]:
-  outcomes = []
-  for pair in pairs:
-    try:
-      outcomes.append(_Outcome(function(pair.completion, pair.task)))
-    except BaseException:  # SystemExit too: it must not end the run
-      outcomes.append(_Outcome(failure=traceback.format_exc()))
-  return outcomes
+  def example(self, r: int, of: str = '') -> str:
+    """What came of a completion, as a text of one line."""
+    reply, completion = self.reply_R[r], self.completion_R[r]
+    shown = repr(completion[:200] + ('...' if len(completion) > 200 else ''))
+    note = f' - {reply.note}' if reply.note else ''
+    return f'{verdicts.OUTCOMES[reply.outcome]}{of}: {self.task_R[r].id}, {shown}{note}'
 
 
 class Workers(contextlib.AbstractContextManager):
-  """A pool of verifier processes; close it, or use it as a context.
+  """A pool of verifier processes, which are started when they are needed; close it, or use it as a context.
 
   Args:
+    config: `workers` of 0 are as many as the processors that this process may use, at most MOST_WORKERS.
     verifiers: the verifiers that tasks name, in addition to the config's.
     completion_length: C, tokens at which a completion is cut; config.length_buffer needs it.
 
   Raises:
-    ValueError: an unknown verifier, a length_buffer above C, or a function that cannot be imported or called.
+    ValueError: an unknown verifier, a length_buffer above C, or a function that worker processes cannot import or call.
+    RuntimeError: the import of a verifier's module ended its process.
   """
 
   def __init__(self, config: Config, *, verifiers: Iterable[str | Verifier] = (), completion_length: int = 0):
     verifiers_lib.check(config, completion_length)
     self._config, self._completion_length = config, completion_length
-    names = (config.verifier, *verifiers)
-    self._verifiers = {name: verifiers_lib.find(name, config.partial_credit) for name in names}
-    self._start()
+    self._names = {name: _name(name) for name in (config.verifier, *verifiers)}
+    self._numbers = itertools.count()
+    self._faulty: collections.Counter[tuple[str, str]] = collections.Counter()
+    self._functions = {}
+    for verifier, name in self._names.items():
+      found = verifiers_lib.find(verifier, config.partial_credit)
+      self._functions[worker.VERIFY, name] = functools.partial(verifiers_lib.verify, found, config)
+      if verifier in verifiers_lib.ANSWERS:
+        extraction = verifiers_lib.ANSWERS[verifier]
+        self._functions[worker.ANSWER, name] = functools.partial(verifiers_lib.answer, extraction, config)
+      if verifier in verifiers_lib.SAME:
+        self._functions[worker.JOIN, name] = verifiers_lib.SAME[verifier]
+    imported = tuple(filter(verifiers_lib.is_imported, self._names))
+    setup = worker.Setup(
+        tuple(verifiers_lib.modules(self._names)), imported,
+        tuple((key, _pickled(function, key[1])) for key, function in self._functions.items()),
+        config.memory_mb, config.readable, config.network)
+    self._pool = pool.Pool(setup, config.workers or _processors(), config.timeout_s)
     try:
-      for name in filter(verifiers_lib.is_imported, self._verifiers):
-        self._pool.schedule(_check_import, args=(name,)).result()
+      if any(map(_is_own, self._names)):
+        self._pool.check()
     except BaseException:
       self.close()
       raise
@@ -126,122 +120,161 @@ class Workers(contextlib.AbstractContextManager):
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _start(self) -> None:
-    # Spawned: a fork of a process with JAX's threads may deadlock.
-    self._pool = pebble.ProcessPool(
-        self._config.workers, context=multiprocessing.get_context('spawn'), initializer=_start_process,
-        initargs=(verifiers_lib.modules(self._verifiers), self._config.memory_mb))
-
   def close(self) -> None:
     """Ends the processes."""
-    self._pool.stop()
-    self._pool.join()
+    self._pool.close()
 
-  def _run(self, jobs: Sequence[tuple[_Function, Sequence[_Pair]]]) -> list[list[_Outcome] | Exception]:
-    """The outcomes of each job, or what ended the job: TimeoutError, or the death of its process."""
-    results = [RuntimeError('the pool of verifiers broke')] * len(jobs)
-    remaining = range(len(jobs))
-    for _ in range(3):
-      futures = {}
-      for i in remaining:
-        try:
-          futures[i] = self._pool.schedule(_apply, args=jobs[i], timeout=self._config.timeout_s)
-        except RuntimeError:  # the pool broke
-          break
-      for i, future in futures.items():
-        try:
-          results[i] = future.result()
-        except Exception as error:
-          results[i] = error
-      if self._pool.active:
-        break
-      # A process that dies at once can break pebble's pool, and end jobs that are innocent.
-      self.close()
-      self._start()
-      remaining = [i for i in remaining if not isinstance(results[i], (list, TimeoutError))]
-    return results
+  def _map(self, kind: str, completions: Iterable[str], task_R: Sequence[Task]) -> _Found:
+    """What comes of completions, each with its task; a completion is taken when a process has room.
 
-  def _outcomes(self, functions: dict[str | Verifier, _Function], pairs: Sequence[_Pair]) -> dict[_Pair, _Outcome]:
-    """The outcome of each pair, in their order."""
-    by_verifier = {}
-    for pair in pairs:
-      by_verifier.setdefault(pair.verifier, []).append(pair)
-    size = max(1, math.ceil(len(pairs) / (8 * self._config.workers)))  # eight chunks a process, or a few more
-    chunks = [some[i:i + size] for some in by_verifier.values() for i in range(0, len(some), size)]
-    outcomes = {}
-    for chunk, result in zip(chunks, self._run([(functions[chunk[0].verifier], chunk) for chunk in chunks])):
-      if isinstance(result, list):
-        outcomes.update(zip(chunk, result))
-    # Of a chunk that did not finish each pair runs alone, so that only the bad one loses its value.
-    alone = [pair for pair in pairs if pair not in outcomes]
-    for pair, result in zip(alone, self._run([(functions[pair.verifier], [pair]) for pair in alone])):
-      outcomes[pair] = result[0] if isinstance(result, list) else _Outcome(failure=result)
-    return {pair: outcomes[pair] for pair in pairs}
-
-  def _map(self, functions: dict[str | Verifier, _Function], what: str, completion_R: Sequence[str],
-           task_R: Sequence[Task]) -> tuple[list[Any], int, int]:
-    """The values of the functions on completions, None where there is none; the numbers of timeouts and of errors.
-
-    what: what an error calls the functions. Raises RuntimeError if one raised on every completion that it read.
+    Raises ValueError for an unknown verifier, and if there are not as many completions as tasks; RuntimeError if
+    everything of a verifier failed, in max_faulty_steps calls in a row.
     """
-    pair_R = [_Pair(task.verifier or self._config.verifier, completion, task)
-              for completion, task in zip(completion_R, task_R, strict=True)]
-    for pair in pair_R:
-      if pair.verifier not in functions:
-        raise ValueError(f'{pair.verifier!r} of a task is not among the verifiers of these Workers, '
-                         f'{list(functions)}; name it in `verifiers`')
-    outcomes = self._outcomes(functions, list(dict.fromkeys(pair_R)))
-    _check_some_work(outcomes, what)
-    outcome_R = [outcomes[pair] for pair in pair_R]
-    failures = [outcome.failure for outcome in outcome_R if outcome.failure is not None]
-    timeouts = sum(isinstance(failure, TimeoutError) for failure in failures)
-    return [outcome.value for outcome in outcome_R], timeouts, len(failures) - timeouts
+    for task in task_R:
+      if (task.verifier or self._config.verifier) not in self._names:
+        raise ValueError(f'{task.verifier!r} of a task is not among the verifiers of these Workers, '
+                         f'{[*self._names.values()]}; name it in `verifiers`')
+    name_R = [self._names[task.verifier or self._config.verifier] for task in task_R]
+    number_R, tasks = _numbered(task_R)
+    completion_R: list[str] = []
+    request_of: dict[tuple[str, int], Request] = {}  # of a completion and the number of its task
 
-  def score(self, completion_R: Sequence[str], task_R: Sequence[Task], length_R: np.ndarray | None = None) -> Scores:
+    def requests() -> Iterator[Request]:
+      for completion, task, name in zip(completions, number_R, name_R, strict=True):
+        completion_R.append(completion)
+        if (completion, task) not in request_of:
+          request = self._request(kind, name, completion=completion, task=task)
+          request_of[completion, task] = request
+          yield request
+
+    replies = {request.number: reply for request, reply in self._pool.run(requests(), tasks)}
+    found = _Found([replies[request_of[pair].number] for pair in zip(completion_R, number_R)], completion_R, task_R,
+                   name_R)
+    self._check_faults(kind, found)
+    return found
+
+  def _request(self, kind: str, name: str, **what: Any) -> Request:
+    return Request(next(self._numbers), secrets.token_hex(8), kind, name, **what)
+
+  def _check_faults(self, kind: str, found: _Found) -> None:
+    """Counts calls in which everything of a verifier failed. Raises RuntimeError at max_faulty_steps in a row."""
+    succeeded = verdicts.VERIFIED if kind == worker.VERIFY else (verdicts.NONE,)
+    for name in dict.fromkeys(found.name_R):
+      places = [r for r, other in enumerate(found.name_R) if other == name]
+      if any(found.reply_R[r].outcome in succeeded for r in places):
+        self._faulty[kind, name] = 0
+        continue
+      self._faulty[kind, name] += 1
+      if self._faulty[kind, name] >= self._config.max_faulty_steps:
+        what = 'verdict' if kind == worker.VERIFY else 'answer'
+        examples = '; '.join(found.example(r) for r in places[:_EXAMPLES])
+        raise RuntimeError(
+            f'the verifier {name} gave no {what} on any completion, {self._faulty[kind, name]} times in a row '
+            f'(rewards.max_faulty_steps={self._config.max_faulty_steps}); the last time on {len(places)}: {examples}')
+
+  def score(self, completions: Iterable[str], task_R: Sequence[Task], length_R: np.ndarray | None = None) -> Scores:
     """Scores R completions, each against its task; equal completions of a task share one verdict.
 
-    length_R: tokens of each completion, for `overlong`; None: rewards without it. Raises ValueError for a verifier
-    that this pool was not made with, RuntimeError if a verifier raised on every completion.
+    Args:
+      completions: R texts. An iterator is read while others are verified, so that it may make them.
+      length_R: tokens of each completion, for `overlong`; None: rewards without it.
+
+    Raises:
+      ValueError: a task names a verifier that this pool was not made with, or there are not R completions.
+      RuntimeError: everything of a verifier was unverified, in config.max_faulty_steps calls in a row; or no process
+        can be started.
     """
-    functions = {name: functools.partial(verifiers_lib.verify, verifier, self._config)
-                 for name, verifier in self._verifiers.items()}
-    scored_R, _, _ = self._map(functions, 'verifier', completion_R, task_R)
-    outcome_R = np.array([verdicts.RAISED if scored is None else scored.outcome for scored in scored_R], np.int8)
-    reward_R = np.array([0.0 if scored is None else scored.reward for scored in scored_R], np.float32)
+    found = self._map(worker.VERIFY, completions, task_R)
+    outcome_R = np.array([reply.outcome for reply in found.reply_R], np.int8)
+    reward_R = np.array([reply.reward for reply in found.reply_R], np.float32)
     if length_R is not None:
       is_verified_R = np.isin(outcome_R, verdicts.VERIFIED)
       reward_R += is_verified_R * overlong(length_R, self._completion_length, self._config.length_buffer)
-    return Scores(outcome_R, reward_R)
+    total, places = collections.Counter(found.name_R), {}
+    for r, (name, outcome) in enumerate(zip(found.name_R, outcome_R.tolist())):
+      if outcome not in verdicts.VERIFIED:
+        places.setdefault((name, outcome), []).append(r)
+    return Scores(outcome_R, reward_R, tuple(
+        f'{name}: ' + found.example(some[0], f' ({len(some)} of {total[name]})') for (name, _), some in places.items()))
 
-  def answers(self, completion_R: Sequence[str], task_R: Sequence[Task]) -> Answers:
+  def answers(self, completions: Iterable[str], task_R: Sequence[Task]) -> Answers:
     """The answers of R completions, by the extractions of their verifiers in ANSWERS.
 
-    Raises ValueError for a verifier without one, RuntimeError if an extraction raised on every completion.
+    Of answers to a task that are the same by the verifier's function in SAME, all are given as the first of them,
+    where texts are in the order of their lengths.
+
+    Raises ValueError for a verifier without an extraction, and what `score` raises.
     """
-    extractions = verifiers_lib.ANSWERS
-    functions = {name: functools.partial(verifiers_lib.answer, extractions[name], self._config)
-                 for name in self._verifiers if name in extractions}
-    if missing := {task.verifier or self._config.verifier for task in task_R} - set(functions):
+    names = {self._names.get(task.verifier or self._config.verifier) for task in task_R} - {None}
+    if missing := {name for name in names if (worker.ANSWER, name) not in self._functions}:
       raise ValueError(f'verifiers {missing} have no extraction of answers; see rewards.ANSWERS')
-    answer_R, timeouts, errors = self._map(functions, 'extraction of answers', completion_R, task_R)
-    return Answers(tuple(answer_R), timeouts, errors)
+    found = self._map(worker.ANSWER, completions, task_R)
+    outcomes = collections.Counter(reply.outcome for reply in found.reply_R)
+    timeouts = outcomes[verdicts.TIMEOUT]
+    return Answers(tuple(self._joined(found)), timeouts,
+                   outcomes.total() - timeouts - outcomes[verdicts.NONE])
+
+  def _joined(self, found: _Found) -> list[str | None]:
+    """The answers, one text for those that are the same."""
+    number_R, _ = _numbered(found.task_R)
+    of_task: dict[tuple[str, int], set[str]] = {}
+    for reply, name, number in zip(found.reply_R, found.name_R, number_R):
+      if reply.value is not None and (worker.JOIN, name) in self._functions:
+        of_task.setdefault((name, number), set()).add(reply.value)
+    number_of = {}  # of the task of a request
+    for (name, number), texts in of_task.items():
+      if len(texts) > 1:
+        in_order = tuple(sorted(texts, key=lambda text: (len(text), text)))
+        number_of[self._request(worker.JOIN, name, texts=in_order)] = number
+    joined = {}
+    for request, reply in self._pool.run(number_of, ()):
+      if reply.outcome == verdicts.NONE:  # else the texts stand as they are
+        joined |= {(number_of[request], text): request.texts[i] for text, i in zip(request.texts, reply.value)}
+    return [joined.get((number, reply.value), reply.value) for number, reply in zip(number_R, found.reply_R)]
 
 
-def _check_import(name: str) -> None:
-  verifiers_lib.import_function(name)  # not returned: its pickle would import the module in this process too
+def _numbered(task_R: Sequence[Task]) -> tuple[list[int], list[Task]]:
+  """Numbers of tasks, equal ones for equal tasks, and the tasks by number."""
+  by_identity, by_value = {}, {}
+  for task in task_R:
+    if id(task) not in by_identity:  # hashing a task takes time
+      by_identity[id(task)] = by_value.setdefault(task, len(by_value))
+  return [by_identity[id(task)] for task in task_R], list(by_value)
 
 
-def _check_some_work(outcomes: dict[_Pair, _Outcome], what: str) -> None:
-  """Raises RuntimeError for a verifier whose function raised on all of its pairs."""
-  for name in dict.fromkeys(pair.verifier for pair in outcomes):
-    failure_of = {pair: outcome.failure for pair, outcome in outcomes.items() if pair.verifier == name}
-    # Processes that die or are stopped do not count: the completions may be why.
-    raised = [pair for pair, failure in failure_of.items()
-              if failure is not None and not isinstance(failure, (TimeoutError, pebble.ProcessExpired))]
-    if len(raised) == len(failure_of):
-      last = raised[-1]
-      raise RuntimeError(f'the {what} of {name!r} failed on all {len(raised)} completions of the step; on '
-                         f'{last.completion!r} to {last.task.id}: {failure_of[last]}')
+def _processors() -> int:
+  available = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  return min(available, MOST_WORKERS)
+
+
+def _function(verifier: str | Verifier) -> Any:
+  return verifiers_lib.VERIFIERS.get(verifier, verifier)
+
+
+def _is_own(verifier: str | Verifier) -> bool:
+  """Whether a verifier is the user's, and may fail to be imported."""
+  return not getattr(_function(verifier), '__module__', '').startswith('kr_jax.')
+
+
+def _name(verifier: str | Verifier) -> str:
+  """What a verifier is called."""
+  if isinstance(verifier, str):
+    return verifier
+  return f'{getattr(verifier, "__module__", "")}:{getattr(verifier, "__qualname__", repr(verifier))}'
+
+
+def _pickled(function: Callable, name: str) -> bytes:
+  """The function of a verifier as it is sent to worker processes: where to import it from."""
+  inner = function
+  while isinstance(inner, functools.partial):
+    inner = inner.args[0] if inner.args and callable(inner.args[0]) else inner.func
+  try:
+    if getattr(inner, '__module__', None) == '__main__':
+      raise pickle.PicklingError('it is defined in __main__')
+    return pickle.dumps(function)
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    raise ValueError(f'the verifier {name} cannot be sent to worker processes: {error}; put it in a module that is '
+                     "importable from where the run starts, and name it 'module:function'") from error
 
 
 def overlong(length_R: np.ndarray, completion_length: int, buffer: int) -> np.ndarray:

@@ -69,6 +69,7 @@ EQUAL = [
     (r'(-\infty, 2] \cap [0, 5]', '[0,2]'), ('|x - 1| < 3', '(-2,4)'), (r'|x| \ge 2', r'(-\infty,-2]\cup[2,\infty)'),
     (r'\sqrt{1/n}', r'\frac{1}{\sqrt{n}}'), ('-2<x<2', '|x|<2')]
 UNEQUAL = [
+    ('(1,1]', '(1,1)'), ('[-\\infty, 0]', '(-\\infty, 0]'),
     (r'\frac{A}{a}', '1'), (r'\phi', r'\Phi'), ('2V', '2v'), (r'\gamma', r'\Gamma'), ('3 km', '3 m'), ('3 N', '3 J'),
     ('2 dozen', '2'), ('7 halves', '7'), ('4 thirds', '4'), ('4 factorial', '4'), ('6 is wrong', '6'),
     ("6 isn't right", '6'), ('9 times y', '9'), ('20 yuan', '20 dollars'), ('20 euros', '$20'),

@@ -1,7 +1,11 @@
 """The table of published problem sets: each on a small file of its schema, and the logic that some have."""
 
+import base64
 import dataclasses
+import json
+import os
 import re
+import zlib
 
 import pytest
 from tensorflow_datasets.text.gsm8k import gsm8k as theirs
@@ -9,10 +13,13 @@ from tensorflow_datasets.text.gsm8k import gsm8k as theirs
 from kr_jax import knobs
 from kr_jax.datasets import published
 from kr_jax.datasets import sets
-from tests.make_datasets import AFTER, BEFORE, DIRECTORY, FILES, dapo, gpqa, write
+from tests.make_datasets import (
+    AFTER, BEFORE, DIRECTORY, FILES, dapo, gpqa, private_tests, case, write)
 
+THIRD = FILES['human_eval/HumanEval.jsonl.gz'][0]['prompt'] + '    return xs[2]'
+SHIFT = FILES['human_eval/HumanEval.jsonl.gz'][1]['prompt']
 # By dataset and split, {the id, or for a task named by its prompt the first letters: (prompt's end, answer,
-# solution)}.
+# solution)}; ... is anything.
 TASKS = {
     'aime_2024': {'test': {
         '60': ('$2^{10}$ by $1000$.', '024', '$1024$, so 024.'),
@@ -29,6 +36,26 @@ TASKS = {
     'gsm8k': {'test': {'Ole had 9 nuts — and': ('are left?', '5', '9-4=5\n#### 5')}, 'train': {
         'Mina': ('has she?', '42', 'She has 6*7=42 eggs.\n#### 42'),
         'A mill': ('2 days?', '1200', 'It grinds 2 * 600 = 1,200 sacks.\n#### 1200')}},
+    'human_eval': {'test': {
+        'HumanEval/0': ('>>> third([4, 5, 6])\n    6\n    """', THIRD, f'```python\n{THIRD}\n```'),
+        'HumanEval/1': ('""" Undoes shift. """', f'{SHIFT}    return xs[len(xs) - by:] + xs[:len(xs) - by]', ...)}},
+    'live_code_bench': {'test': {
+        'abc9_a': (f'{sets.LIVE_CODE_WITHOUT_STARTER}\n```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the '
+                   'provided format with backticks)', '', ''),
+        '77': ('self, a: int, b: int) -> int:\n        \n```\n\n### Answer: (use the provided format with backticks)',
+               '', ''),
+        'abc9_b': ('', '', '')}},
+    'mbpp': {
+        'prompt': {'2': ('task: Write a function to double a number. Your code should pass these tests:\n\n'
+                         'assert double(3) == 6\nassert double(-1) == -2\nassert double("a") == "aa"',
+                         'def double(x):\n  return 2 * x', '```python\ndef double(x):\n  return 2 * x\n```')},
+        'test': {'11': ('assert in_order([]) == []', 'def in_order(xs):\n  return sorted(xs)', ...)},
+        'validation': {'600': ('assert root(leaf) == 1\nassert root(top) == 1', ..., ...)},
+        'train': {'974': ('assert swap(("a", None)) == (None, "a")', 'def swap(p):\n  return p[1], p[0]', ...)}},
+    'mbpp_sanitized': {
+        'test': {'14': ('the area of a disc. Your code should pass these tests:\n\n'
+                        'assert math.isclose(area(1), 3.14159, rel_tol=0.001)\nassert area(0) == 0', ..., ...)},
+        'train': {'700': ('assert vowels("") == 0', ..., ...)}},
     'math_500': {'test': {
         'test/prealgebra/1.json': ('Compute $3+\\frac12$.', '\\frac72', 'It is $\\boxed{\\frac72}$.'),
         'test/algebra/2.json': ('for $x>0$.', '1', 'Divide by $x$: $\\boxed{1}$.')}},
@@ -37,7 +64,10 @@ TASKS = {
         '1606': ('Find all $x$ with $x^2=4$.', '$-2$,$2$', 'Both signs.'),
         '1610': ('Let $f(x)=x^2+1$.\n\nFind $f(2)$.', '5', 'Put $x=2$.')}},
 }
-DIFFICULTY = {'math_500/test/prealgebra/1.json': 1, 'math_500/test/algebra/2.json': 5}
+DIFFICULTY = {'math_500/test/prealgebra/1.json': 1, 'math_500/test/algebra/2.json': 5, 'live_code_bench/abc9_a': 1,
+              'live_code_bench/77': 2, 'live_code_bench/abc9_b': 3}
+PROGRAMS = ('human_eval', 'live_code_bench', 'mbpp', 'mbpp_sanitized')
+VERIFIERS = {'gpqa_diamond': 'choice', **dict.fromkeys(PROGRAMS, 'python_tests')}
 
 
 def test_files_of_every_set_have_a_knob_and_a_fixture():
@@ -54,9 +84,10 @@ def test_its_tasks(stored):
       for name, (end, answer, solution) in tasks.items():
         task, = [task for id, task in found[split].items()
                  if id == f'{dataset}/{name}' or task['prompt'].startswith(name)]
-        assert task['prompt'].endswith(end) and (task['answer'], task['solution']) == (answer, solution), dataset
-        assert task['verifier'] == ('choice' if dataset == 'gpqa_diamond' else 'math')
-        assert task['difficulty'] == DIFFICULTY.get(task['id'], 0) and task['info'] == ''
+        assert task['prompt'].endswith(end), dataset
+        assert answer in (task['answer'], ...) and solution in (task['solution'], ...), dataset
+        assert task['verifier'] == VERIFIERS.get(dataset, 'math')
+        assert task['difficulty'] == DIFFICULTY.get(task['id'], 0) and bool(task['info']) == (dataset in PROGRAMS)
         assert task['prompt'] == task['prompt'].strip() and task['id'].startswith(f'{dataset}/')
 
 
@@ -74,6 +105,100 @@ def only(x, schema):
   if isinstance(schema, dict):
     return {field: only(x[field], inner) for field, inner in schema.items()}
   return [only(y, schema[0]) for y in x] if isinstance(schema, list) else x
+
+
+def info_of(dataset, row):
+  return json.loads(sets.SETS[dataset].task(row)['info'])
+
+
+def test_the_tests_of_mbpp():
+  whole, sanitized = FILES['mbpp/mbpp.jsonl'], FILES['mbpp_sanitized/sanitized-mbpp.json']
+  assert info_of('mbpp', whole[0]) == {'form': 'asserts', 'tests': whole[0]['test_list'], 'setup': ''}
+  assert info_of('mbpp', whole[2])['setup'] == 'top = Node(1) \nleaf = Node(2)\nleaf.up = top'
+  assert info_of('mbpp_sanitized', sanitized[0])['setup'] == 'import math'
+
+
+def test_a_row_of_mbpp_without_an_id_is_refused_by_its_place(stored, tmp_path):
+  rows = FILES['mbpp/mbpp.jsonl']
+  for changed, message in (({'task_id': '2'}, "task_id is '2' .str., not int"),
+                           ({'test_list': []}, 'not a list of one')):
+    path = write(tmp_path / 'mbpp.jsonl', [rows[0], rows[1] | changed])
+    with pytest.raises(ValueError, match=f'^{re.escape(str(path))}, row 2: .*{message}'):
+      stored('mbpp', path)
+  write(tmp_path / 'mbpp.jsonl', []).write_text('[1]\n')
+  with pytest.raises(ValueError, match='row 1: it is .1. .list., not an object'):
+    stored('mbpp', tmp_path / 'mbpp.jsonl')
+
+
+def test_mbpp_needs_files():
+  with pytest.raises(ValueError, match="'mbpp' is read from mbpp.jsonl, .*--config.tasks.files.mbpp=PATH"):
+    published.files(sets.SETS['mbpp'], '')
+
+
+def test_the_tests_of_human_eval():
+  row = FILES['human_eval/HumanEval.jsonl.gz'][0]
+  assert info_of('human_eval', row) == {'form': 'asserts', 'tests': [f'{row["test"]}\ncheck(third)'],
+                                        'prompt': row['prompt'], 'entry_point': 'third'}
+
+
+def test_the_tests_of_live_code_bench():
+  one, two = FILES['live_code_bench/test.jsonl']
+  for row, expected in (
+      (one, {'form': 'stdin', 'tests': [{'input': '1 2\n', 'output': '3\n'}, {'input': '5 6 7\n', 'output': '18\n'},
+                                        {'input': '-1\n', 'output': '-1\n'}]}),
+      (two, {'form': 'calls', 'entry_point': 'larger', 'tests': [{'input': [1, 2], 'output': 2},
+                                                                {'input': [-3, -4], 'output': -3}]})):
+    info = info_of('live_code_bench', row)
+    info['tests'] = json.loads(zlib.decompress(base64.b64decode(info.pop('packed'))))
+    assert info == expected | {'imports': True, 'seconds': sets.LIVE_CODE_SECONDS}
+
+
+@pytest.mark.parametrize('changed, message', [
+    ({'private_test_cases': '[]', 'public_test_cases': '[]'}, 'it has no test'),
+    ({'public_test_cases': '{}'}, 'public_test_cases is JSON of dict, not of a list'),
+    ({'public_test_cases': '[1]'}, 'a test is 1 .int., not an object'),
+    ({'public_test_cases': '[{"input": "1"}]'}, 'a test.output is missing'),
+    ({'public_test_cases': json.dumps([case('1', '2', 'functional')])}, "the testtypes .'functional', 'stdin'."),
+    ({'private_test_cases': '['}, 'private_test_cases is not JSON'),
+    ({'private_test_cases': 'x!'}, 'is neither JSON nor'), ({'difficulty': 'cruel'}, "difficulty is 'cruel'"),
+    ({'private_test_cases': private_tests([1])}, 'is a pickle of list'),
+    ({'private_test_cases': private_tests('1')}, 'is JSON of int, not of a list')])
+def test_rows_of_live_code_bench_that_are_no_tasks(changed, message):
+  with pytest.raises(ValueError, match=message):
+    sets.live_code_task(FILES['live_code_bench/test.jsonl'][0] | changed)
+
+
+@pytest.mark.parametrize('changed, message', [
+    ({'metadata': '{}'}, 'without the func_name'), ({'metadata': '{"func_name": "a b"}'}, 'without the func_name'),
+    ({'metadata': 'x'}, 'metadata is not JSON'), ({'metadata': '[]'}, 'without the func_name'),
+    ({'private_test_cases': json.dumps([case('x', '1', 'functional')])}, 'an input is not JSON'),
+    ({'private_test_cases': json.dumps([case('1', '', 'functional')])}, 'an output is not JSON')])
+def test_functions_of_live_code_bench_that_are_no_tasks(changed, message):
+  with pytest.raises(ValueError, match=message):
+    sets.live_code_task(FILES['live_code_bench/test.jsonl'][1] | changed)
+
+
+class Evil:
+  """Its pickle makes a folder when it is loaded."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_of_live_code_bench_runs_nothing(tmp_path):
+  with pytest.raises(ValueError, match=r'neither JSON nor a pickle of a text: it names posix.mkdir|it names nt.mkdir'):
+    sets.live_code_private(private_tests(Evil(tmp_path / 'made')))
+  assert not [*tmp_path.iterdir()]
+  assert sets.live_code_private(private_tests('[1]')) == [1]
+
+
+def test_a_pickle_of_live_code_bench_has_a_limit(monkeypatch):
+  monkeypatch.setattr(sets, 'MOST_UNPACKED', 1000)
+  with pytest.raises(ValueError, match='private_test_cases'):
+    sets.live_code_private(private_tests('[' + ' ' * 2000 + ']'))
 
 
 def test_ids_are_of_the_problem_alone(stored):

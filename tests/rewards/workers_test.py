@@ -1,6 +1,9 @@
 """Verdicts from worker processes, whatever the completions do to the verifier."""
 
-import multiprocessing
+import os
+import pathlib
+import socket
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,13 +12,18 @@ import pytest
 
 from kr_jax import rewards
 from kr_jax import types
+from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers
 from kr_jax.rewards import workers
 from tests import knobs
 from tests.rewards import hostile
+from tests.rewards import sleepers
 
 LIMIT_S = 1.0
 OWN = 'tests.rewards.hostile:reads_info'
+RIGHT, WRONG, ABSTAINED, TIMEOUT, RAISED, DIED, INVALID = (
+    verdicts.RIGHT, verdicts.WRONG, verdicts.ABSTAINED, verdicts.TIMEOUT, verdicts.RAISED, verdicts.DIED,
+    verdicts.INVALID)
 
 
 def tasks(*answers: str, verifier: str = '', info: str = '') -> list[types.Task]:
@@ -27,30 +35,33 @@ def tasks(*answers: str, verifier: str = '', info: str = '') -> list[types.Task]
 def pool():
   """Two processes for all tests that do not change the config."""
   with pytest.MonkeyPatch.context() as patch:
-    for name in ('hostile', 'noting', 'shaping'):
+    for name in ('hostile', 'shaping'):
       patch.setitem(rewards.VERIFIERS, name, getattr(hostile, name))
-    patch.setitem(rewards.VERIFIERS, 'not found', lambda completion, task: True)
     patch.setitem(rewards.ANSWERS, 'hostile', hostile.hostile_answer)
-    names = ['hostile', 'noting', 'shaping', 'not found', 'choice', OWN]
+    names = ['hostile', 'shaping', 'choice', OWN]
     config = knobs.verifiers('ends_with', workers=2, timeout_s=LIMIT_S, format='^<t>|^(o+)+$', format_weight=0.25,
-                             length_buffer=4)
+                             length_buffer=4, max_faulty_steps=10 ** 6)
     with rewards.Workers(config, verifiers=names, completion_length=10) as workers:
       yield workers
 
 
-def score(pool: rewards.Workers, *completions: str, verifier: str = 'hostile') -> tuple[list[float], int, int]:
-  """Verdicts on completions of tasks whose answer is '7'."""
+def score(pool: rewards.Workers, *completions: str, verifier: str = 'hostile') -> list[int]:
+  """Outcomes of completions of tasks whose answer is '7'."""
   scores = pool.score(completions, tasks(*'7' * len(completions), verifier=verifier))
   assert scores.reward_R.dtype == scores.verdict_R.dtype == np.float32
   np.testing.assert_array_equal(scores.reward_R, scores.verdict_R)
-  return scores.reward_R.tolist(), scores.timeouts, scores.errors
+  return scores.outcome_R.tolist()
+
+
+def own(verifier: str) -> str:
+  return f'tests.rewards.hostile:{verifier}'
 
 
 @given(st.lists(st.tuples(st.text('67', max_size=3), st.sampled_from('67')), max_size=40))
 def test_verdicts_are_those_of_the_verifier(pool, pairs):
   scores = pool.score([c for c, _ in pairs], tasks(*[a for _, a in pairs], verifier='hostile'))
   assert scores.reward_R.tolist() == scores.verdict_R.tolist() == [c == a for c, a in pairs]
-  assert scores.verdict_R.shape == (len(pairs),) and (scores.timeouts, scores.errors) == (0, 0)
+  assert scores.verdict_R.shape == (len(pairs),) and scores.verified_R.all() and not scores.examples
 
 
 def test_tasks_name_their_verifiers(pool):
@@ -69,39 +80,53 @@ def test_as_many_completions_as_tasks(pool):
   for completions, answers in ((['7'], []), (['7'], ['7', '7'])):
     with pytest.raises(ValueError):
       pool.score(completions, tasks(*answers))
+  assert score(pool, '7') == [RIGHT]  # what was begun then does not come out now
 
 
-def test_equal_completions_of_a_task_are_verified_once(pool, tmp_path):
-  first, second = tasks(str(tmp_path / 'one'), str(tmp_path / 'two'), verifier='noting')
-  scores = pool.score(['b', 'a', 'b', 'c', 'b', 'a'], [first, first, first, first, second, first])
-  assert scores.reward_R.tolist() == [1] * 6
-  assert sorted((tmp_path / 'one').read_text().split()) == ['a', 'b', 'c']
-  assert (tmp_path / 'two').read_text().split() == ['b']
+def test_equal_completions_of_a_task_are_verified_once():
+  """The reward is the number of verdicts that the process had given."""
+  first, second = tasks('1', '2')
+  with rewards.Workers(knobs.verifiers(own('process_of'))) as pool:
+    scores = pool.score(['b', 'a', 'b', 'c', 'b', 'a'], [first, first, first._replace(), first, second, first])
+    assert scores.reward_R.tolist() == [1, 2, 1, 3, 4, 2]
 
 
 def test_a_verifier_may_set_the_reward_beside_its_verdict(pool):
   scores = pool.score(['7', '8', 'nan', '77', ''], tasks(*'77777', verifier='shaping'))
-  assert scores.verdict_R.tolist() == [1, 0, 0, 1, 0]
-  assert scores.reward_R.tolist() == [-0.25, -0.25, 0, -0.5, 0]
-  assert (scores.timeouts, scores.errors) == (0, 1)  # a reward must be finite
+  assert scores.outcome_R.tolist() == [RIGHT, WRONG, INVALID, RIGHT, WRONG]
+  assert scores.reward_R.tolist() == [-0.25, -0.5 / 2, 0, -0.5, 0]
+  assert len(scores.examples) == 1 and scores.examples[0].startswith(
+      "shaping: invalid (1 of 5): made/2, 'nan' - ValueError: a verifier returned the reward nan")
 
 
 def test_shaping_changes_rewards_and_no_verdict(pool):
   """C = 10, the last 4 tokens are the buffer."""
-  completions, sevens = ['<t>7', '7', '<t>7', '8'], tasks('<t>7', '7', '8', '7', verifier='hostile')
-  scores = pool.score(completions, sevens, np.array([10, 8, 9, 6]))
-  assert scores.verdict_R.tolist() == [1, 1, 0, 0]
-  assert scores.reward_R.tolist() == [0.25, 0.5, -0.5, 0]
-  assert pool.score(completions, sevens).reward_R.tolist() == [1.25, 1, 0.25, 0]
+  completions, sevens = ['<t>7', '7', '<t>7', '8', 'raise'], tasks('<t>7', '7', '8', '7', '7', verifier='hostile')
+  scores = pool.score(completions, sevens, np.array([10, 8, 9, 6, 10]))
+  assert scores.verdict_R.tolist() == [1, 1, 0, 0, 0]
+  assert scores.reward_R.tolist() == [0.25, 0.5, -0.5, 0, 0]
+  assert pool.score(completions, sevens).reward_R.tolist() == [1.25, 1, 0.25, 0, 0]
 
 
-def test_what_fails_scores_0_and_its_neighbours_keep_their_verdicts(pool):
-  bad = ['raise', 'local', 'exit', 'interrupt', 'two', 'timeout', 'memory']
+def test_what_fails_is_unverified_and_its_neighbours_keep_their_verdicts(pool):
+  bad = ['raise', 'local', 'exit', 'interrupt', 'two', 'timeout', 'memory', 'recursion', 'silent']
+  others = ['wide', 'abstain', 'reason']
+  outcomes = [RAISED] * len(bad) + [INVALID, ABSTAINED, ABSTAINED]
   try:
-    assert score(pool, '7', *bad, '8', *bad, '7') == ([1] + [0] * 15 + [1], 0, 14)
-    assert score(pool, '8', '7') == ([0, 1], 0, 0)
+    assert score(pool, '7', *bad, *others, '8', *bad, '7') == [RIGHT, *outcomes, WRONG, *[RAISED] * len(bad), RIGHT]
+    assert score(pool, '8', '7') == [WRONG, RIGHT]
   except (SystemExit, KeyboardInterrupt) as error:  # these would end the test run
     pytest.fail(f'{error!r} of the verifier came out of score')
+
+
+def test_examples_say_what_was_not_verified(pool):
+  completions = ['raise ' + 'x' * 300, 'abstain', 'raise', 'reason', '7']
+  scores = pool.score(completions, tasks(*'77777', verifier='hostile'))
+  assert scores.verified_R.tolist() == [False] * 4 + [True]
+  raised, abstained = scores.examples
+  assert raised.startswith("hostile: raised (2 of 5): made/0, 'raise xxx") and len(raised) < 600
+  assert raised.endswith('xxx') and "xx...' - ZeroDivisionError: raise xx" in raised
+  assert abstained == "hostile: abstained (2 of 5): made/1, 'abstain' - the verifier returned None"
 
 
 def test_what_fails_has_no_answer_and_its_neighbours_keep_theirs(pool):
@@ -112,53 +137,132 @@ def test_what_fails_has_no_answer_and_its_neighbours_keep_theirs(pool):
 
 
 @pytest.mark.slow
-def test_what_hangs_or_dies_scores_0_and_its_neighbours_keep_their_verdicts(pool):
-  """There are more completions than chunks, so that good ones share a chunk with bad ones."""
-  many, bad = [*map(str, range(40))], ['sleep', 'loop', 'die', 'o' * 50 + '!']
-  scores, timeouts, errors = score(pool, *many[:20], *bad, *many[20:])
-  assert [i for i, x in enumerate(scores) if x] == [7]
-  assert (timeouts, errors) == (3, 1)
-  found = pool.answers([*many, 'sleep'], tasks(*['-'] * 41, verifier='hostile'))
+def test_what_hangs_or_dies_is_unverified_and_its_neighbours_keep_their_verdicts(pool):
+  """There are more completions than a process takes at once, so that good ones wait behind bad ones."""
+  many, bad = [*map(str, range(100))], ['sleep', 'loop', 'die', 'o' * 50 + '!', 'segfault']
+  outcomes = score(pool, *many[:50], *bad, *many[50:])
+  assert outcomes[50:55] == [TIMEOUT, TIMEOUT, DIED, TIMEOUT, DIED]
+  assert outcomes[:50] + outcomes[55:] == [RIGHT if text == '7' else WRONG for text in many]
+  found = pool.answers([*many, 'sleep'], tasks(*['-'] * 101, verifier='hostile'))
   assert found == ((*(x[0] for x in many), None), 1, 0)
 
 
-@pytest.mark.slow
-def test_processes_that_die_on_everything_do_not_stop_the_step(pool):
-  """The completions may be why, other than where a verifier raises."""
-  assert score(pool, 'die 1', 'die at once 2') == ([0, 0], 0, 2)
+def test_the_limit_is_of_one_verdict():
+  """All together they take longer than the limit."""
+  with rewards.Workers(knobs.verifiers(own('slow'), workers=1, timeout_s=0.7)) as pool:
+    scores = pool.score(map(str, range(45)), tasks(*['7'] * 45))
+  assert scores.verified_R.all() and scores.verdict_R.sum() == 1
 
 
-def test_a_verifier_that_fails_on_everything_fails_the_step(pool):
-  with pytest.raises(RuntimeError, match="verifier of 'hostile' failed on all 4 completions .* 'raise 3' to made/3"):
-    score(pool, 'raise 1', 'raise 2', 'raise 1', 'raise 3')
-  assert score(pool, '7', 'raise 1') == ([1, 0], 0, 1)  # on some: a verdict
-  with pytest.raises(RuntimeError, match="answers of 'hostile' failed on all 2 completions"):
-    pool.answers(['raise', 'seven'], tasks(*'77', verifier='hostile'))
-  # Whatever the other verifiers do.
-  with pytest.raises(RuntimeError, match="verifier of 'choice' failed on all 1 completions .* made/0"):
-    pool.score(['7', 'B'], [*tasks('7'), *tasks('none', verifier='choice')])
-  with pytest.raises(RuntimeError, match="'not found' failed on all 1 completions"):
-    score(pool, '7', verifier='not found')
+def test_a_completion_whose_process_dies_is_tried_alone_in_a_new_one():
+  """'crowded' dies unless it is the first that its process sees."""
+  with rewards.Workers(knobs.verifiers(own('process_of'), workers=1)) as pool:
+    scores = pool.score([*'abcdef', 'crowded 1', 'crowded 2', *'ghij'], tasks(*['7'] * 12))
+    assert scores.verified_R.all()
+    assert scores.reward_R[6:8].tolist() == [1, 1]
 
 
-def test_a_pool_that_breaks_is_made_again():
-  """As pebble's pool does where a process dies that runs nothing."""
-  before = set(multiprocessing.active_children())
-  with rewards.Workers(knobs.verifiers(hostile.hostile)) as pool:
+def test_processes_that_die_between_steps_are_replaced():
+  with rewards.Workers(knobs.verifiers(own('hostile'), workers=2)) as pool:
     for _ in range(2):
-      assert score(pool, '7', '8', '9', verifier='') == ([1, 0, 0], 0, 0)
-      for process in set(multiprocessing.active_children()) - before:
-        process.kill()
-        process.join()
-    assert score(pool, '8', '7', verifier='') == ([0, 1], 0, 0)
+      assert score(pool, '7', '8', '9', verifier='') == [RIGHT, WRONG, WRONG]
+      for process in pool._pool._processes:
+        process.errors.shutdown(1)  # its keeper ends it
+    pool._pool._server.kill()
+    assert score(pool, '8', '7', verifier='') == [WRONG, RIGHT]
+
+
+def test_completions_are_taken_as_processes_have_room():
+  taken = []
+
+  def texts():
+    for i in range(40):
+      taken.append(time.monotonic())
+      yield f'{i}'
+
+  with rewards.Workers(knobs.verifiers(own('slow'), workers=1)) as pool:
+    pool.score(['7'], tasks('7'))
+    start = time.monotonic()
+    assert pool.score(texts(), tasks(*['7'] * 40)).verdict_R.sum() == 1
+  assert taken[-1] - start > 0.4  # of eight tenths of a second that the verdicts take
+
+
+@pytest.mark.parametrize('fault, outcome', [('raise', 'raised'), ('abstain', 'abstained'), ('wide', 'invalid')])
+def test_a_verifier_without_any_verdict_ends_the_run_after_some_steps(fault, outcome):
+  with rewards.Workers(knobs.verifiers(own('hostile'), max_faulty_steps=2), verifiers=['choice']) as pool:
+    two = [*tasks('7'), *tasks('B', verifier='choice')]
+    assert pool.score([fault, 'B'], two).verified_R.tolist() == [False, True]
+    assert pool.score(['7', 'B'], two).verified_R.all()  # which begins the count anew
+    assert pool.score([fault, 'B'], two).verified_R.tolist() == [False, True]
+    assert pool.score(['B'], two[1:]).verified_R.all()  # which says nothing of it
+    with pytest.raises(RuntimeError, match=(
+        rf"hostile:hostile gave no verdict on any completion, 2 times in a row \(rewards.max_faulty_steps=2\); the "
+        rf"last time on 4: {outcome}: made/0, '{fault} 1'.*; {outcome}: made/1, '{fault} 2'")) as error:
+      pool.score([f'{fault} {i}' for i in (1, 2, 3, 4)], tasks(*'7777'))
+    assert f'{fault} 3' in str(error.value) and f'{fault} 4' not in str(error.value)
+
+
+def test_an_extraction_without_any_answer_ends_the_run_too(monkeypatch):
+  monkeypatch.setitem(rewards.ANSWERS, own('hostile'), hostile.hostile_answer)
+  with rewards.Workers(knobs.verifiers(own('hostile'), max_faulty_steps=1)) as pool:
+    assert pool.answers(['none'], tasks('7')).answer_R == (None,)  # which is no fault
+    with pytest.raises(RuntimeError, match='hostile:hostile gave no answer on any completion, 1 times.*TypeError'):
+      pool.answers(['seven', 'raise'], tasks(*'77'))
+
+
+def test_answers_that_are_the_same_are_one(monkeypatch):
+  """The same: those with the same first character. The first stands for all, by length and then by text."""
+  name = own('slow')
+  monkeypatch.setitem(rewards.ANSWERS, name, hostile.whole_answer)
+  monkeypatch.setitem(rewards.ANSWERS, own('share'), hostile.whole_answer)
+  monkeypatch.setitem(verifiers.SAME, name, hostile.same_digit)
+  config = knobs.verifiers(name, workers=2, timeout_s=0.5)
+  with rewards.Workers(config, verifiers=[own('share')]) as pool:
+    one, two, three, other = (*tasks(*'123'), *tasks('4', verifier=own('share')))
+    found = pool.answers(['3bc', '3ab', '4', '3b', '', '3bc', 'xa', 'xb', 'xa', '5a', '5'],
+                         [one, one, one, one, one, two, three, three, three, other, other])
+  assert found.answer_R == ('3b', '3b', '4', '3b', None, '3bc', 'xa', 'xb', 'xa', '5a', '5')
+  assert (found.timeouts, found.errors) == (0, 0)
+
+
+@pytest.mark.parametrize('kind', ['child', 'daemon'])
+def test_the_children_of_a_verdict_end_with_it(kind):
+  seconds = 10 ** 6 + os.getpid()
+  with rewards.Workers(knobs.verifiers(own('leaving'))) as pool:
+    assert pool.score([kind], tasks('7', info=f'{seconds}')).verified_R.all()
+    assert not sleepers.sleepers(seconds)
+
+
+def test_a_worker_knows_nothing_of_the_run(monkeypatch, tmp_path):
+  monkeypatch.setenv('HF_TOKEN', 'secret')
+  secret = tmp_path / 'secret'
+  secret.write_text('7')
+  with rewards.Workers(knobs.verifiers(own('environment')), verifiers=[own('reading')]) as pool:
+    (example,) = pool.score(['x'], tasks('7')).examples
+    names = set(example.rpartition(' - ')[2].split())
+    assert {name for name in names if not name.startswith('LC_')} <= {
+        'PATH', 'LANG', 'HOME', 'TMPDIR', 'PYTHONPATH', 'PYTHONHASHSEED', 'LD_LIBRARY_PATH', 'JAX_PLATFORMS',
+        'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'}
+    assert pool.score([str(secret)], tasks('7', verifier=own('reading'))).outcome_R.tolist() == [RAISED]
+  with rewards.Workers(knobs.verifiers(own('reading'), readable=(str(tmp_path),))) as pool:
+    assert pool.score([str(secret)], tasks('7')).outcome_R.tolist() == [RIGHT]
+
+
+def test_the_network_is_a_switch():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    attempt = f'import socket; socket.create_connection(("127.0.0.1", {server.getsockname()[1]})); right = True'
+    for network, outcome in ((False, RAISED), (True, RIGHT)):
+      with rewards.Workers(knobs.verifiers(own('executing'), network=network, timeout_s=10.0)) as pool:
+        assert pool.score([attempt], tasks('7')).outcome_R.tolist() == [outcome]
 
 
 def test_close_ends_the_processes():
-  before = set(multiprocessing.active_children())
-  with rewards.Workers(knobs.verifiers('ends_with', workers=2)) as pool:
+  with rewards.Workers(knobs.verifiers('ends_with', workers=0)) as pool:
+    assert pool._pool._count == min(len(os.sched_getaffinity(0)), workers.MOST_WORKERS)
     score(pool, '17', '8', verifier='ends_with')
-    assert len(set(multiprocessing.active_children()) - before) == 2
-  assert set(multiprocessing.active_children()) <= before
+    server, folder = pool._pool._server, pathlib.Path(pool._pool._folder)
+    assert server.poll() is None and folder.exists()
+  assert server.poll() is not None and not folder.exists()
 
 
 def test_scores_are_rewards_only_where_they_are_asked_for(monkeypatch):
@@ -169,13 +273,29 @@ def test_scores_are_rewards_only_where_they_are_asked_for(monkeypatch):
       assert scores.verdict_R.tolist() == [1, 0] and scores.reward_R.tolist() == rewards_R
 
 
-def test_a_function_of_the_user_is_checked_at_the_start():
-  before = set(multiprocessing.active_children())
+def test_a_function_of_the_user_is_checked_at_the_start(monkeypatch):
   with pytest.raises(ValueError, match='missing.* cannot be imported: AttributeError'):
     rewards.Workers(knobs.verifiers('ends_with'), verifiers=['tests.rewards.hostile:missing'])
-  assert set(multiprocessing.active_children()) <= before
   with pytest.raises(ValueError, match='length_buffer=11 is not in 0..sample.completion_length=10'):
     rewards.Workers(knobs.verifiers('ends_with', length_buffer=11), completion_length=10)
+  monkeypatch.setitem(rewards.VERIFIERS, 'mine', lambda completion, task: True)
+  with pytest.raises(ValueError, match="verifier mine cannot be sent to worker processes.*put it in a module"):
+    rewards.Workers(knobs.verifiers('mine'))
+  in_main = type(own)(hostile.shaping.__code__, {}, 'shaping')
+  in_main.__module__ = '__main__'
+  with pytest.raises(ValueError, match='verifier __main__:shaping .* defined in __main__; put it in a module'):
+    rewards.Workers(knobs.verifiers('ends_with'), verifiers=[in_main])
+
+
+@pytest.mark.slow
+def test_two_thousand_trivial_verdicts_take_little():
+  """Processor time of this process: a twentieth of a millisecond each, where a tenth is promised."""
+  with rewards.Workers(knobs.verifiers('ends_with', workers=2)) as pool:
+    pool.score(['7'], tasks('7'))
+    start = time.process_time()
+    scores = pool.score(map(str, range(2048)), tasks('7') * 2048)
+    assert time.process_time() - start < 0.2
+  assert scores.verdict_R.sum() == 205
 
 
 def test_overlong_by_hand():
