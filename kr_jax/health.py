@@ -66,13 +66,14 @@ class Watch:
   """What is to be said of a step's verdicts.
 
   Args:
-    before: `counts` of the steps that this run went on from.
+    before: numbers and `counts` of the steps that this run went on from; what was said of them is not said again.
   """
 
-  def __init__(self, before: Iterable[dict[str, dict[str, int]]] = ()):
+  def __init__(self, before: Iterable[tuple[int, dict[str, dict[str, int]]]] = ()):
     self._answers, self._groups, self._right = {}, {}, {}  # so far, by name
     self._said = {}  # name and kind of unverified rollouts -> the step at which they were spoken of last
-    for found in before:
+    for step, found in before:
+      self._unverified(step, found)
       self._add(found)
 
   def _add(self, found: dict[str, dict[str, int]]) -> None:
@@ -80,6 +81,14 @@ class Watch:
       for total, x in ((self._answers, of['right'] + of['wrong']), (self._groups, of['groups']),
                        (self._right, of['right'])):
         total[name] = total.get(name, 0) + x
+
+  def _unverified(self, step: int, found: dict[str, dict[str, int]]) -> dict[tuple[str, str], int]:
+    """Counts of unverified rollouts by name and kind, if they are to be spoken of at this step; else nothing."""
+    kinds = {(name, kind): of[kind] for name, of in found.items() for kind in UNVERIFIED if of[kind]}
+    if not any(step - self._said.get(key, step - _EVERY) >= _EVERY for key in kinds):
+      return {}
+    self._said |= dict.fromkeys(kinds, step)
+    return kinds
 
   def _alarms(self, name: str) -> int:
     """How often it would have been said by now that no answer is right."""
@@ -97,9 +106,7 @@ class Watch:
       wrong_example: name -> the end of a wrong completion and its task's answer, or ''; called for a message alone.
     """
     said = []
-    kinds = {(name, kind): of[kind] for name, of in found.items() for kind in UNVERIFIED if of[kind]}
-    if any(step - self._said.get(key, -_EVERY) >= _EVERY for key in kinds):
-      self._said |= dict.fromkeys(kinds, step)
+    if kinds := self._unverified(step, found):
       of_each = ', '.join(f'{name} {kind} {n}' for (name, kind), n in kinds.items())
       example = f'; for example: {_short(examples[0])}' if examples else ''
       rollouts = sum(of[kind] for of in found.values() for kind in verdicts.OUTCOMES[1:])

@@ -88,11 +88,19 @@ def test_one_right_answer_ends_the_alarm():
 
 def test_a_resumed_run_counts_on():
   before = [step(groups=32, wrong=256)] * 3
-  whole, resumed = health.Watch(), health.Watch(before)
+  whole, resumed = health.Watch(), health.Watch(enumerate(before))
   said = [whole.step(i, found, (), lambda name: '') for i, found in enumerate(before)]
   assert [len(texts) for texts in said] == [0, 1, 0]
   last = step(groups=32, wrong=256)
   assert resumed.step(3, last, (), lambda name: '') == whole.step(3, last, (), lambda name: '') != []
+
+
+def test_a_resumed_run_does_not_say_again_what_was_said():
+  found = step(raised=1)
+  whole, resumed = health.Watch(), health.Watch(enumerate([found] * 7))
+  said = [len(whole.step(i, found, (), no_example)) for i in range(40)]
+  assert said == [1] + 19 * [0] + [1] + 19 * [0]
+  assert [len(resumed.step(i, found, (), no_example)) for i in range(7, 40)] == said[7:]
 
 
 def test_the_example_of_a_wrong_answer():

@@ -94,6 +94,6 @@ def test_every_module_has_a_test_and_every_test_a_module():
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
-      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'benchmarks/verdicts', 'rewards/attacks',
+      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'benchmarks/verdict_rates', 'rewards/attacks',
       'rewards/cases')}
   assert tests - of_the_project == modules

@@ -99,7 +99,7 @@ class Record:
     self._bar = processes.progress(config.alloc.rule, first_step, config.num_steps)
     self._compiles = metrics.CompileCount()
     self._health = health.Watch(
-        record['verification'] for record in self._writer.records if 'verification' in record)
+        (record['step'], record['verification']) for record in self._writer.records if 'verification' in record)
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
     before = [record['wall_s'] for record in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
