@@ -370,42 +370,32 @@ def _half_lines(left: Node, right: Node, sign: str) -> regions.Region | None:
 
 
 def canonical(answer: str) -> str | None:
-  """A text that equal answers share, unless only `same` can tell (0.333333 and 1/3); None for an empty answer."""
-  if len(answer) > _MOST_CHARACTERS:
-    return _written(answer) or None
-  found = read(answer)
-  return None if found is None else _canonical(found)
+  """A text that stands for an answer, and is the same answer by `same`; None for an empty one.
+
+  Rational numbers, lists and tuples of them, and words have one text, whatever their form; other answers have the text
+  that they come with, so that `same` must join them.
+  """
+  found = read(answer) if len(answer) <= _MOST_CHARACTERS else None
+  return _canonical(found) or ' '.join(marks.trim(answer).split()) or None
 
 
-def _canonical(x: Any) -> str:
+def _canonical(x: Any) -> str | None:
   if isinstance(x, Either):
     return _canonical(x.ways[0])
   if isinstance(x, Named):
     return _canonical(x.thing)
-  if isinstance(x, Quantity):
-    if both := _both_signs(x):
-      return _canonical(both)
-    return _canonical_quantity(x)
-  if isinstance(x, Group):
-    items = [*map(_canonical, x.items)]
-    if x.kind in ('', '{}'):
-      items = sorted(set(items))
-      return items[0] if len(items) == 1 else f'{{{"; ".join(items)}}}'
-    return f'{x.kind[0]}{"; ".join(items)}{x.kind[1]}'
-  if isinstance(x, (kinds.Region, kinds.Common, Relation)):
-    found = region(x)
-    return str(x) if found is None else regions.written(found)
   if isinstance(x, Words):
     return x.text
-  return str(x)
-
-
-def _canonical_quantity(x: Quantity) -> str:
-  node = syntax.node(x.tokens)
-  if node is None:
-    return notation.written(x.tokens)
-  variables = syntax.names(node)
-  found = [_times(value, None, x.scale) for value in values.of(x.tokens, Reading(), variables)]
-  if all(value is None for value in found):
-    return notation.written(x.tokens)
-  return '; '.join(('' if value is None else values.written(value)) for value in found)
+  if isinstance(x, Quantity):
+    value = values.number(x.tokens)
+    is_short = isinstance(value, Fraction) and max(value.numerator.bit_length(), value.denominator.bit_length()) < 1000
+    return str(value * x.scale) if is_short and x.unit in (None, units.NO_UNIT) and not _both_signs(x) else None
+  if isinstance(x, Group):
+    items = [*map(_canonical, x.items)]
+    if None in items or not items:
+      return None
+    if x.kind in ('', '{}'):
+      items = sorted(set(items))
+      return items[0] if len(items) == 1 else f'\\{{{", ".join(items)}\\}}'
+    return f'{x.kind[0]}{", ".join(items)}{x.kind[1]}'
+  return None

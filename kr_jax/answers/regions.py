@@ -97,9 +97,3 @@ def equal(x: Region, y: Region) -> bool:
   return len(x) == len(y) and all(
       values.close(a.low, b.low) and values.close(a.high, b.high)
       and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed) for a, b in zip(x, y))
-
-
-def written(region: Region) -> str:
-  """A text that equal regions share."""
-  return ' u '.join(f'{"(["[x.low_closed]}{values.written(x.low)}, {values.written(x.high)}{")]"[x.high_closed]}'
-                    for x in region) or '{}'

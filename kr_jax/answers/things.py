@@ -54,6 +54,8 @@ def strip(tokens: Tokens) -> Tokens:
       tokens = tokens[:-1]
     if tokens and tokens[-1].kind == 'number' and tokens[-1].text.endswith('.'):
       tokens = (*tokens[:-1], tokens[-1]._replace(text=tokens[-1].text[:-1]))
+    if len(tokens) > 1 and tokens[-1].is_command('ldots') and tokens[-2].kind == 'number':  # 3.14...
+      tokens = tokens[:-1]
     while tokens and (tokens[0].is_op(*_EDGES, '=') or tokens[0].is_command('approx', 'therefore', 'implies', 'sim')):
       tokens = tokens[1:]
     if tokens and tokens[0].kind in ('word', 'text') and tokens[0].text.lower() in _ABOUT and len(tokens) > 1:

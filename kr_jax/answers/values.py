@@ -385,16 +385,3 @@ def same_values(x: list[Number | None], y: list[Number | None]) -> bool:
 def is_real(x: Number) -> bool:
   """Whether a value is a real number, but for rounding."""
   return isinstance(x, Fraction) or not isinstance(x, mp.mpc) or abs(x.imag) <= 1e-30 * abs(x.real)
-
-
-def written(x: Number) -> str:
-  """A text that equal values share, unless their 15th digits are rounded apart."""
-  if isinstance(x, Fraction):
-    is_short = max(x.numerator.bit_length(), x.denominator.bit_length()) < 1000
-    return str(x) if is_short else f'{x.numerator:x}/{x.denominator:x}'  # Python refuses to write 4,300 digits
-  if is_real(x):
-    x = mp.re(x)
-  nearest = mp.nint(mp.re(x))
-  if close(x, Fraction(int(nearest)) if not mp.isinf(nearest) and mp.mag(nearest) < 100 else x) and not mp.isinf(x):
-    return str(int(nearest)) if mp.mag(nearest) < 100 else mp.nstr(x, 15)
-  return mp.nstr(x, 15)

@@ -3,6 +3,10 @@
 A process has a few requests in its pipe, as many as take some milliseconds, so that it never waits for the pool. The
 clock of a request starts when the reply before it came. If a process dies, its first request is tried once more,
 when all others are done, alone in a new process; the other requests in its pipe go to other processes.
+
+A verifier that fails on everything must not take R timeouts of a call. Once so many seconds passed without one of its
+verdicts as _MOST_LOST timeouts take, requests of tasks that had a part in it are put off; at twice that, all of its
+requests are. They are tried if a verdict comes after all, else they fail unseen.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ _END_S = 10.0  # for a process that is killed to be gone
 _AHEAD_S = 0.005  # requests in the pipe of a process take this long together
 _MOST_AHEAD = 32
 _TAIL = 2000  # bytes that are kept of what a process wrote to stderr
+_MOST_LOST, _MOST_LOST_EACH = 16, 4  # timeouts of a verifier without a verdict; of each process, if that is more
 _STARTS = 3  # attempts to start a process that fail, in a row, before the pool gives up
 
 
@@ -79,6 +84,12 @@ class Pool:
     self._waiting: collections.deque[Request] = collections.deque()
     self._again: collections.deque[Request] = collections.deque()  # their process died
     self._tried: set[int] = set()  # numbers of requests whose process died
+    self._put_off: list[Request] = []  # nothing of their verifier succeeded
+    self._most_lost_s = max(_MOST_LOST, _MOST_LOST_EACH * count) * timeout_s
+    # By kind and verifier: seconds that brought nothing, of which tasks, and whether a request succeeded.
+    self._lost_s: collections.Counter[tuple[str, str]] = collections.Counter()
+    self._losers: set[tuple[str, str, int]] = set()
+    self._successful: set[tuple[str, str]] = set()
     self._failed_starts = 0
     self.standing: tuple[str, ...] | None = None
     self._start_server()
@@ -94,9 +105,18 @@ class Pool:
       pickle.dump(self._setup, stdin)  # where it is dead, it is found so when it is asked for a process
 
   def check(self) -> None:
-    """Waits for the verifiers to be imported. Raises ValueError if that fails, RuntimeError if it ends the process."""
-    with self._control.makefile('rb') as file:  # nothing else comes on this socket
-      answer = file.readline()
+    """Waits for the verifiers to be imported.
+
+    Raises ValueError if that fails, RuntimeError if it ends the process or takes more than _START_S seconds.
+    """
+    self._control.settimeout(_START_S)
+    try:
+      with self._control.makefile('rb') as file:  # nothing else comes on this socket
+        answer = file.readline()
+    except TimeoutError:
+      raise RuntimeError(f'the import of the modules {self._setup.modules} took more than {_START_S:g} s') from None
+    finally:
+      self._control.settimeout(None)
     if not answer:
       raise RuntimeError(f'the process that imports the verifiers ended with {self._server.wait()}; what it printed '
                          'may say why')
@@ -104,7 +124,12 @@ class Pool:
       raise ValueError('; '.join(errors))
 
   def _start(self) -> _Process:
-    """A new process, which becomes ready later. Raises RuntimeError if servers end, one after the other."""
+    """A new process, which becomes ready later.
+
+    Raises RuntimeError if servers end, one after the other, and ValueError after `close`.
+    """
+    if not self._remove_folder.alive:
+      raise ValueError('these verifier processes were closed')
     (channel, theirs), (errors, their_errors) = socket.socketpair(), socket.socketpair()
     process = _Process(channel, errors)
     with theirs, their_errors, contextlib.ExitStack() as closing:
@@ -143,18 +168,22 @@ class Pool:
       while True:
         is_more, is_busy = self._feed(source, is_more, tasks)
         if not is_more and not self._waiting and not any(process.queue for process in self._processes):
-          if not self._again:
+          if self._again:
+            self._feed_again(tasks)
+          elif self._put_off:
+            yield from self._give_up()
+            continue
+          else:
             return
-          self._feed_again(tasks)
         yield from self._serve(is_busy)
     finally:  # where the source raised, or the caller went away
       for process in [*self._processes]:
         if process.queue:
           self._end(process, verdicts.NONE, '')
           process.queue.clear()
-      self._waiting.clear()
-      self._again.clear()
-      self._tried.clear()
+      for kept in (self._waiting, self._again, self._tried, self._put_off, self._lost_s, self._losers,
+                   self._successful):
+        kept.clear()
 
   def _feed(self, source: Iterator[Request], is_more: bool, tasks: Sequence[Task]) -> tuple[bool, bool]:
     """Sends requests to processes with room, for some milliseconds: whether the source has more; whether there is
@@ -165,6 +194,9 @@ class Pool:
         if not is_more or (request := next(source, None)) is None:
           return False, False
         self._waiting.append(request)
+      if self._is_hopeless(self._waiting[0]):
+        self._put_off.append(self._waiting.popleft())
+        continue
       process = min((p for p in self._processes if not p.ending), key=lambda p: len(p.queue), default=None)
       if (process is None or process.queue) and len(self._processes) < self._count:
         process = self._start()
@@ -181,6 +213,31 @@ class Pool:
     free = [process for process in self._processes if not process.ending]
     while self._again and (free or len(self._processes) < self._count):
       self._send(free.pop() if free else self._start(), self._again.popleft(), tasks)
+
+  def _is_hopeless(self, request: Request) -> bool:
+    """Whether the verifier took long and gave nothing, for several tasks or for this one."""
+    of = (request.kind, request.verifier)
+    lost_s = 0.0 if of in self._successful else self._lost_s[of]
+    return lost_s >= 2 * self._most_lost_s or lost_s >= self._most_lost_s and (*of, request.task) in self._losers
+
+  def _note(self, request: Request, outcome: int, since: float) -> None:
+    """Notes what a request brought that was begun at a time."""
+    of = (request.kind, request.verifier)
+    if outcome in (verdicts.NONE, *verdicts.VERIFIED):
+      self._successful.add(of)
+    elif of not in self._successful:
+      self._lost_s[of] += min(self._timeout_s, time.monotonic() - since)  # it may have been seen late
+      self._losers.add((*of, request.task))
+
+  def _give_up(self) -> Iterator[tuple[Request, Reply]]:
+    """Replies to the requests that were put off, or lets them be tried where others succeeded since."""
+    put_off, self._put_off = self._put_off, []
+    for request in put_off:
+      if self._is_hopeless(request):
+        lost_s = self._lost_s[request.kind, request.verifier]
+        yield request, Reply(verdicts.TIMEOUT, note=f'not tried: the verifier gave nothing in {lost_s:.0f} s')
+      else:
+        self._waiting.append(request)
 
   def _send(self, process: _Process, request: Request, tasks: Sequence[Task]) -> None:
     if not process.queue and process.is_ready:
@@ -240,6 +297,8 @@ class Pool:
 
   def _end(self, process: _Process, outcome: int, note: str) -> None:
     """Lets a process be killed. It is gone when its errors are at their end."""
+    if process.queue and outcome != verdicts.NONE:
+      self._note(process.queue[0], outcome, process.since)
     process.ending, process.since = (outcome, note), time.monotonic()
     self._hang_up(process)
     with contextlib.suppress(OSError):  # it is gone
@@ -274,6 +333,7 @@ class Pool:
       process.queue.popleft()
       now = time.monotonic()
       process.pace_s = max(1e-6, 0.9 * process.pace_s + 0.1 * (now - process.since))
+      self._note(request, reply.outcome, process.since)
       process.since = now
       yield request, reply
     if process.ending is None and len(process.unread) > worker.MAX_LINE:
@@ -291,8 +351,10 @@ class Pool:
     process.is_ready, process.since, self._failed_starts = True, time.monotonic(), 0
     if self.standing is None:
       self.standing = tuple(standing)
-      logging.info('Verifier processes are behind these walls: %s; not behind: %s.', ', '.join(standing) or 'none',
-                   ', '.join(name for name in isolation.WALLS if name not in standing) or 'none')
+      missing = [name for name in isolation.WALLS if name not in standing]
+      logging.log(logging.WARNING if missing else logging.INFO,
+                  'Verifier processes are behind these walls: %s; not behind: %s.%s', ', '.join(standing) or 'none',
+                  ', '.join(missing) or 'none', ' kr_jax/rewards/README.md says what they need.' if missing else '')
 
   def _read_errors(self, process: _Process) -> Iterator[tuple[Request, Reply]]:
     """Takes what a process and its keeper wrote to stderr; buries the process at the end of it."""
@@ -320,6 +382,8 @@ class Pool:
       self._count_failed_start(note or last_words)
     elif process.queue and outcome != verdicts.NONE:
       request = process.queue.popleft()
+      if not process.ending:
+        self._note(request, outcome, process.since)
       if outcome == verdicts.DIED and request.number not in self._tried:
         self._tried.add(request.number)
         self._again.append(request)

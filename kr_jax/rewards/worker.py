@@ -141,14 +141,15 @@ def main() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends it
   setup = pickle.load(sys.stdin.buffer)
   functions, errors = _load(setup)
-  control.sendall(json.dumps(errors).encode() + b'\n')
+  with contextlib.suppress(BrokenPipeError):  # the pool was closed, which the loop below sees
+    control.sendall(json.dumps(errors).encode() + b'\n')
   readable = tuple(dict.fromkeys((*walls.interpreter(), *_packages(), *setup.readable)))
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
   while True:
     try:
       _, files, _, _ = socket.recv_fds(control, 1, 2)
     except ConnectionError:  # the pool did not read what it was sent above
-      break
+      files = []
     if not files:
       break
     if not os.fork():
@@ -156,6 +157,7 @@ def main() -> None:
       _keep(setup, functions, readable, *map(lambda fd: socket.socket(fileno=fd), files))
     for file in files:
       os.close(file)
+  shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)  # of the pool, which may have been killed
 
 
 def _load(setup: Setup) -> tuple[dict[tuple[str, str], Callable], list[str]]:

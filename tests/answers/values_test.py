@@ -159,6 +159,3 @@ def test_numbers_and_texts():
   assert values.number(tokens('1/2')) == Fraction(1, 2) and values.number(tokens('x')) is None
   assert values.number(tokens('1/0')) is None and values.number(tokens('9^{9^{9^9}}')) is None
   assert values.of(tokens('2x'), Reading(), frozenset('x')) != [None]
-  assert values.written(Fraction(1, 2)) == '1/2' and values.written(value(r'\sqrt4')) == '2'
-  assert values.written(value(r'\sin^2 1+\cos^2 1')) == '1' and values.written(value(r'\sqrt2')) == '1.4142135623731'
-  assert len(values.written(value('2^{20000}'))) < 6000

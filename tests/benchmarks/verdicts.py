@@ -44,6 +44,7 @@ from tests.benchmarks import variants
 
 LIMIT_S = 10.0  # of one verdict; a verdict that takes longer is a refusal
 ACCEPTED = ('self', 'rewritings', 'bad_forms')  # groups of right answers
+WORKERS, STEP, ROUNDS = 2, 2048, 3
 
 
 class Case(NamedTuple):
@@ -183,6 +184,24 @@ def judge(found: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
   return accepted, ms
 
 
+def in_worker_processes(found: Sequence[Case], seed: int) -> dict:
+  """Seconds of the verdicts of STEP distinct completions by two processes that have started; of other completions in
+  each round."""
+  distinct = list({(case.completion, case.reference): case for case in found}.values())
+  random.Random(seed).shuffle(distinct)
+  seconds = []
+  with rewards.Workers(rewards.Config(verifier='math', workers=WORKERS)) as workers:
+    workers.score(['1'] * 64, [task(str(i)) for i in range(64)])
+    for first in range(0, min(ROUNDS * STEP, len(distinct) - STEP + 1), STEP):
+      step = distinct[first:first + STEP]
+      tasks = [task(case.reference)._replace(id=f'made/{i}') for i, case in enumerate(step)]
+      start = time.perf_counter()
+      workers.score([case.completion for case in step], tasks)
+      seconds.append(time.perf_counter() - start)
+  return {'workers': WORKERS, 'completions': STEP, 'seconds': seconds,
+          'median': float(np.median(seconds)) if seconds else None}
+
+
 def is_one_vote(case: Case) -> bool:
   """Whether maj@k joins a rewriting with its answer."""
   extract, same = rewards.ANSWERS['math'], getattr(rewards.verifiers, 'SAME', {}).get('math')
@@ -224,6 +243,8 @@ def show(result: dict) -> None:
         print(f'  {kind:34}{counts["wrong"]:>6} of {counts["cases"]}')
   print('votes: {split} of {cases} rewritings are split from their answer'.format(**result['votes']))
   print('a verdict takes {mean:.2f} ms on the mean, 95 % at most {p95:.2f} ms'.format(**result['ms']))
+  if result['processes']['seconds']:
+    print('{completions} distinct completions take {workers} processes {median:.2f} s'.format(**result['processes']))
   for slow in result['ms']['slowest']:
     print(f'  {slow["ms"]:8.1f} ms  {slow["completion"][-70:]!r} for {slow["reference"][:50]!r}')
 
@@ -236,8 +257,13 @@ def write_wrong(path: str, found: Sequence[Case], accepted: np.ndarray, split: S
     file.writelines(json.dumps(case._asdict(), ensure_ascii=False) + '\n' for case in wrong)
 
 
-def measure(answers: Iterable[str], limit: int, seed: int = 0, wrong: str = '') -> dict:
-  """All figures of some answers; wrong: a file for the cases that come out wrong, or ''."""
+def measure(answers: Iterable[str], limit: int, seed: int = 0, wrong: str = '', processes: bool = False) -> dict:
+  """All figures of some answers.
+
+  Args:
+    wrong: a file for the cases that come out wrong, or ''.
+    processes: whether to measure worker processes too.
+  """
   found, doubtful = cases(answers, limit, seed)
   accepted, ms = judge(found)
   rewritings = [case for case in found if case.group == 'rewritings' and case.kind in variants.REWRITINGS]
@@ -245,7 +271,8 @@ def measure(answers: Iterable[str], limit: int, seed: int = 0, wrong: str = '') 
   if wrong:
     write_wrong(wrong, found, accepted, split)
   result = figures(found, accepted, ms, doubtful)
-  return result | {'votes': {'cases': len(rewritings), 'split': len(split)}}
+  result['votes'] = {'cases': len(rewritings), 'split': len(split)}
+  return result | ({'processes': in_worker_processes(found, seed)} if processes else {})
 
 
 def made_up() -> list[str]:
@@ -269,7 +296,7 @@ def main() -> None:
     answers += random.Random(args.seed).sample(rows, args.rows) if 0 < args.rows < len(rows) else rows
   result = {'machine': machine.describe(), 'answers': len(set(answers))}
   print('{answers} answers, {machine}'.format(**result))
-  result |= measure(answers, args.limit, args.seed, args.wrong)
+  result |= measure(answers, args.limit, args.seed, args.wrong, processes=True)
   show(result)
   if args.json:
     print(json.dumps(result))
