@@ -313,8 +313,8 @@ def _label(tokens: Tokens) -> str | None:
     return None
   if node[0] == 'name':
     return text if node[1] not in ('pi', 'e', 'i') else None
-  leaves = _leaves(node)
-  return text if leaves and len(leaves) == len(set(leaves)) > 1 else None
+  leaves = _leaves(node)  # with a derivative among them it is a differential equation
+  return text if leaves and len(leaves) == len(set(leaves)) > 1 and "'" not in text else None
 
 
 def _leaves(node: Node) -> list[str] | None:
