@@ -309,9 +309,8 @@ class Rewards(Section):
         re.compile(getattr(self, name))
       except re.error as error:
         yield f'rewards.{name}={getattr(self, name)!r} is not a regex: {error}'
-    for folder in self.readable:
-      if not isinstance(folder, str):
-        yield f'rewards.readable={self.readable!r} must hold texts, and {folder!r} is none'
+    if not all(isinstance(x, str) for x in self.readable):
+      yield f'rewards.readable={self.readable!r} must hold texts, each the path of a folder'
     if bool(self.format) != bool(self.format_weight):
       yield (f'rewards.format={self.format!r} and rewards.format_weight={self.format_weight} go together: '
              'set both or none')

@@ -35,7 +35,9 @@ from kr_jax.record import steps
 
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
 MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
-              'mesh', 'rewards.workers', 'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
+              'mesh', *(f'rewards.{name}' for name in (
+                  'workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')),
+              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
 
 
 def claim(setup: Setup, workdir: str) -> None:

@@ -27,8 +27,8 @@ INSIDE = {
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
     'model': (('pretrained', 'attention'), ('policy', 'tokenizer'), ('decode', 'weights')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
-    'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',), ('verifiers',),
-                ('worker',), ('pool',), ('workers',), ('audit',)),
+    'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
+                ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
     'record': (('metrics', 'checkpoint'), ('report', 'steps')),
     'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
 }

@@ -178,7 +178,8 @@ def test_two_processes_are_one(tmp_path, data_dir):
   whole, parts = (finished(tmp_path / str(count), start(tmp_path / str(count), data_dir, count, num_steps=4))
                   for count in (1, 2))
   for row, other in zip(whole, parts, strict=True):
-    for name in ('tokens_generated', 'reward_mean', 'budget_max', 'mixed_tasks', 'unverified', 'no_answer', 'verification'):
+    for name in ('tokens_generated', 'reward_mean', 'budget_max', 'mixed_tasks', 'unverified', 'no_answer',
+                 'verification'):
       assert row[name] == other[name], name
     for name in ('loss', 'grad_norm', 'entropy'):
       assert row[name] == pytest.approx(other[name], rel=1e-5), name

@@ -148,7 +148,8 @@ def opinions(verifier: str, others: Iterable[str] = ()) -> dict[str, str]:
 def audit(lines: Iterable[Line], verifiers: dict[str, str], config: Config) -> Iterator[tuple[Line, dict[str, str]]]:
   """Each line with its opinions by name: 'right', 'wrong', 'abstained', or 'fault (timeout)' and its like.
 
-  Says on stderr, a few times, why something is not verified. Raises ValueError for an unknown verifier, or one that cannot be imported.
+  Says on stderr, a few times, why something is not verified. Raises ValueError for a verifier that is unknown or
+  cannot be imported.
   """
   with Workers(config, verifiers=list(verifiers.values())) as workers:
     lines, notes = iter(lines), 0

@@ -98,8 +98,8 @@ class Pool:
     self._control, theirs = socket.socketpair()
     with theirs:
       self._server = subprocess.Popen(
-          [sys.executable, '-c', 'from kr_jax.rewards import worker; worker.main()', str(theirs.fileno())],
-          env=worker.environment(self._folder), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+          [sys.executable, '-c', 'from kr_jax.rewards import worker; worker.main()', str(theirs.fileno()),
+           self._folder], env=worker.environment(self._folder), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
           pass_fds=[theirs.fileno()], start_new_session=True)
     with contextlib.suppress(BrokenPipeError), self._server.stdin as stdin:
       pickle.dump(self._setup, stdin)  # where it is dead, it is found so when it is asked for a process
@@ -231,13 +231,14 @@ class Pool:
 
   def _give_up(self) -> Iterator[tuple[Request, Reply]]:
     """Replies to the requests that were put off, or lets them be tried where others succeeded since."""
-    put_off, self._put_off = self._put_off, []
-    for request in put_off:
-      if self._is_hopeless(request):
-        lost_s = self._lost_s[request.kind, request.verifier]
-        yield request, Reply(verdicts.TIMEOUT, note=f'not tried: the verifier gave nothing in {lost_s:.0f} s')
-      else:
-        self._waiting.append(request)
+    given_up = [request for request in self._put_off if self._is_hopeless(request)]
+    self._waiting.extend(request for request in self._put_off if not self._is_hopeless(request))
+    self._put_off.clear()
+    for (kind, name), number in collections.Counter((x.kind, x.verifier) for x in given_up).items():
+      logging.warning('%d completions were not tried: the verifier %s gave nothing in %.1f s.', number, name,
+                      self._lost_s[kind, name])
+    for request in given_up:
+      yield request, Reply(verdicts.TIMEOUT, note='not tried: the verifier gave nothing on others')
 
   def _send(self, process: _Process, request: Request, tasks: Sequence[Task]) -> None:
     if not process.queue and process.is_ready:

@@ -135,8 +135,11 @@ def environment(folder: str) -> dict[str, str]:
 
 
 def main() -> None:
-  """The program of the server: a Setup comes on stdin, and sockets on the socket that its argument names."""
-  control = socket.socket(fileno=int(sys.argv[1]))
+  """The program of the server: a Setup comes on stdin, and sockets on the socket that its first argument names.
+
+  Its second is the folder of the pool, which is removed here where the pool was killed.
+  """
+  control, folder = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
   control.set_inheritable(False)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends it
   setup = pickle.load(sys.stdin.buffer)
@@ -157,7 +160,7 @@ def main() -> None:
       _keep(setup, functions, readable, *map(lambda fd: socket.socket(fileno=fd), files))
     for file in files:
       os.close(file)
-  shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)  # of the pool, which may have been killed
+  shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(setup: Setup) -> tuple[dict[tuple[str, str], Callable], list[str]]:

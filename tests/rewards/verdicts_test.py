@@ -11,7 +11,8 @@ from kr_jax.rewards.verdicts import Verdict
 
 @pytest.mark.parametrize('returned, verdict', [
     (True, Verdict(True, 1.0)), (False, Verdict(False, 0.0)), (np.bool_(True), Verdict(True, 1.0)),
-    ((False, 0.25), Verdict(False, 0.25)), ((True, -3), Verdict(True, -3.0)), ((np.bool_(True), np.float32(2)), Verdict(True, 2.0)),
+    ((False, 0.25), Verdict(False, 0.25)), ((True, -3), Verdict(True, -3.0)),
+    ((np.bool_(True), np.float32(2)), Verdict(True, 2.0)),
     (None, Verdict(None, 0.0, reason='the verifier returned None')), ((None, 1.0), Verdict(None, 0.0)),
     (Verdict(True), Verdict(True, 1.0)), (Verdict(False, answered=False), Verdict(False, 0.0, answered=False)),
     (Verdict(None, reason='no judge'), Verdict(None, 0.0, reason='no judge'))])
@@ -25,10 +26,11 @@ async def _coroutine():
 
 
 @pytest.mark.parametrize('returned', [
-    0.3, 1, 0, 'no', 'True', {'score': 0.0}, [False, 0.0], [], (), (True,), (True, 1.0, 2.0), (0.5, True), (True, 'x'), ('no', 1.0),
-    (True, None, 'x'), object(), np.array([True]), (True, 1j), Verdict('yes'), Verdict(1), Verdict(True, 'x'), Verdict(True, 1.0, 'x')])
+    0.3, 1, 0, 'no', 'True', {'score': 0.0}, [False, 0.0], [], (), (True,), (True, 1.0, 2.0), (0.5, True), (True, 'x'),
+    ('no', 1.0), (True, None, 'x'), object(), np.array([True]), (True, 1j), Verdict('yes'), Verdict(1),
+    Verdict(True, 'x'), Verdict(True, 1.0, 'x')])
 def test_anything_else_is_an_error(returned):
-  with pytest.raises(TypeError, match=r'it must return a bool, \(bool, reward\), None to abstain, or kr_jax.rewards.Verdict'):
+  with pytest.raises(TypeError, match=r'it must return a bool, \(bool, reward\), None to abstain, or kr_jax'):
     verdicts.checked(returned)
 
 
