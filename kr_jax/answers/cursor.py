@@ -8,6 +8,12 @@ from kr_jax.answers import notation
 from kr_jax.answers.notation import Token, Tokens
 
 
+# Short words of a language, which are no products of letters; at, as and is may be.
+_WORDS = frozenset('''
+  all and any are but each else even for from has have if less mod more most no none not odd of only or per some such than
+  that the then they this very what when with you one two four five six nine ten zero'''.split())
+
+
 class NotAFormula(ValueError):
   """The tokens are no formula that is read here."""
 
@@ -33,7 +39,7 @@ class Cursor:
 
   def letters(self, token: Token) -> list[Token]:
     """A word as variables; short ones only, as others are words of a language."""
-    if len(token.text) > 4 or not token.text.isalpha():
+    if len(token.text) > 4 or not token.text.isalpha() or token.text.lower() in _WORDS:
       raise NotAFormula(token.text)
     return [Token('name', letter, token.spaced and i == 0) for i, letter in enumerate(token.text)]
 

@@ -11,7 +11,8 @@ are compared by kind, formulas by their values (values.py). Where notation is lo
     2x = 42 and x^2 = 42 have none: they are equations.
   - Decimals are exact, with one exception: a decimal of six digits or more may be off by less than 1 in its last
     digit from a number of another form, so 0.333333 is 1/3.
-  - Order and repetition count in (1, 2) and [1, 2], but not in {1, 2} or in 1, 2 without brackets.
+  - Order and repetition count in (1, 2) and [1, 2], but not in {1, 2}. Without brackets order does not count, and
+    repetition only between lists of one length: 1, 1, 2 may be 1, 2, but is not 1, 2, 2.
   - a(x + 1) may be a function's value or a product, log of base e or of base 10, 1/2x either; it is read in the way
     that makes the two answers equal, if there is one, on both sides alike.
   - What divides by zero has no value, and is equal to nothing but itself as written.
@@ -42,6 +43,8 @@ from kr_jax.answers.things import quantity, read, read_tokens
 _MOST_CHARACTERS, _MOST_READ = 400, 20_000
 # Texts that a process keeps read: the rollouts of a task share its reference, and often an answer.
 _KEPT = 4096
+# Tokens that are read in one comparison of formulas, once for each way to read them.
+_MOST_WORK = 3000
 
 
 def same(answer: str, reference: str) -> bool:
@@ -62,7 +65,7 @@ def _written(text: str) -> str:
   """The text in one notation; of a very long one, without the spaces around it."""
   if len(text) > _MOST_READ:
     return marks.trim(text)
-  return notation.written(things.strip(notation.tokens(things.without_dollars(text))))
+  return notation.written(things.strip(notation.tokens(marks.without_dollars(text))))
 
 
 def _equal(x: Any, y: Any) -> bool:
@@ -118,6 +121,13 @@ def _equal_groups(x: Group, y: Group) -> bool:
   kinds = {x.kind, y.kind}
   if x.joined == y.joined == 'thousands':  # then both are numbers
     return False
+  if kinds == {''} and len(x.items) == len(y.items):
+    rest = list(y.items)
+    for item in x.items:
+      if (other := next((z for z in rest if _equal(item, z)), None)) is None:
+        return False
+      rest.remove(other)
+    return True
   if kinds <= {'', '{}'}:
     return (all(any(_equal(a, b) for b in y.items) for a in x.items)
             and all(any(_equal(b, a) for a in x.items) for b in y.items))
@@ -168,7 +178,7 @@ def _both_signs(x: Quantity) -> Group | None:
 
 
 def _readings(*all_tokens: Tokens) -> list[Reading]:
-  """The ways to read formulas that could differ for them."""
+  """The ways to read formulas that could differ for them; of long ones not all."""
   calls, logs, tight, euler, far = [True], [0], [False], [False], [True]
   for tokens in all_tokens:
     for before, token in itertools.pairwise(tokens):
@@ -182,7 +192,8 @@ def _readings(*all_tokens: Tokens) -> list[Reading]:
         tight = [False, True]
       if before.kind == 'number' and token.kind == 'name' and token.text in 'eE':
         euler = [False, True]
-  return [Reading(*flags) for flags in itertools.product(calls, logs, tight, euler, far)]
+  most = max(4, _MOST_WORK // (1 + sum(map(len, all_tokens))))
+  return [Reading(*flags) for flags in itertools.islice(itertools.product(calls, logs, tight, euler, far), most)]
 
 
 def _equal_quantities(x: Quantity, y: Quantity) -> bool:
@@ -195,14 +206,10 @@ def _equal_quantities(x: Quantity, y: Quantity) -> bool:
   if x_unit and y_unit:
     if x_unit.powers == y_unit.powers:
       return _same_values(x, y, x_unit.size, y_unit.size)
-    angles = {units.DEGREE: _RADIANS, units.RADIAN: None}
+    angles = {units.DEGREE: things.FACTORS[units.DEGREE], units.RADIAN: None}
     return x_unit in angles and y_unit in angles and _same_values(x, y, angles[x_unit], angles[y_unit])
-  factor_of = {units.PERCENT: Fraction(1, 100), units.DEGREE: _RADIANS}
-  factors = [factor_of.get(unit) for unit in (x_unit, y_unit)]
+  factors = [things.FACTORS.get(unit) for unit in (x_unit, y_unit)]
   return _same_values(x, y) or factors != [None, None] and _same_values(x, y, *factors)
-
-
-_RADIANS = values.mp.pi() / 180  # in a degree
 
 
 def _with_letter(x: Quantity, other: Quantity) -> Quantity:
@@ -223,7 +230,8 @@ def _same_values(x: Quantity, y: Quantity, x_factor: Any = None, y_factor: Any =
     if None in nodes:
       continue
     variables = syntax.names(nodes[0]) | syntax.names(nodes[1])
-    of_x, of_y = ([_times(value, factor, z.scale) for value in values.of(z.tokens, reading, variables)]
+    far = bool(variables) and any(map(values.is_piecewise, nodes))
+    of_x, of_y = ([_times(value, factor, z.scale) for value in values.of(z.tokens, reading, variables, far)]
                   for z, factor in ((x, x_factor), (y, y_factor)))
     if values.same_values(of_x, of_y):
       return True
@@ -266,8 +274,9 @@ def _equal_relations(x: Relation, y: Relation) -> bool:
     (one, sign), (two, other) = nodes
     variables = syntax.names(one) | syntax.names(two)
     if sign == other and variables:
+      far = values.is_piecewise(one) or values.is_piecewise(two)
       try:
-        a, b = values.at_points(one, variables), values.at_points(two, variables)
+        a, b = values.at_points(one, variables, far), values.at_points(two, variables, far)
       except (ArithmeticError, ValueError, RecursionError):
         continue
       if _proportional(a, b, signed=sign not in ('=', 'ne')):
@@ -291,9 +300,11 @@ def _difference(x: Relation, reading: Reading) -> tuple[Node, str] | None:
 def _proportional(x: list[Any], y: list[Any], signed: bool) -> bool:
   """Whether x is a constant times y, the constant positive where the sign counts."""
   both = [(values.inexact(a), values.inexact(b)) for a, b in zip(x, y) if a is not None and b is not None]
-  if len(both) < 3:
+  if len(both) < 3 or any(values.mp.isinf(z) for pair in both for z in pair):
     return False
   (a, b), *rest = both
+  if all(values.close(a, c) for c, _ in rest):  # f(3) = 7 is no multiple of f(4) = 9
+    return all(map(values.close, *zip(*both)))
   if not a or not b or signed and not (values.mp.im(a / b) == 0 and values.mp.re(a / b) > 0):
     return False
   return all(values.close(a * d, b * c) for c, d in rest)
@@ -319,12 +330,16 @@ def region(x: Any) -> regions.Region | None:
     return None
   if isinstance(x, Group):
     if x.kind in ('()', '[]', '(]', '[)'):
-      ends = [_real(item) for item in x.items]
-      return None if len(ends) != 2 or None in ends else regions.interval(*ends, x.kind[0] == '[', x.kind[1] == ']')
+      ends, closed = [_real(item) for item in x.items], (x.kind[0] == '[', x.kind[1] == ']')
+      if len(ends) != 2 or None in ends or any(map(regions.is_infinite, itertools.compress(ends, closed))):
+        return None
+      return regions.interval(*ends, *closed)
     if x.kind == '' and x.items and all(isinstance(item, (Relation, Named)) for item in x.items):
       parts = [region(item) for item in x.items]
-      return None if None in parts or x.joined == ',' else (
-          regions.intersection(*parts) if x.joined == 'and' else regions.union(*parts))
+      if None in parts or x.joined == ',' or _variable(x) is None:
+        return None
+      # x = 1 and x = 2 is a list of solutions, not one that nothing solves.
+      return regions.union(*parts) if x.joined == 'or' else regions.intersection(*parts) or None
     if x.kind == '{}':
       points = [_real(item) for item in x.items]
       return None if None in points else regions.union(*(regions.interval(p, p, True, True) for p in points))
@@ -360,10 +375,14 @@ def _half_lines(left: Node, right: Node, sign: str) -> regions.Region | None:
     return None if None in both else join(*both)
   name = next(iter(syntax.names(left) | syntax.names(right)), '')
   try:
-    at = [values.value(('subtract', left, right), {name: Fraction(n)}) for n in (0, 1, 2)]
+    at = [values.value(('subtract', left, right), {name: place}) for place in _PLACES]
   except (ArithmeticError, KeyError):
     return None
-  return regions.linear(*at, sign)
+  return regions.linear(_PLACES, at, sign)
+
+
+# Where a function is tried for being linear: such as is linear at all of them by chance is not written.
+_PLACES = (*map(Fraction, (0, 1)), Fraction(-1009, 7), Fraction(7, 3), Fraction(100_003, 11))
 
 
 # Votes.
@@ -376,7 +395,8 @@ def canonical(answer: str) -> str | None:
   that they come with, so that `same` must join them.
   """
   found = read(answer) if len(answer) <= _MOST_CHARACTERS else None
-  return _canonical(found) or ' '.join(marks.trim(answer).split()) or None
+  lines = marks.trim(answer).splitlines()
+  return _canonical(found) or '\n'.join(' '.join(line.split()) for line in lines if line.strip()) or None
 
 
 def _canonical(x: Any) -> str | None:
@@ -392,10 +412,13 @@ def _canonical(x: Any) -> str | None:
     return str(value * x.scale) if is_short and x.unit in (None, units.NO_UNIT) and not _both_signs(x) else None
   if isinstance(x, Group):
     items = [*map(_canonical, x.items)]
-    if None in items or not items:
+    is_named = any(isinstance(item, Named) for item in x.items)  # by several names, which the text must keep
+    if None in items or not items or is_named and _variable(x) is None:
       return None
     if x.kind in ('', '{}'):
-      items = sorted(set(items))
-      return items[0] if len(items) == 1 else f'\\{{{", ".join(items)}\\}}'
+      different = sorted(set(items))
+      if x.kind == '' and 1 < len(different) < len(items):  # where repetition counts
+        return ', '.join(sorted(items))
+      return different[0] if len(different) == 1 else f'\\{{{", ".join(different)}\\}}'
     return f'{x.kind[0]}{", ".join(items)}{x.kind[1]}'
   return None

@@ -140,7 +140,7 @@ def trim(text: str) -> str:
   """The text without the spaces and the marks of emphasis and formulas around it, and punctuation after it."""
   while True:
     before, text = text, _without_space(text)
-    if not text.endswith(('\\right.', '\\.')):
+    if not text.endswith(('\\right.', '\\.', '...')):  # 1, 2, 3, ... are not 1, 2, 3
       text = text.rstrip('.,;:。').rstrip()
     if text.count('**') % 2:  # the '**' that opens stands before the mark of the answer
       text = text.removesuffix('**')
@@ -150,3 +150,15 @@ def trim(text: str) -> str:
         text = inside
     if text == before:
       return text
+
+
+def without_dollars(text: str) -> str:
+  """The text without the signs that enclose formulas; one that is left over is a currency."""
+  text = (box(text) if '\\boxed' in text else None) or text  # some references mark their answer
+  text = re.sub(r'\$\s*\n\s*\$', ', ', text)  # a formula in each line
+  if '\\begin' not in text:  # and some escape each backslash twice
+    text = re.sub(r'\\\\(?=[a-zA-Z])', r'\\', text)
+  text = text.replace('\\$', '\ue000')
+  if text.count('$') % 2:
+    text = re.sub(r'\$(?=\s*[\d.])', '\ue000', text, count=1)
+  return text.replace('$', ' ').replace('\ue000', '\\$')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ Region = tuple[Interval, ...]  # apart, in ascending order
 
 _INFINITY = values.mp.inf
 LINE: Region = (Interval(-_INFINITY, _INFINITY, False, False),)
+
+
+def is_infinite(x: Any) -> bool:
+  return not isinstance(x, Fraction) and bool(values.mp.isinf(x))
 
 
 def _less(x: Any, y: Any) -> bool:
@@ -70,19 +75,20 @@ def minus(part: Region, without: Region) -> Region:
   return intersection(part, complement(without))
 
 
-def linear(at_0: Any, at_1: Any, at_2: Any, sign: str) -> Region | None:
-  """Where a linear function, given by three of its values, relates to 0; None: it is not linear.
+def linear(places: Sequence[Fraction], at: Sequence[Any], sign: str) -> Region | None:
+  """Where a linear function, given by its values at 0, 1 and other places, relates to 0; None: it is not linear.
 
   sign: '=', 'ne', '<', '>', 'le' or 'ge'.
   """
-  given = at_0, at_1, at_2
-  if not all(isinstance(x, Fraction) or values.is_real(x) for x in given):
+  if not all(values.is_real(x) and not is_infinite(x) for x in at):
     return None
-  at_0, at_1, at_2 = given if all(isinstance(x, Fraction) for x in given) else map(values.inexact, given)
-  slope = at_1 - at_0
-  if not values.close(at_2, at_0 + 2 * slope) or values.close(at_1, at_0):
+  if not all(isinstance(x, Fraction) for x in at):
+    at = [*map(values.inexact, at)]
+  slope = at[1] - at[0]
+  line = [at[0] + values.times(place, slope) for place in places]
+  if values.close(at[1], at[0]) or not all(map(values.close, at, line)):
     return None
-  root = -at_0 / slope
+  root = -at[0] / slope
   point = interval(root, root, True, True)
   if sign in ('=', 'ne'):
     return point if sign == '=' else complement(point)

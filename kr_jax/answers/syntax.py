@@ -199,10 +199,12 @@ class _Reader(Cursor):
     """Puts v^2_0 in the order of v_0^2."""
     if not self.peek().is_op('^'):
       return
-    begin = self.i
+    begin, tokens = self.i, list(self.tokens)
     self.next()
     power = self.argument_tokens()
-    if self.peek().is_op('_'):
+    if not self.peek().is_op('_'):
+      self.tokens = tokens  # x^12 is no x^1 2
+    else:
       self.next()
       index = self.argument_tokens()
       braced = lambda inner: [Token('op', '{'), *inner, Token('op', '}')]

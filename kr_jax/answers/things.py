@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 import functools
-import itertools
 import re
 from typing import Any
 
@@ -26,19 +25,8 @@ _KEPT = 4096
 @functools.lru_cache(_KEPT)
 def read(text: str) -> Any:
   """What a text says; None: nothing."""
-  tokens = notation.tokens(without_dollars(text))
+  tokens = notation.tokens(marks.without_dollars(text))
   return read_tokens(tokens)
-
-
-def without_dollars(text: str) -> str:
-  """The text without the signs that enclose formulas; one that is left over is a currency."""
-  text = (marks.box(text) if '\\boxed' in text else None) or text  # some references mark their answer
-  if '\\begin' not in text:  # and some escape each backslash twice
-    text = re.sub(r'\\\\(?=[a-zA-Z])', r'\\', text)
-  text = text.replace('\\$', '\ue000')
-  if text.count('$') % 2:
-    text = re.sub(r'\$(?=\s*[\d.])', '\ue000', text, count=1)
-  return text.replace('$', ' ').replace('\ue000', '\\$')
 
 
 _EDGES = ('.', ',', ';', ':', '\\\\', '"', '`', '*', "'")
@@ -94,33 +82,6 @@ def read_tokens(tokens: Tokens) -> Any:
   return quantity(tokens)
 
 
-_NUMBER_WORDS = {word: n for n, word in enumerate(
-    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
-    'eighteen nineteen twenty'.split())} | {'thirty': 30, 'forty': 40, 'fifty': 50, 'sixty': 60, 'seventy': 70,
-                                            'eighty': 80, 'ninety': 90}
-
-
-def _number_in_words(text: str) -> Quantity | None:
-  """The number that words such as 'two hundred and five' or 'two thirds' are; None: they are none."""
-  words = [word for word in re.split(r'[\s-]+', text) if word not in ('and', 'a')]
-  part_of = units.scale(words[-1]) if words else None
-  if part_of is None or part_of > 1:
-    part_of = Fraction(1)
-  else:
-    words = words[:-1] or ['one']
-  total = part = 0
-  for word in words:
-    if word in _NUMBER_WORDS:
-      part += _NUMBER_WORDS[word]
-    elif word == 'hundred':
-      part = 100 * (part or 1)
-    elif word in units.SCALES and word != 'dozen':
-      total, part = total + units.SCALES[word] * (part or 1), 0
-    else:
-      return None
-  return Quantity((Token('number', str(total + part)),), scale=part_of) if words else None
-
-
 _REALS = ('all real numbers', 'all reals', 'real numbers', 'all real', 'the set of all real numbers', 'all real values',
           'the real numbers', 'reals', 'set of all real numbers', 'any real number', 'the set of real numbers')
 _NOTHING = ('empty set', 'the empty set', 'no solution', 'no solutions', 'no real solution', 'no real solutions',
@@ -138,8 +99,8 @@ def _words(tokens: Tokens) -> Any:
     return Region((Token('command', 'reals'),))
   if text in _NOTHING:
     return Group('{}', ())
-  if (number := _number_in_words(text)) is not None:
-    return number
+  if (number := units.number_in_words(text)) is not None:
+    return Quantity((Token('number', str(number[0])),), scale=number[1])
   is_short = len(text) <= 4 and text.isalpha() and not tokens[0].text.isupper()  # xy may be a product, AB is a name
   if len(tokens) == 1 and tokens[0].kind == 'word' and (is_short or text == 'infinity'):
     return Either((Words(text), Quantity(tokens)))
@@ -172,13 +133,14 @@ def _joined(tokens: Tokens) -> Any:
     items += found.items if flat else [found]
     if flat:
       joined.add(',')
-  return Group('', tuple(items), joined.pop() if len(joined) == 1 else ',')
+  listed = Group('', tuple(items), joined.pop() if len(joined) == 1 else ',')
+  return Either((whole, listed)) if (whole := _parts_with_units(tokens)) else listed
 
 
 def _thousands(tokens: Tokens) -> Any:
   """A number whose digits are in groups of three; with commas it may also be a list."""
   for mark in (',', ''):
-    groups, rest, start = [], tokens, 0
+    groups = []
     sign = bool(tokens and tokens[0].is_op('-', '+'))
     start = sign + bool(tokens[sign:] and tokens[sign].is_op(*units.CURRENCIES))
     i = start
@@ -195,9 +157,9 @@ def _thousands(tokens: Tokens) -> Any:
     if len(groups) > 1 and not (tokens[i - 1].is_op(',')) and not any('.' in x for x in groups[:-1]):
       number = Token('number', ''.join(groups), tokens[start].spaced)
       found = quantity((*tokens[:start], number, *rest))
-      if not rest and mark and not start:
+      if not rest and mark and not start and not any(x[0] == '0' for x in groups):  # 40,000 is no list
         return Either((found, Group('', tuple(quantity((x,)) for x in tokens if x.kind == 'number'), 'thousands')))
-      if not rest or all(x.kind != 'op' or not x.is_op(',') for x in rest):
+      if not any(x.is_op(',') for x in rest):
         return found
   return None
 
@@ -207,9 +169,15 @@ def _listed(tokens: Tokens) -> Any:
   return Group('', tuple(map(read_tokens, parts))) if len(parts) > 1 else None
 
 
+def _with_unions(tokens: Tokens) -> Tokens:
+  """The tokens, a letter U between brackets as the sign of a union."""
+  return tuple(
+      Token('command', 'cup') if x.kind == 'name' and x.text == 'U' and 0 < i < len(tokens) - 1
+      and notation.depth(tokens[i - 1]) < 0 < notation.depth(tokens[i + 1]) else x for i, x in enumerate(tokens))
+
+
 def _region(tokens: Tokens) -> Any:
-  union = lambda x: x.is_command('cup') or x.kind == 'name' and x.text == 'U'
-  parts = notation.split(tokens, union)
+  parts = notation.split(_with_unions(tokens), lambda x: x.is_command('cup'))
   if len(parts) > 1 and all(map(strip, parts)):
     label = _label_and_rest(parts[0])
     found = Region(tuple(map(read_tokens, (label[1] if label else parts[0], *parts[1:]))))
@@ -250,7 +218,7 @@ def _relation(tokens: Tokens) -> Any:
   if 'in' in signs:
     return None
   if set(signs) == {'='}:
-    label = _label(sides[0])
+    label = None if _is_recursive(sides) else _label(sides[0])
     if label and (thing := _chain(sides[1:])) is not None:
       return Named(label, thing, relation if len(sides) == 2 else None)
     if len(sides) == 2 and (label := _label(sides[1])) and _value(sides[0]):  # 12 = x
@@ -260,28 +228,46 @@ def _relation(tokens: Tokens) -> Any:
   return relation
 
 
+def _is_recursive(sides: Sequence[Tokens]) -> bool:
+  """Whether the first side is a variable that occurs in others: y = 1 - xy, or y = x y = 2 for two equations."""
+  name, *nodes = map(syntax.node, sides)
+  return name is not None and name[0] == 'name' and any(name[1] in syntax.names(node) for node in nodes if node)
+
+
 def _chain(sides: Sequence[Tokens]) -> Any:
   """What equal sides say: the last, or the first number where later ones are rounded; None: they differ."""
-  numbers = [(side, *found) for side in sides if (found := _value(side))]
-  for (_, x, places), (_, y, others) in itertools.pairwise(numbers):
-    rounded = [n for n in (places, others) if n is not None]
-    if not values.close(x, y) and not (rounded and abs(x - y) <= 0.51 * 10.0 ** -min(rounded)):
-      return None
-  last = read_tokens(sides[-1])
-  if numbers and numbers[0][0] is not sides[-1]:
-    return Either((last, read_tokens(numbers[0][0])))
-  return last
+  numbers = [(side, found) for side in sides if (found := _value(side))]
+  if not all(_agree(numbers[0][1], other) for _, other in numbers[1:]):
+    return None
+  if not numbers or len(sides) == 1:
+    return read_tokens(sides[-1])
+  return Either((read_tokens(sides[-1]), read_tokens(numbers[0][0]))) if numbers[-1][0] is sides[-1] else None
 
 
-def _value(tokens: Tokens) -> tuple[values.Number, int | None] | None:
-  """The value of a side that is a real number, and the decimal places it is written with; None: it is none."""
-  found = quantity(strip(tokens))
+def _value(tokens: Tokens) -> tuple[values.Number, values.Number, units.Unit] | None:
+  """The value of a side that is a real number, by how much it may be rounded, and its unit; None: it is none."""
+  tokens = strip(tokens)
+  found = words if isinstance(words := _words(tokens), Quantity) else quantity(tokens)
   value = values.number(found.tokens)
   if value is None or not values.is_real(value):
     return None
-  size = found.unit.size if found.unit else Fraction(1)
   decimal = re.fullmatch(r'-?\d*\.(\d+)', notation.written(found.tokens))
-  return values.inexact(value) * values.inexact(size * found.scale), decimal and len(decimal[1])
+  rounded = values.mp.mpf('0.51') / 10 ** len(decimal[1]) if decimal else values.mp.zero
+  scale = values.inexact(found.scale)
+  return values.inexact(value) * scale, rounded * scale, found.unit or units.NO_UNIT
+
+
+def _agree(one: tuple, another: tuple) -> bool:
+  """Whether what `_value` says of two sides is the same, but for rounding; one may leave out its unit."""
+  (x, rounded, unit), (y, others, other) = one, another
+  if unit.powers == other.powers:
+    sizes = [(unit.size, other.size)]
+  elif unit.powers and other.powers:
+    return False
+  else:
+    sizes = [(Fraction(1), Fraction(1)), (FACTORS.get(unit, Fraction(1)), FACTORS.get(other, Fraction(1)))]
+  return any(values.close(x * a, y * b) or abs(x * a - y * b) <= max(rounded * a, others * b)
+             for a, b in (map(values.inexact, pair) for pair in sizes))
 
 
 def _label_and_rest(tokens: Tokens) -> tuple[str, Tokens] | None:
@@ -298,7 +284,7 @@ def _label(tokens: Tokens) -> str | None:
     return None
   text = notation.written(tokens)
   if all(x.kind in ('word', 'text') or x.is_op("'", '-', '.') for x in tokens):
-    return text.lower()
+    return text.lower() if units.number_in_words(text) is None else None
   if re.fullmatch(r"\|?[A-Z]{2,4}'?\|?", text):  # a segment, an angle's points
     return text
   opens = next((i for i, x in enumerate(tokens) if x.is_op('(', '[')), 0)
@@ -386,7 +372,7 @@ def _ratio(tokens: Tokens) -> Any:
 
 def _based(tokens: Tokens) -> Any:
   found = re.fullmatch(r'(-?[\dA-F]+)_\{?(\w+)\}?', notation.written(tokens).replace(' ', ''))
-  base = found and str(_NUMBER_WORDS.get(found[2].lower(), found[2]))
+  base = found and str(units.NUMBER_WORDS.get(found[2].lower(), found[2]))
   return Based(found[1], base) if found and base.isdigit() and tokens[0].kind != 'name' else None
 
 
@@ -414,6 +400,8 @@ def _strip_times(tokens: Tokens) -> Tokens:
   return tokens[:-1] if tokens and (tokens[-1].is_op('*') or tokens[-1].is_command('cdot', 'times')) else tokens
 
 
+# What a number is multiplied by for what its unit says.
+FACTORS = {units.PERCENT: Fraction(1, 100), units.DEGREE: values.mp.pi() / 180}
 _CURRENCIES = frozenset(units.CURRENCIES.values())
 
 
@@ -426,6 +414,8 @@ def quantity(tokens: Tokens) -> Quantity:
     if len(tokens) > i + 1 and tokens[i].is_op(*units.CURRENCIES) and (i == 0 or tokens[0].is_op('-', '+')):
       currency = units.CURRENCIES[tokens[i].text]
       tokens = tokens[:i] + tokens[i + 1:]
+  if not currency and (parts := _parts_with_units(tokens)):
+    return parts
   tokens, unit = units.split(tokens)
   if unit is None:
     tokens = units.without_count(tokens)
@@ -434,3 +424,19 @@ def quantity(tokens: Tokens) -> Quantity:
   while len(tokens) > 1 and tokens[-1].kind in ('word', 'text') and (factor := units.scale(tokens[-1].text)):
     scale, tokens = scale * factor, tokens[:-1]
   return Quantity(strip(tokens), currency if currency is not None and unit in (None, units.NO_UNIT) else unit, scale)
+
+
+def _parts_with_units(tokens: Tokens) -> Quantity | None:
+  """The sum of 1 h 30 min; None: the tokens are no numbers with units that measure the same, in descending order."""
+  starts = [i for i, x in enumerate(tokens) if x.kind == 'number' and (not i or tokens[i - 1].kind in ('text', 'word'))]
+  if len(starts) < 2 or starts[0]:
+    return None
+  parts = [tokens[i:end] for i, end in zip(starts, (*starts[1:], len(tokens)))]
+  found = [units.split(part[:-1] if _is_word(part[-1], 'and') else part) for part in parts]
+  if not all(unit and unit.powers and len(number) == 1 for number, unit in found):
+    return None
+  sizes = [unit.size for _, unit in found]
+  if len({unit.powers for _, unit in found}) > 1 or sizes != sorted(set(sizes), reverse=True):
+    return None
+  total = sum(Fraction(number[0].text) * size for (number, _), size in zip(found, sizes))
+  return Quantity((Token('number', '1'),), found[0][1], total / sizes[0])

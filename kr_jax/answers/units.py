@@ -1,4 +1,4 @@
-r"""Units of measurement: the unit at the end of an answer, and how units relate.
+r"""Units of measurement: the unit at the end of an answer, and how units relate; numbers in words.
 
     unit    = factor {[per | / | \cdot | * | space] factor}
     factor  = [square | cubic] name [squared | cubed | ^ whole number] | ( unit ) | \frac{unit}{unit}
@@ -248,7 +248,7 @@ def split(tokens: Tokens) -> tuple[Tokens, Unit | None]:
 def _may_begin(tokens: Tokens, i: int, first: int) -> bool:
   """Whether a unit may begin at the i-th token; the first number ends before the token `first`."""
   token, before = tokens[i], tokens[i - 1]
-  if before.is_op('_', '^', '*', '/') or before.is_command('cdot', 'times'):
+  if before.is_op('_', '^', '*', '/', '+', '-') or before.is_command('cdot', 'times'):
     return False
   if token.is_op('/'):
     return i == first
@@ -280,6 +280,33 @@ def scale(word: str) -> Fraction | None:
   """What a word after a number multiplies it by: 12 for dozen, 1/3 for thirds; None: it is no such word."""
   word = word.lower().removesuffix('s')
   return Fraction(SCALES[word]) if word in SCALES else Fraction(1, _PARTS[word]) if word in _PARTS else None
+
+
+NUMBER_WORDS = {word: n for n, word in enumerate(
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen '
+    'eighteen nineteen twenty'.split())} | {'thirty': 30, 'forty': 40, 'fifty': 50, 'sixty': 60, 'seventy': 70,
+                                            'eighty': 80, 'ninety': 90}
+
+
+def number_in_words(text: str) -> tuple[int, Fraction] | None:
+  """(205, 1) for 'two hundred and five', (2, 1/3) for 'two thirds'; None: the words are no number."""
+  words = [word for word in re.split(r'[\s-]+', text) if word not in ('and', 'a')]
+  part_of = scale(words[-1]) if words else None
+  if part_of is None or part_of > 1:
+    part_of = Fraction(1)
+  else:
+    words = words[:-1] or ['one']
+  total = part = 0
+  for word in words:
+    if word in NUMBER_WORDS:
+      part += NUMBER_WORDS[word]
+    elif word == 'hundred':
+      part = 100 * (part or 1)
+    elif word in SCALES and word != 'dozen':
+      total, part = total + SCALES[word] * (part or 1), 0
+    else:
+      return None
+  return (total + part, part_of) if words else None
 
 
 # Words after a number that change what it says.

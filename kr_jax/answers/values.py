@@ -35,7 +35,7 @@ mp.dps = _DIGITS
 
 
 class NoValue(ArithmeticError):
-  """A formula has no value: it divides by zero."""
+  """A formula has no value, as it divides by zero, or two, as 1 \\pm 2 has."""
 
 
 class TooLarge(ArithmeticError):
@@ -110,6 +110,8 @@ def _power(x: Number, y: Number) -> Number:
   if isinstance(y, Fraction) and y.denominator == 1:
     n = int(y)
     if n == 0:
+      if not isinstance(x, Fraction) and mp.isinf(x):
+        raise NoValue
       return Fraction(1)
     if isinstance(x, Fraction):
       if abs(n) * max(x.numerator.bit_length(), x.denominator.bit_length()) > _MOST_BITS and abs(x) != 1 and x:
@@ -292,19 +294,25 @@ def _unknown(name: str, arguments: list[Number]) -> Number:
   return 2 + _bounded(mp.cos)(angle + inexact(_fraction(draw)))
 
 
+def _two_values(*_) -> Number:
+  raise NoValue
+
+
 _OPERATIONS: dict[str, Callable[..., Number]] = {
     'add': _arithmetic(lambda x, y: x + y), 'subtract': _arithmetic(lambda x, y: x - y),
     'multiply': times, 'divide': _divide, 'power': _power, 'root': _root,
     'factorial': _factorial, 'double_factorial': functools.partial(_factorial, step=2), 'log': _log,
-    'degrees': lambda x: inexact(x) * mp.pi() / 180, 'pm': _arithmetic(lambda x, y: x + y),
-    'mp': _arithmetic(lambda x, y: x - y)}
+    'degrees': lambda x: inexact(x) * mp.pi() / 180, 'pm': _two_values, 'mp': _two_values}
 
 
 # Equality.
 
-# Points of variables: some all positive, as are most quantities, and some of both signs.
-_POINTS = tuple((draw, negative) for draw in range(4) for negative in (False, True))
+# Points of variables: some all positive, as are most quantities, and some of both signs. After the near ones come two
+# far away and whole numbers, for functions that change only there.
+_POINTS = tuple((draw, negative) for draw in range(11) for negative in (False, True))
+_NEAR = 8
 _FEWEST_POINTS = 3
+_PIECEWISE = ('abs', 'ceil', 'floor', 'gcd', 'lcm', 'max', 'min', 'sign')
 
 
 def _fraction(draw: random.Random) -> Fraction:
@@ -316,8 +324,16 @@ def point(variables: frozenset[str], draw: int, negative: bool) -> dict[str, Fra
   found = {}
   for name in sorted(variables):
     at = random.Random(f'{name} {draw} {negative}')
-    found[name] = _fraction(at) * (-1 if negative and at.random() < 0.6 else 1)
+    size = _fraction(at) * (-1 if negative and at.random() < 0.6 else 1)
+    if 2 * draw >= _NEAR:
+      size = size * 10 ** 6 if 2 * draw == _NEAR else Fraction(int(12 * size))
+    found[name] = size
   return found
+
+
+def is_piecewise(node: Node) -> bool:
+  """Whether there are functions in a formula that near points may not tell from constants or from x."""
+  return node[0] == 'apply' and node[1] in _PIECEWISE or any(is_piecewise(x) for x in node[1:] if isinstance(x, tuple))
 
 
 _PRECISION, _NOTHING = mp.mpf(10) ** -25, mp.mpf(10) ** -40
@@ -335,10 +351,13 @@ def close(x: Number, y: Number) -> bool:
   return abs(x - y) <= _PRECISION * max(abs(x), abs(y))
 
 
-def at_points(node: Node, variables: frozenset[str]) -> list[Number | None]:
-  """The values at each of the points; None where there is none. Raises TooLarge where there is none at any."""
+def at_points(node: Node, variables: frozenset[str], far: bool = False) -> list[Number | None]:
+  """The values at each of the points; None where there is none. Raises TooLarge where there is none at any.
+
+  far: whether at all points, not the near ones alone: if one of the formulas to be compared `is_piecewise`.
+  """
   found, large = [], 0
-  for draw, negative in _POINTS if variables else _POINTS[:1]:
+  for draw, negative in _POINTS[:len(_POINTS) if far else _NEAR] if variables else _POINTS[:1]:
     at = point(variables, draw, negative)
     try:
       try:
@@ -358,10 +377,10 @@ def at_points(node: Node, variables: frozenset[str]) -> list[Number | None]:
 
 
 @functools.lru_cache(4096)
-def of(tokens: Tokens, reading: Reading, variables: frozenset[str]) -> list[Number | None]:
+def of(tokens: Tokens, reading: Reading, variables: frozenset[str], far: bool = False) -> list[Number | None]:
   """`at_points` of the formula that tokens are, which must be one; [None] where its numbers are too large."""
   try:
-    return at_points(syntax.node(tokens, reading), variables)
+    return at_points(syntax.node(tokens, reading), variables, far)
   except (ArithmeticError, KeyError, ValueError, TypeError, RecursionError):
     return [None]
 

@@ -42,3 +42,5 @@ def test_letters():
   assert [x.text for x in here.letters(here.peek())] == ['a', 'b', 'c']
   with pytest.raises(cursor.NotAFormula, match='apples'):
     at('apples').letters(at('apples').peek())
+  with pytest.raises(cursor.NotAFormula, match='for'):
+    at('for').letters(at('for').peek())

@@ -67,7 +67,19 @@ EQUAL = [
     ('6 (buses)', '6'), ('6', '6 (buses)'), ('9{:}45', '9:45'), ('-221', '-221_3'),
     ('x^2 - 3x + 2 = 0', '2x^2-6x+4=0'), ('4 fifths', '4/5'), (r'\text{three quarters}', '0.75'), ('half', '1/2'),
     (r'(-\infty, 2] \cap [0, 5]', '[0,2]'), ('|x - 1| < 3', '(-2,4)'), (r'|x| \ge 2', r'(-\infty,-2]\cup[2,\infty)'),
-    (r'\sqrt{1/n}', r'\frac{1}{\sqrt{n}}'), ('-2<x<2', '|x|<2')]
+    (r'\sqrt{1/n}', r'\frac{1}{\sqrt{n}}'), ('-2<x<2', '|x|<2'),
+    # Chains of equal sides with units, and sums of parts.
+    (r'\frac{1}{4} = 25\%', '1/4'), (r'\frac23 \approx 66.7\%', '2/3'), (r'\alpha = 45^\circ = \frac{\pi}{4}', '45'),
+    (r'A = 2 \cdot 4 = 8 \text{ cm}^2', '8'), (r's = 2 \text{ km} = 2000 \text{ m}', '2 km'),
+    ('2 hours 15 minutes', '135 minutes'), (r'2 \text{ hours and } 15 \text{ minutes}', '2.25 hours'),
+    ('6 ft 2 in', '74 inches'), ('4 m and 7 m', '4 m, 7 m'),
+    # Letters that are signs elsewhere; functions that change at whole numbers.
+    (r'\frac{1}{2} L U^2', r'\frac{L U^2}{2}'), (r'[0,1]U[2,3]', r'[0,1]\cup[2,3]'), ('s = at', 's = ta'),
+    ('12- m', '-m + 12'),
+    (r'\gcd(a,b)', r'\gcd(b,a)'), ('z^31', 'z^{31}'), ('u^2_3', 'u_3^2'),
+    (r'\lfloor \frac{k+1}{3} \rfloor', r'\lfloor (k+1)/3 \rfloor'),
+    (r'-\lceil -t \rceil', r'\lfloor t \rfloor'), ('3, 3, 5', '5, 3'), ('3, 5, 3', '3, 3, 5'),
+    (r'x=4 \text{ and } x=-4', r'\pm 4'), (r'x>1 \text{ and } x<6', '(1,6)')]
 UNEQUAL = [
     ('(1,1]', '(1,1)'), ('[-\\infty, 0]', '(-\\infty, 0]'),
     (r'\frac{A}{a}', '1'), (r'\phi', r'\Phi'), ('2V', '2v'), (r'\gamma', r'\Gamma'), ('3 km', '3 m'), ('3 N', '3 J'),
@@ -81,7 +93,26 @@ UNEQUAL = [
     (r'\pm 3', '3'), (r'\begin{bmatrix}1 & 2\end{bmatrix}', r'\begin{pmatrix}2&1\end{pmatrix}'), ('1:2', '2:1'),
     ('y=2x+3', 'y=2x-3'), (r'x\ge2', 'x>2'), ('1.3333', '4/3'), (r'\text{Monday}', 'tuesday'),
     (r'\sin 2x', r'2 \sin x'), (r'\text{(B)}', 'b'),
-    ('24 dozens', '24'), ('y > 2', 'x > 2'), ('3 is the answer', '3'), ('3 halves', '3')]
+    ('24 dozens', '24'), ('y > 2', 'x > 2'), ('3 is the answer', '3'), ('3 halves', '3'),
+    # Two answers in one.
+    (r'x = 2 = \{9\}', '2'), (r'x = 2 = \{9\}', r'\{9\}'), ('x = 2 = nine', '9'), ('x = nine = 2', '2'),
+    ('x = 2 = (9, 9)', '2'), ('x = 2.0 = 2.05 = 2.1 = 2.15', '2.15'), (r'x = 2 \text{ m} = 2 \text{ cm}', '2'),
+    (r'x = 2 \text{ m} = 2 \text{ kg}', '2'),
+    # Two values in one: plus or minus.
+    (r'y = \pm x', 'y - x = 0'), (r'a \pm b = 3', 'a + b = 3'), (r'(\pm 2, 5)', '2 < x < 5'), (r'\pm 4 : 1', '4 : 1'),
+    # Constants, infinities and few points.
+    ('f(1) + f(2) = 3', 'f(3) + f(4) = 8'), (r'x < \infty', 'x < 9'), (r'\infty^0', '1'),
+    (r'\lfloor \frac{n}{5} \rfloor', r'\lfloor \frac{n}{6} \rfloor'), (r'\lfloor x/500 \rfloor', '0'),
+    (r'\lfloor\sqrt{k-2}\rfloor', r'\lfloor\sqrt{k-1}\rfloor'), (r'\max(x, -70)', 'x'), ('|x + 90|', 'x + 90'),
+    (r'\gcd(a, b)', '1'), (r'\lfloor x \rfloor > 3', 'x > 3'), ('|x| + 2 > 4', 'x > 2'), ('3|x| < 6', 'x < 2'),
+    ('x^3 - 3x^2 + 3x > 5', 'x > 5'), (r'[-\infty, 0] \cup [1, 2]', r'(-\infty, 0] \cup [1, 2]'),
+    # Solutions that nothing solves, and of several variables.
+    ('x = 4 and x = 5', 'x = 6 and x = 7'), ('y > 4 and y = 3', 'y = 4 and y = 3'),
+    # Words that are no products, lists, and two equations without anything between.
+    (r'\frac{\sin t}{3} for 0', r'\frac{\cos t}{3} for 0'), ('8 mod 5', '5 mod 8'), ('2, 2, 7', '2, 7, 7'),
+    ('1, 4, 9, ...', '1, 4, 9'), ('30,000', '30, 0'),
+    ('z^14', 'z^4'), ('z^31', 'z^3'), ('z^20', '1'), (r'y = 4x \quad y = -x', r'y = 5x \quad y = -x'),
+    ('$u=2t$\n$v=3t$', '$u=4t$\n$v=3t$'), ('1 hour 20 minutes', '1 hour'), ('20 minutes 1 hour', '80 minutes')]
 
 
 @pytest.mark.parametrize('x, y', EQUAL)
@@ -118,6 +149,7 @@ def test_conventions_by_hand():
   assert not same('', '') and not same('x', '') and not same('', 'x')
   assert same(r'\log 100', '2') and same(r'\log e', '1') and not same(r'\log 100', r'\log_5 100')
   assert not same('0', 'I(0)e^{-t}') and same('k(x+1)', 'kx+k')  # a product, but not with 0
+  assert not same('y = 4 or x = 5', 'x = 4 or x = 5') and same('y = 4 or x = 5', '4, 5')
   assert same(r'x = \frac{10}{3} \approx 3.33', '10/3') and not same('x = 41 = 42', '42')
 
 
@@ -160,6 +192,7 @@ def test_a_canonical_answer_stands_for_the_answer():
 def bombs() -> list[str]:
   """Texts that could take long to read or to compute: towers, factorials, nesting, repetition, size."""
   found = [line['completion'] for line in CORPUS if line['right'] is None]
+  several = r'+f(x)/2y+\log x\sin x y+2e3'  # each of which can be read in two ways
   for n in (3, 30, 1000):
     nine, short = '9' * n, min(n, 9)
     found += [
@@ -175,7 +208,8 @@ def bombs() -> list[str]:
         '*'.join(['(x+y+z)^{99}'] * n), '0.1e' + '9' * short, 'x!' * n, f'gcd({nine},6)',
         r'\begin{pmatrix}' * n, '5 ' + 'dogs ' * n,
         r'\text{' * n, r'\overline{' * n + '3' + '}' * n, '10^{10^{%s}}' % nine, r'\sqrt[%s]{2}' % nine, r'\exp(' * n + '9' + ')' * n,
-        r'\sin(10^{%s})' % nine, 'x^{%s}' % nine]
+        r'\sin(10^{%s})' % nine, 'x^{%s}' % nine, several * n, (several * n)[:390], '1 h ' * n, '|x|!' * n,
+        '2^{|x|}' * n]
   return found + [r'\boxed{' + ' ' * 10 ** 5 + '7', '# answer ' * 10 ** 5, '7' * 10 ** 6, 'x+' * 10 ** 5, '(' * 10 ** 5, r'\boxed{' * 10 ** 5, ' ' * 10 ** 6 + '7', 'a ' * 10 ** 5, '1,' * 10 ** 5]
 
 

@@ -68,3 +68,10 @@ def test_trim():
   assert marks.trim(r' $\,7\,$. ') == '7'
   assert marks.trim('$5$ and $6$') == '$5$ and $6$'
   assert marks.trim('') == ''
+  assert marks.trim('2, 4, 6, ...') == '2, 4, 6, ...'  # which is not 2, 4, 6
+
+
+def test_dollars():
+  assert marks.without_dollars('$5$, $6$').split() == ['5', ',', '6']
+  assert marks.without_dollars('costs $5') == r'costs \$5' and marks.without_dollars(r'\$5') == r'\$5'
+  assert marks.without_dollars('$x=1$\n$y=2$') == ' x=1, y=2 '

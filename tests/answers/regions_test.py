@@ -44,12 +44,13 @@ def test_intervals_by_hand():
 
 
 def test_linear_by_hand():
-  """x - 3 and 6 - 2x at 0, 1 and 2."""
-  line, falling = (Fraction(-3), Fraction(-2), Fraction(-1)), (Fraction(6), Fraction(4), Fraction(2))
-  assert regions.linear(*line, '<') == regions.interval(-INFINITY, Fraction(3), False, False)
-  assert regions.linear(*line, 'ge') == regions.interval(Fraction(3), INFINITY, True, False)
-  assert regions.linear(*falling, '<') == regions.interval(Fraction(3), INFINITY, False, False)
-  assert regions.linear(*line, '=') == regions.interval(Fraction(3), Fraction(3), True, True)
-  assert regions.linear(*line, 'ne') == regions.complement(regions.linear(*line, '='))
-  assert regions.linear(Fraction(0), Fraction(1), Fraction(4), '<') is None  # x^2
-  assert regions.linear(Fraction(1), Fraction(1), Fraction(1), '<') is None
+  places = [*map(Fraction, (0, 1, -7, 50))]
+  linear = lambda function, sign: regions.linear(places, [*map(function, places)], sign)
+  line, falling = lambda x: x - 3, lambda x: 6 - 2 * x
+  assert linear(line, '<') == regions.interval(-INFINITY, Fraction(3), False, False)
+  assert linear(line, 'ge') == regions.interval(Fraction(3), INFINITY, True, False)
+  assert linear(falling, '<') == regions.interval(Fraction(3), INFINITY, False, False)
+  assert linear(line, '=') == regions.interval(Fraction(3), Fraction(3), True, True)
+  assert linear(line, 'ne') == regions.complement(linear(line, '='))
+  for other in (lambda x: x ** 2, lambda x: Fraction(1), abs, lambda x: INFINITY):
+    assert linear(other, '<') is None

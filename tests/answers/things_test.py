@@ -62,8 +62,3 @@ def test_read_by_hand(text, says):
   expected = notation.written(notation.tokens(says)) if says.startswith('\\frac') else says
   found = written(things.read(text))
   assert found.replace(' ', '') in (expected.replace(' ', ''), says.replace('{10}3', '103').replace('{1}2', '12').replace(' ', ''))
-
-
-def test_dollars():
-  assert things.without_dollars('$5$, $6$').split() == ['5', ',', '6']
-  assert things.without_dollars('costs $5') == r'costs \$5' and things.without_dollars(r'\$5') == r'\$5'

@@ -69,3 +69,11 @@ def test_counts_are_left_out(text, number):
 def test_words_that_change_a_number_stay(text):
   tokens = notation.tokens(text)
   assert units.without_count(tokens) == tokens
+
+
+@pytest.mark.parametrize('text, number, part_of', [
+    ('two', 2, '1'), ('twenty-five', 25, '1'), ('three hundred and seven', 307, '1'), ('two thousand ten', 2010, '1'),
+    ('five sixths', 5, '1/6'), ('a half', 1, '1/2')])
+def test_numbers_in_words(text, number, part_of):
+  assert units.number_in_words(text) == (number, Fraction(part_of))
+  assert units.number_in_words(f'{text} dogs') is None

@@ -102,13 +102,15 @@ EQUAL = [
     (r'\tan x', r'\frac{\sin x}{\cos x}'), (r'\sin 2x', r'2\sin x\cos x'), ('f(x+x)', 'f(2x)'),
     (r'\frac{(n+1)!}{n!}', 'n+1'), ('x^{100}x', 'x^{101}')]
 UNEQUAL = [('|x|', 'x'), ('x^2', 'x^3'), ('f(x)', 'f(y)'), ('f(x)', 'g(x)'), ('M/m', 'm/M'), (r'\theta', r'\Theta'),
-           ("y'", 'y'), ('x', 'y'), (r'\sqrt{x^2}', 'x'), ('x^{20}+x', 'x^{20}'), (r'\cos x', r'\sin x')]
+           ("y'", 'y'), ('x', 'y'), (r'\sqrt{x^2}', 'x'), ('x^{20}+x', 'x^{20}'), (r'\cos x', r'\sin x'),
+           (r'\lfloor n/7\rfloor', r'\lfloor n/8\rfloor'), (r'\min(x,40)', 'x'), (r'\gcd(n,6)', r'\gcd(n,3)')]
 
 
 def equal(x: str, y: str) -> bool:
   nodes = [syntax.parse(notation.tokens(text), Reading(calls='f(' in x or 'g(' in y)) for text in (x, y)]
   variables = syntax.names(nodes[0]) | syntax.names(nodes[1])
-  return values.same_values(*(values.at_points(node, variables) for node in nodes))
+  far = any(map(values.is_piecewise, nodes))
+  return values.same_values(*(values.at_points(node, variables, far) for node in nodes))
 
 
 @pytest.mark.parametrize('x, y', EQUAL)
@@ -158,4 +160,5 @@ def test_numbers_and_texts():
   tokens = notation.tokens
   assert values.number(tokens('1/2')) == Fraction(1, 2) and values.number(tokens('x')) is None
   assert values.number(tokens('1/0')) is None and values.number(tokens('9^{9^{9^9}}')) is None
+  assert values.number(tokens(r'3 \pm 1')) is None  # there are two
   assert values.of(tokens('2x'), Reading(), frozenset('x')) != [None]
