@@ -151,8 +151,7 @@ def _plain(text: str) -> str:
 
 def _forms(text: str, entry: Entry) -> Iterator[str]:
   """The text as it is written, then what says the same in the ways of other scorers."""
-  yield text
-  yield text.strip()
+  yield from (text, text.strip())
   if len(text) > _longest(entry):
     return
   trimmed = marks.trim(text)
@@ -162,12 +161,9 @@ def _forms(text: str, entry: Entry) -> Iterator[str]:
     yield text.strip().strip('*')  # '**2*x**3**'
   yield (marks.raw(text) or text).strip()
   inside = marks.extract(text) or trimmed
-  yield inside
   plain = _plain(inside)
-  yield plain
-  yield plain.replace('*', ' × ')
-  yield re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', plain)
-  yield re.sub(r'^[a-zA-Z]\s*=\s*', '', plain)
+  yield from (inside, plain, plain.replace('*', ' × '), re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', plain),
+              re.sub(r'^[a-zA-Z]\s*=\s*', '', plain))
   # 2x is 2*x, and e is the base of the exponential function, for SymPy.
   product = re.sub(r'(?<=\d)(?=[a-zA-DF-Z(])(?![eE]\d)|(?<=\))(?=[\w(])', '*', plain)
   yield re.sub(r'(?<!\w)e(?=\*\*)', 'E', product)
@@ -186,7 +182,8 @@ def _longest(entry: Entry) -> int:
 _WORDS = re.compile(r'[\w\s]*')
 # An item of a list: a word or a number. SymPy evaluates texts in a list, so that they must be harmless too.
 _ITEM = re.compile(r'[\w\s+-]*(?:\.\d+)?')
-_NAMES = {'pi', 'E', 'I', 'C'}
+_CONSTANTS = {'pi', 'E', 'I'}
+_GROWING = {'exp', 'sinh', 'cosh'}  # as a power does
 _FUNCTIONS = {'sin', 'cos', 'tan', 'sec', 'csc', 'cot', 'asin', 'acos', 'atan', 'arcsin', 'arccos', 'arctan', 'sinh',
               'cosh', 'tanh', 'asinh', 'acosh', 'atanh', 'exp', 'log', 'ln', 'sqrt', 'Abs', 'abs'}
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -245,13 +242,14 @@ def _digits(node: ast.expr) -> int:
   """At least the digits of any number that a formula makes on its way. Raises ValueError for what is no formula."""
   if isinstance(node, ast.Constant) and type(node.value) in (int, float) and math.isfinite(node.value):
     return len(str(node.value))
-  if isinstance(node, ast.Name) and (len(node.id) == 1 or node.id in _NAMES):
+  if isinstance(node, ast.Name) and (len(node.id) == 1 or node.id in _CONSTANTS):
     return 1
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
     return _digits(node.operand)
   if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
       and len(node.args) == 1 and not node.keywords):
-    return 4 * _digits(node.args[0])  # SymPy simplifies functions of functions for minutes
+    digits = 4 * _digits(node.args[0])  # SymPy simplifies functions of functions for minutes
+    return max(digits, _power_digits(node.args[0])) if node.func.id in _GROWING else digits
   if isinstance(node, ast.BinOp):
     left, right = _digits(node.left), _digits(node.right)
     if isinstance(node.op, (ast.Add, ast.Sub)):
@@ -260,12 +258,18 @@ def _digits(node: ast.expr) -> int:
       return left + right
     if isinstance(node.op, ast.Pow) and any(isinstance(x, (ast.Name, ast.Call)) for x in ast.walk(node.right)):
       if right <= _MOST_EXPONENT_DIGITS:
-        return left + right  # the power stays a symbol
+        return left * _power_digits(node.right)
     elif isinstance(node.op, ast.Pow):
       highest = _HIGHEST_EXPONENT if isinstance(node.left, (ast.Name, ast.Constant)) else _HIGHEST_OF_SUM
       if (exponent := abs(_value(node.right))) <= highest:
         return left * max(1, math.ceil(exponent))
   raise ValueError('no formula')
+
+
+def _power_digits(exponent: ast.expr) -> int:
+  """At least the digits of e to a formula, or above _MOST_DIGITS; where it has names, the power stays a symbol."""
+  names, digits = {node.id for node in ast.walk(exponent) if isinstance(node, ast.Name)}, _digits(exponent)
+  return 10 ** min(digits, 4) // 2 if names <= _CONSTANTS | _FUNCTIONS else digits
 
 
 def _value(node: ast.expr) -> Fraction:

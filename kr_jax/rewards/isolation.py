@@ -58,7 +58,7 @@ _REFUSED = (
     (167, 224), (168, 225), (163, 89), (179, 60), (103, 116), (172, None), (173, None),  # swapon ... iopl, ioperm
     (170, 161), (171, 162), (164, 170), (227, 112), (159, 171), (305, 266),  # names of the host, clocks
     (141, 140), (251, 30), (256, 238), (279, 239),  # setpriority, ioprio_set, migrate_pages, move_pages
-    (29, 194), (64, 190), (68, 186), (240, 180), (135, 92),  # shmget, semget, msgget, mq_open, personality
+    (29, 194), (64, 190), (68, 186), (240, 180), (319, 279), (135, 92),  # shmget ... mq_open, memfd_create, personality
     (200, 130), (129, 138), (297, 240), (424, 424))  # tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_send_signal
 _SOCKET, _CLONE, _CLONE3, _IOCTL = (41, 198), (56, 220), 435, (16, 29)
 _OF_ANOTHER = ((302, 261), (203, 122), (144, 119), (142, 118), (314, 274))  # prlimit64, sched_set*: not 0 is refused
@@ -100,9 +100,6 @@ def _stands(wall: Callable[[], bool | None]) -> bool:
     return wall() is not False
   except (OSError, ValueError, AttributeError):  # AttributeError: libc has no such function
     return False
-
-
-# Namespaces, which a process makes for its children.
 
 
 def _make_namespaces(network: bool) -> bool:
@@ -152,6 +149,8 @@ def confine(start: Callable[[tuple[str, ...]], int], *, lifeline: int, folder: s
   if linux:
     _prctl(_PDEATHSIG, signal.SIGKILL)
     _prctl(_CHILD_SUBREAPER, 1)  # orphans become children of this process, so that it can end them
+    with contextlib.suppress(OSError), open('/proc/self/oom_score_adj', 'w') as file:
+      file.write('1000')  # where the memory of the host is out, the kernel ends these processes before others
   woken, wake = os.pipe()
   os.set_blocking(wake, False)
   signal.set_wakeup_fd(wake)
@@ -218,9 +217,6 @@ def _children() -> list[int]:
     done = subprocess.run(['ps', '-A', '-o', 'ppid=,pid='], capture_output=True, text=True, check=False)
     found = [pid for parent, pid in map(str.split, done.stdout.splitlines()) if int(parent) == os.getpid()]
   return [int(pid) for pid in found]
-
-
-# Walls that a process puts up around itself.
 
 
 def _lower(limit: int, value: int) -> None:

@@ -18,7 +18,6 @@ import json
 import os
 import pickle
 import selectors
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from absl import logging
 
 from kr_jax.rewards import isolation
 from kr_jax.rewards import verdicts
+from kr_jax.rewards import walls
 from kr_jax.rewards import worker
 from kr_jax.rewards.worker import Reply, Request
 from kr_jax.types import Task
@@ -78,7 +78,7 @@ class Pool:
     self._setup, self._count, self._timeout_s = setup, count, timeout_s
     self._folder = tempfile.mkdtemp(prefix='kr_jax-')
     os.chmod(self._folder, 0o711)  # workers, which are other users, have folders in it
-    self._remove_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+    self._remove_folder = weakref.finalize(self, walls.remove, self._folder)
     self._selector = selectors.DefaultSelector()
     self._processes: list[_Process] = []
     self._waiting: collections.deque[Request] = collections.deque()
@@ -225,7 +225,7 @@ class Pool:
     of = (request.kind, request.verifier)
     if outcome in (verdicts.NONE, *verdicts.VERIFIED):
       self._successful.add(of)
-    elif of not in self._successful:
+    else:
       self._lost_s[of] += min(self._timeout_s, time.monotonic() - since)  # it may have been seen late
       self._losers.add((*of, request.task))
 

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,16 @@ def enter(limits: Limits, *, writable: Sequence[str] = (), readable: Iterable[st
 
 def _readable(own: Iterable[str] | None = None, network: bool = False) -> list[str]:
   return [*_SYSTEM, *(_NETWORK if network else ()), *(interpreter() if own is None else own)]
+
+
+def remove(folder: str) -> None:
+  """Removes a folder that hostile processes wrote in, which have ended, whatever its depth and modes are."""
+  with contextlib.suppress(RecursionError):
+    shutil.rmtree(folder, ignore_errors=True)
+  if os.path.exists(folder):
+    for command in (['chmod', '-R', 'u+rwx'], ['rm', '-rf']):
+      with contextlib.suppress(OSError):
+        subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)
 
 
 class Finished(NamedTuple):

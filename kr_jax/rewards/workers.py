@@ -147,7 +147,8 @@ class Workers(contextlib.AbstractContextManager):
           request_of[completion, task] = request
           yield request
 
-    replies = {request.number: reply for request, reply in self._pool.run(requests(), tasks)}
+    with contextlib.closing(self._pool.run(requests(), tasks)) as run:  # closed where this call is interrupted, too
+      replies = {request.number: reply for request, reply in run}
     found = _Found([replies[request_of[pair].number] for pair in zip(completion_R, number_R)], completion_R, task_R,
                    name_R)
     self._check_faults(kind, found)

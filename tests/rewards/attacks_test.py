@@ -92,6 +92,8 @@ ATTACKS = {
     'shared memory': "import ctypes; right = ctypes.CDLL(None).shmget(0x4b52, 4096, 0o1666) >= 0",
     '10 GB of memory': "x = bytearray(10 ** 10); right = True",
     '10 GB of memory, mapped': "import mmap; mmap.mmap(-1, 10 ** 10); right = True",
+    'memory of a file': "import os; os.write(os.memfd_create('x'), bytes(10 ** 7)); right = True",
+    'the last to be ended': "open('/proc/self/oom_score_adj', 'w').write('0'); right = True",
     '10 GB of a file': ("with open('big', 'wb') as file:\n"
                         "  for _ in range(10 ** 3):\n"
                         "    file.write(bytes(10 ** 7))\n"
@@ -223,6 +225,8 @@ def test_many_files_do_not_fill_the_disk(pool, outside):
           "  with open(f'{i}', 'wb') as file: file.write(bytes(10 ** 7))\n"
           "right = True")
   assert score(pool, many) == [verdicts.RAISED]
+  others = [f"open('x{i}', 'wb').write(bytes(10 ** 7)); right = True" for i in range(4)]
+  assert score(pool, *others) == [verdicts.RIGHT] * 4
   outside.check()
 
 
@@ -245,6 +249,10 @@ def test_an_attack_succeeds_where_there_are_no_walls(name, outside):
   program = f'{outside.attack(ATTACKS[name])}\nassert right'
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, check=False)
   assert done.returncode == 0, done.stderr
+
+
+def test_where_memory_is_out_the_run_is_not_ended_first(pool):
+  assert score(pool, "right = int(open('/proc/self/oom_score_adj').read()) == 1000") == [verdicts.RIGHT]
 
 
 def test_nothing_is_left_in_temporary_folders(pool):

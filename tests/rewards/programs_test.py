@@ -113,6 +113,12 @@ def test_a_test_may_use_modules_that_it_does_not_import():
   assert outcomes(['import sys\ndef f(x): return sys.getsizeof([]) + x', 'def f(x): return x'], task) == [True, False]
 
 
+def test_the_process_of_tests_keeps_its_memory():
+  """From the program, whose user is its own: PR_GET_DUMPABLE is 0."""
+  task = task_of('asserts', ['import ctypes\nassert f() == ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)'])
+  assert outcomes(['def f(): return 0', 'def f(): return 1'], task) == [True, False]
+
+
 def test_stdin_and_stdout():
   task = task_of('stdin', LINES)
   assert outcomes([
@@ -173,9 +179,8 @@ def test_solutions_of_the_published_sets():
     for fields in map(sets.SETS[dataset].task, rows) if dataset in ('mbpp', 'mbpp_sanitized', 'human_eval') else ():
       task = TASK._replace(info=fields['info'])
       assert programs.verify(fields['solution'], task).right, task
-      assert not verdict('def nothing(): pass', task).right
       seen += 1
-  assert seen == 8
+  assert seen == 8 and not verdict('def nothing(): pass', task).right
   bodies = [(row['canonical_solution'], sets.human_eval_task(row)) for row in FILES['human_eval/HumanEval.jsonl.gz']]
   for (body, task), other in zip(bodies, reversed(bodies)):
     assert programs.verify(body, TASK._replace(info=task['info'])).right
@@ -185,7 +190,7 @@ def test_solutions_of_the_published_sets():
   rows = [row for name in FILES if name.startswith('live_code') for row in FILES[name]]
   for i, row in enumerate(rows):
     task = TASK._replace(info=sets.live_code_task(row)['info'])
-    assert [programs.verify(fenced(code), task).right for code in solved] == [j == i for j in range(3)]
+    assert [programs.verify(fenced(code), task).right for code in (solved[i], solved[i - 1])] == [True, False]
 
 
 # Programs that want to pass otherwise. Each of them is right by one of the tests at the most.
@@ -356,8 +361,7 @@ SLOW = {
 
 
 QUICK = ('exits', 'exits in a call', 'prints', 'is equal to all', 'is an int that is equal to all',
-         'claims another class', 'patches json', 'writes to all files', 'ends loops', 'has operators',
-         'loops in a call')
+         'claims another class', 'patches json', 'writes to all files', 'ends loops', 'has operators')
 
 
 def forms(**info):
@@ -368,8 +372,8 @@ def forms(**info):
 
 @pytest.mark.parametrize('name', QUICK)
 def test_a_forged_verdict_is_wrong(name):
-  task = forms(seconds=1.0, memory_mb=256)['asserts' if name in ('has operators', 'ends loops', 'prints') else 'calls']
-  found = verdict((FORGED | SLOW)[name], task)
+  task = forms(seconds=0.5, memory_mb=256)['asserts' if name in ('has operators', 'ends loops', 'prints') else 'calls']
+  found = verdict(FORGED[name], task)
   assert found.right is False and found.answered
 
 
@@ -414,13 +418,26 @@ def test_in_worker_processes():
   tasks = [task._replace(id=f'made/{form}', verifier='python_tests', index=i)
            for i, (form, task) in enumerate(forms(seconds=1.0).items())]
   codes = ['def f(x): return 2 * x', 'def f(x): return 2 * x', 'print(sum(map(int, input().split())))']
-  codes += [FORGED[name] for name in ('is equal to all', 'exits in a call', 'looks through files', 'kills', 'forks')]
+  codes += [FORGED[name] for name in ('is equal to all', 'exits in a call', 'kills')]
   pairs = [(fenced(code), task) for code in codes for task in tasks]
   config = rewards.Config(verifier='python_tests', workers=2, timeout_s=5.0)
   with rewards.Workers(config) as workers:
     scores = workers.score([code for code, _ in pairs], [task for _, task in pairs])
   assert scores.verified_R.all(), scores.examples
-  assert scores.verdict_R.tolist() == [1, 1, 0, 1, 1, 0, 0, 0, 1] + [0] * 15
+  assert scores.verdict_R.tolist() == [1, 1, 0, 1, 1, 0, 0, 0, 1] + [0] * 9
+
+
+@pytest.mark.slow
+def test_what_a_program_leaves_does_not_fail_others():
+  """Files that fill the disk of the process, in a folder that may not be read, and below many folders."""
+  leave = ('import os\nif %d: os.mkdir("a")\nelse:\n  for _ in range(1200): os.mkdir("a"); os.chdir("a")\n'
+           'try:\n  for i in range(99): open("a/" * %d + str(i), "wb").write(bytes(15 << 20))\nexcept OSError: pass\n'
+           'if %d: os.chmod("a", 0)\nos.chmod(".", 0)\ndef f(x): return 2 * x')
+  codes = [leave % (1, 1, 1), 'def f(x): return 2 * x', leave % (0, 0, 0), 'def f(x): return x + x']
+  task = forms()['calls']._replace(verifier='python_tests')
+  with rewards.Workers(rewards.Config(verifier='python_tests', workers=1, timeout_s=5.0)) as workers:
+    scores = workers.score(map(fenced, codes), [task] * 4)
+    assert scores.verdict_R.all(), scores.examples
 
 
 # Faults that are no program's.

@@ -113,5 +113,16 @@ def test_programs_at_the_same_time(tmp_path):
   assert [finished.stdout.decode().strip() for finished in found] == [str(folder.resolve()) for folder in folders]
 
 
+def test_a_folder_is_removed_whatever_is_in_it(tmp_path, request):
+  deep = 'import os\nfor _ in range(1500): os.mkdir("d"); os.chdir("d")\nopen("f", "w"); os.symlink("/", "root")'
+  folder = tmp_path / 'left'
+  folder.mkdir()
+  request.addfinalizer(lambda: subprocess.run(['rm', '-rf', folder], check=True))  # which pytest cannot
+  subprocess.run([*FAST, deep], cwd=folder, check=True)
+  walls.remove(str(folder))
+  assert not folder.exists()
+  walls.remove(str(folder))  # which is not there
+
+
 def test_this_process_is_behind_no_walls():
   assert not isolation.is_behind()

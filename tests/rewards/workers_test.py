@@ -149,8 +149,8 @@ def test_what_hangs_or_dies_is_unverified_and_its_neighbours_keep_their_verdicts
 
 def test_the_limit_is_of_one_verdict():
   """All together they take longer than the limit."""
-  with rewards.Workers(knobs.verifiers(own('slow'), workers=1, timeout_s=0.7)) as pool:
-    scores = pool.score(map(str, range(45)), tasks(*['7'] * 45))
+  with rewards.Workers(knobs.verifiers(own('slow'), workers=1, timeout_s=0.4)) as pool:
+    scores = pool.score(map(str, range(25)), tasks(*['7'] * 25))
   assert scores.verified_R.all() and scores.verdict_R.sum() == 1
 
 
@@ -176,15 +176,15 @@ def test_completions_are_taken_as_processes_have_room():
   taken = []
 
   def texts():
-    for i in range(40):
+    for i in range(20):
       taken.append(time.monotonic())
       yield f'{i}'
 
   with rewards.Workers(knobs.verifiers(own('slow'), workers=1)) as pool:
     pool.score(['7'], tasks('7'))
     start = time.monotonic()
-    assert pool.score(texts(), tasks(*['7'] * 40)).verdict_R.sum() == 1
-  assert taken[-1] - start > 0.4  # of eight tenths of a second that the verdicts take
+    assert pool.score(texts(), tasks(*['7'] * 20)).verdict_R.sum() == 1
+  assert taken[-1] - start > 0.2  # of four tenths of a second that the verdicts take
 
 
 @pytest.mark.parametrize('fault, outcome', [('raise', 'raised'), ('abstain', 'abstained'), ('wide', 'invalid')])
@@ -225,12 +225,12 @@ def test_answers_that_are_the_same_are_one(monkeypatch):
   assert (found.timeouts, found.errors) == (0, 0)
 
 
-@pytest.mark.parametrize('kind', ['child', 'daemon'])
-def test_the_children_of_a_verdict_end_with_it(kind):
+def test_the_children_of_a_verdict_end_with_it():
   seconds = 10 ** 6 + os.getpid()
   with rewards.Workers(knobs.verifiers(own('leaving'))) as pool:
-    assert pool.score([kind], tasks('7', info=f'{seconds}')).verified_R.all()
-    assert not sleepers.sleepers(seconds)
+    for kind in ('child', 'daemon'):
+      assert pool.score([kind], tasks('7', info=f'{seconds}')).verified_R.all()
+      assert not sleepers.sleepers(seconds)
 
 
 def test_a_worker_knows_nothing_of_the_run(monkeypatch, tmp_path):
