@@ -220,6 +220,7 @@ def yes_or_no_verdict(completion, task):
   return True if len(completion) % 2 else None
 
 
+@pytest.mark.slow
 def test_nothing_is_learnt_from_what_is_not_verified(tmp_path, data_dir):
   """All that is verified is right: no group is mixed, and the policy stays."""
   workdir = run(tmp_path, data_dir, num_steps=2, rewards__verifier='tests.train_test:yes_or_no_verdict',

@@ -10,8 +10,8 @@ from kr_jax.answers.notation import Token, Tokens
 
 # Short words of a language, which are no products of letters; at, as and is may be.
 _WORDS = frozenset('''
-  all and any are but each else even for from has have if less mod more most no none not odd of only or per some such than
-  that the then they this very what when with you one two four five six nine ten zero'''.split())
+  all and any are but each else even for from has have if less mod more most no none not odd of only or per some
+  such than that the then they this very what when with you one two four five six nine ten zero'''.split())
 
 
 class NotAFormula(ValueError):

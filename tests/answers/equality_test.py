@@ -169,7 +169,8 @@ def test_what_has_no_value_is_equal_to_nothing():
 
 
 @pytest.mark.parametrize('group', [
-    ['1/2', '0.5', r'\frac{1}{2}', '.50', r'\frac{2}{4}', 'x=0.5', 'P(A) = 1/2', 'half'], ['2, 1', r'\{1,2\}', '1 and 2'],
+    ['1/2', '0.5', r'\frac{1}{2}', '.50', r'\frac{2}{4}', 'x=0.5', 'P(A) = 1/2', 'half'],
+    ['2, 1', r'\{1,2\}', '1 and 2'],
     ['(1,2)', r'\left(1, 2\right)', r'(\frac{2}{2}, 2.0)'], ['Odd', r'\text{odd}'], ['1,234', '1234', '1234 apples'],
     [r'[1,2)', r'[\frac{3}{3},2.0)'], ['2.5 million', '2,500,000']])
 def test_canonical_answers_of_one_object_are_one(group):
@@ -198,7 +199,8 @@ def bombs() -> list[str]:
     found += [
         '^'.join(['9'] * n),
         '9' + '!' * n, '(' * n + '9' + ')!' * n, r'\sqrt{' * n + '2' + '}' * n, 'x^{' * n + 'x' + '}' * n,
-        r'\frac{1}{' * n + 'x' + '}' * n, '2\\frac{' * n + '1' + '}{3}' * n, '|' * n + 'x' + '|' * n, r'\sin ' * n + 'x', '-' * n + '1',
+        r'\frac{1}{' * n + 'x' + '}' * n, '2\\frac{' * n + '1' + '}{3}' * n, '|' * n + 'x' + '|' * n,
+        r'\sin ' * n + 'x', '-' * n + '1',
         r'\pm' * n + '1',
         r'\{' * n + '1' + r'\}' * n, '1,' * n, '(1,' * n + '1' + ')' * n, r'\cup'.join(['(1,2)'] * n), 'x=' * n + '1',
         '<'.join('x' * n), '1:' * n + '1', r'\frac' * n, 'a_' * n + '1',
@@ -207,10 +209,12 @@ def bombs() -> list[str]:
         r'\left(' * n, '$' * n + '1' + '$' * n, '\\' * n, 'km ' * n, '5 ' + 'km ' * n, '5' + '/s' * n,
         '*'.join(['(x+y+z)^{99}'] * n), '0.1e' + '9' * short, 'x!' * n, f'gcd({nine},6)',
         r'\begin{pmatrix}' * n, '5 ' + 'dogs ' * n,
-        r'\text{' * n, r'\overline{' * n + '3' + '}' * n, '10^{10^{%s}}' % nine, r'\sqrt[%s]{2}' % nine, r'\exp(' * n + '9' + ')' * n,
+        r'\text{' * n, r'\overline{' * n + '3' + '}' * n, '10^{10^{%s}}' % nine, r'\sqrt[%s]{2}' % nine,
+        r'\exp(' * n + '9' + ')' * n,
         r'\sin(10^{%s})' % nine, 'x^{%s}' % nine, several * n, (several * n)[:390], '1 h ' * n, '|x|!' * n,
         '2^{|x|}' * n]
-  return found + [r'\boxed{' + ' ' * 10 ** 5 + '7', '# answer ' * 10 ** 5, '7' * 10 ** 6, 'x+' * 10 ** 5, '(' * 10 ** 5, r'\boxed{' * 10 ** 5, ' ' * 10 ** 6 + '7', 'a ' * 10 ** 5, '1,' * 10 ** 5]
+  return found + [r'\boxed{' + ' ' * 10 ** 5 + '7', '# answer ' * 10 ** 5, '7' * 10 ** 6, 'x+' * 10 ** 5,
+                  '(' * 10 ** 5, r'\boxed{' * 10 ** 5, ' ' * 10 ** 6 + '7', 'a ' * 10 ** 5, '1,' * 10 ** 5]
 
 
 def test_nothing_takes_long():
@@ -218,10 +222,10 @@ def test_nothing_takes_long():
   texts = bombs()
   assert len(texts) >= 126
   for text in texts:
+    start = time.process_time()
+    answer = answers.extract(text) or ''
     for reference in ('7', r'\frac{1}{2}x+\sin x', r'\{1,2\}'):
-      start = time.process_time()
-      answer = answers.extract(text) or ''
       assert not answers.same(answer, reference) or '7' in answer, text[:50]
-      answers.canonical(answer)
-      answers.same(text, text + '1')
-      assert time.process_time() - start < 5, text[:50]
+    answers.canonical(answer)
+    answers.same(text, text + '1')
+    assert time.process_time() - start < 5, text[:50]

@@ -42,7 +42,8 @@ def test_written_is_one_text(group):
 
 
 def test_written_keeps_apart_what_differs():
-  texts = [r'\frac{12}{3}', r'\frac{1}{23}', r'\frac{1}{2}3', 'x^{12}', 'x^1', '1 2', '12', 'ab', 'a b', r'\Theta', r'\theta',
+  texts = [r'\frac{12}{3}', r'\frac{1}{23}', r'\frac{1}{2}3', 'x^{12}', 'x^1', '1 2', '12', 'ab', 'a b',
+           r'\Theta', r'\theta',
            r'\text{a b}', r'\{1\}', '(1)', '[1]']
   assert len({notation.written(notation.tokens(text)) for text in texts}) == len(texts) - 1  # ab is a b
   assert notation.written(notation.tokens('4 dogs')) == '4 dogs'

@@ -18,7 +18,8 @@ def has(region, x) -> bool:
 
 
 ENDS = st.integers(-6, 6).map(Fraction)
-INTERVALS = st.builds(lambda a, b, c, d: regions.interval(min(a, b), max(a, b), c, d), ENDS, ENDS, st.booleans(), st.booleans())
+INTERVALS = st.builds(
+    lambda a, b, c, d: regions.interval(min(a, b), max(a, b), c, d), ENDS, ENDS, st.booleans(), st.booleans())
 
 
 @given(st.lists(INTERVALS, max_size=4), st.lists(INTERVALS, max_size=3))

@@ -41,7 +41,7 @@ def test_fields_that_are_named(tmp_path):
 
 @pytest.mark.parametrize('row, message', [
     ('{"a": ', r'a.jsonl:1 is not JSON: .*one JSON object a line'), ('[1]', r'a.jsonl:1 is a list; .*object a line'),
-    ({'completion': 'a', 'note': ''}, r':1 has no answer as a text in answer, gold, .*are completion, note; .*--answer'),
+    ({'completion': 'a', 'note': ''}, r':1 has no answer as a text in answer, .*are completion, note; .*--answer'),
     ({'answer': '7', 'completion': None}, r'a.jsonl:1 has no completion as a text in .*the one with --completion'),
     ({'answer': True, 'completion': 'a'}, 'has no answer'), ({'answer': '7', 'outputs': []}, 'has no completion'),
     ({'answer': [], 'completion': ['a', 3]}, 'has no completion')])

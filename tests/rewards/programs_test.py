@@ -498,6 +498,7 @@ def test_packed_tests_are_the_same():
     programs.verify(fenced('x = 1'), task)
 
 
+@pytest.mark.slow
 def test_a_program_that_is_too_long():
   started = time.monotonic()
   for text in ('x = 1\n', '`' * 99 + '\n', '(', '```python\n', '<answer>', '-', '    '):
