@@ -28,8 +28,12 @@ class Verdict(NamedTuple):
   answered: bool = True  # whether the completion gave an answer, right or wrong
   reason: str = ''  # why it abstains
 
+  def __bool__(self) -> bool:
+    raise TypeError('a Verdict is neither true nor false, as its verifier may abstain; read its `right`')
+
   @property
   def outcome(self) -> int:
+    """Of OUTCOMES."""
     if self.right is None:
       return ABSTAINED
     return RIGHT if self.right else WRONG if self.answered else NO_ANSWER

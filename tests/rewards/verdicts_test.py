@@ -47,6 +47,12 @@ def test_rewards_are_finite_as_float32(reward):
   assert not verdicts.is_finite(reward) and verdicts.is_finite(3.4e38)
 
 
+def test_a_verdict_is_not_a_condition():
+  """As a tuple it would be true, and a verifier made of others would say yes to all."""
+  with pytest.raises(TypeError, match='read its `right`'):
+    Verdict(False) and True
+
+
 def test_outcomes():
   assert [Verdict(*x).outcome for x in ((True,), (False,), (False, 0.0, False), (None,), (True, 1.0, False))] == [
       verdicts.RIGHT, verdicts.WRONG, verdicts.NO_ANSWER, verdicts.ABSTAINED, verdicts.RIGHT]
