@@ -4,6 +4,7 @@ Each attack is a Python text that sets `right` where it succeeded. It runs in a 
 that does what no shipped one does, and as a program behind walls.
 """
 
+import json
 import os
 import pathlib
 import socket
@@ -240,6 +241,33 @@ def test_an_attack_from_a_program(name, pool, outside, tmp_path):
   assert finished.timed_out or finished.stdout.decode()[-6:] != 'right\n'
   assert len(finished.stdout) <= 256 << 10 and len(finished.stderr) <= 256 << 10
   outside.check()
+
+
+# A task of each shipped verifier, whose answer no attack gives.
+SHIPPED = {
+    'ends_with': {'answer': 'seven'}, 'math': {'answer': r'\frac{22}{7}'}, 'choice': {'answer': 'Q'},
+    'reasoning_gym': {'answer': '7*3-4', 'info': json.dumps({'dataset': 'countdown', 'entry': {
+        'question': '', 'answer': '7*3-4', 'metadata': {'numbers': [7, 3, 4], 'target': 17, 'expression': '7*3-4'}}})},
+    'python_tests': {'answer': '', 'info': json.dumps({
+        'form': 'stdin', 'seconds': LIMIT_S, 'tests': [{'input': '2\n', 'output': '4\n'}]})}}
+
+
+@pytest.mark.slow
+def test_attacks_on_each_shipped_verifier(pool, outside):
+  """As an answer in a tag and in a box, as a program, and in one line, as what evaluates text would run it."""
+  del pool  # which skips where a wall is missing
+  attacks = [outside.attack(text) for name, text in ATTACKS.items() if name not in LONG]
+  with rewards.Workers(knobs.verifiers('math', workers=2, timeout_s=3 * LIMIT_S, max_faulty_steps=10 ** 6),
+                       verifiers=SHIPPED) as workers:
+    for verifier, fields in SHIPPED.items():
+      task = types.Task(id=f'made/{verifier}', index=0, prompt='', difficulty=1, solution='', tokens=(2,),
+                        verifier=verifier, **fields)
+      forms = ['```python\n%s\n```'] if verifier == 'python_tests' else [
+          '<answer>%s</answer>', r'\boxed{%s}', '```python\n%s\n```', '<answer>exec(%r)</answer>']
+      completions = [form % attack for form in forms for attack in attacks]
+      outcomes = workers.score(completions, [task] * len(completions)).outcome_R
+      assert len(completions) >= 25 and verdicts.RIGHT not in outcomes and verdicts.NONE not in outcomes
+      outside.check()
 
 
 @pytest.mark.parametrize('name', ['read a file', 'read credentials', 'list a folder', 'environment of a process',
