@@ -35,7 +35,7 @@ def tree(text: str, **reading) -> str:
     '(power e (multiply 2 x))'),
     ('np.arcsin(x)', '(apply asin x)'), ("y'", "y'"), (r'y^{\prime\prime}', "y''"), ('v^2_0', '(power v_0 2)'),
     (r'R_{\text{eq}}', 'R_eq'), (r'\vec{a}', 'vec a'), (r'30^\circ', '(degrees 30)'), ('2.5 10^3',
-    '(multiply 2.5 (power 10 3))'.replace('2.5', '5/2')),
+    '(multiply 5/2 (power 10 3))'),
     ('f(x, 2)', '(call f x 2)'), ('f(3)', '(call f 3)'), (r'1 \pm 2', '(pm 1 2)'), (r'\infty', '(infinity)'),
     ('2e3', '(multiply 2 (power 10 3))')])
 def test_trees_by_hand(text, expected):
@@ -52,9 +52,8 @@ def test_readings():
   assert tree(r'\sin x y') == '(apply sin (multiply x y))'
 
 
-@pytest.mark.parametrize('points, same', [('ABC', 'CBA'), ('ABC', 'ABC')])
-def test_points_of_an_angle(points, same):
-  assert tree(rf'\angle {points}') == tree(rf'\angle {same}') != tree(r'\angle ACB')
+def test_points_of_an_angle():
+  assert tree(r'\angle ABC') == tree(r'\angle CBA') != tree(r'\angle ACB')
   assert tree(r'\triangle ABC') == tree(r'\triangle CAB') and tree(r'\overline{AB}') == tree(r'\overline{BA}')
 
 
@@ -69,5 +68,5 @@ def test_what_is_no_formula(text):
 
 def test_names():
   node = syntax.parse(notation.tokens(r'e^{i\pi x} + f(y) + 3'))
-  assert syntax.names(node) == {'x', 'f', 'y'} or syntax.names(node) == {'x', 'y', 'f'}
+  assert syntax.names(node) == {'x', 'f', 'y'}
   assert syntax.parse(notation.tokens('2')) == ('number', Fraction(2))

@@ -50,19 +50,16 @@ def written(thing) -> str:
     ('empty set', '{}<>'),
     (r'\{x \mid x > 2\}', '>'), (r'\{x\in\mathbb{R} : x \ne 2\}', 'ne'), ('x = 3', 'x: 3'), ('P(A) = 1/4',
     'P(A): 1/4'), ('m + n = 5', 'm+n: 5'),
-    (r'\text{Area} = 5', 'area: 5'), (r'\angle ABC = 30^\circ', r'\angle ABC: 30 [unit]'), ('AB = 5', 'ab: 5'),
+    (r'\text{Area} = 5', 'area: 5'), (r'\angle ABC = 30^\circ', r'\angleABC: 30 [unit]'), ('AB = 5', 'ab: 5'),
     ('(x,y) = (1,2)', '(x,y): ()<1; 2>'),
     (r'x \in [1,2]', 'x: []<1; 2>'), ('2x = 42', '='), ('x^2 = 42', '='), ('41 = 42', '='), ('-x = 42', '='),
     ('1/x = 42', '='), ('40+2 = 42', '42 | 40+2'),
     ('x = 40+2 = 42', 'x: 42 | 40+2'), ('x = 41 = 42', '= ='), (r'x = \frac{10}{3} \approx 3.33',
-    r'x: 3.33 | \frac103'.replace('103', '{10}3')), ('1 < x < 2', '< <'),
+    r'x: 3.33 | \frac10 3'), ('1 < x < 2', '< <'),
     ('4:30', 'time (4, 30, 0) '), ('4:30 p.m.', 'time (4, 30, 0) pm'), ('4 PM', 'time (4, 0, 0) pm'), ('3:4',
     'ratio 2'), ('1:2:3', 'ratio 3'),
     ('1011_2', "based Based(digits='1011', base='2')"), (r'17_{\text{eight}}', "based Based(digits='17', base='8')"),
     (r'\begin{pmatrix}1&2\\3&4\end{pmatrix}', '1, 2 / 3, 4'), (r'\left[\begin{array}{cc}1 & 2\end{array}\right]',
-    '1, 2'), (r'\\frac{1}{2}', r'\frac12'.replace('12', '{1}2'))])
+    '1, 2'), (r'\\frac{1}{2}', r'\frac1 2')])
 def test_read_by_hand(text, says):
-  expected = notation.written(notation.tokens(says)) if says.startswith('\\frac') else says
-  found = written(things.read(text))
-  plain = says.replace('{10}3', '103').replace('{1}2', '12')
-  assert found.replace(' ', '') in (expected.replace(' ', ''), plain.replace(' ', ''))
+  assert written(things.read(text)) == says

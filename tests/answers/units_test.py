@@ -20,7 +20,7 @@ def split(text: str) -> tuple[str, str]:
     ('3 m/s', '3', 'm1 s-1'), (r'3\ \mathrm{m\,s^{-2}}', '3', 'm1 s-2'), ('3 miles per hour', '3', 'm1 s-1'),
     (r'2\ \text{N}\cdot\text{m}', '2', 'kg1 m2 s-2'), (r'4 kg \cdot m/s^2', '4', 'kg1 m1 s-2'), ('7 J', '7',
     'kg1 m2 s-2'),
-    (r'7\ \Omega', '7', 'A-2 kg1 m2 s-3'), (r'\frac{3}{2}\text{ hours}', r'\frac32'.replace('32', '{3}{2}'), 's1'),
+    (r'7\ \Omega', '7', 'A-2 kg1 m2 s-3'), (r'\frac{3}{2}\text{ hours}', r'\frac3 2', 's1'),
     ('120 J/(kg K)', '120', 'K-1 m2 s-2'), (r'2 \frac{\text{m}}{\text{s}}', '2', 'm1 s-1'), (r'5 \mu m', '5', 'm1'),
     ('45°', '45', 'degree1'), (r'45^{\circ}', '45', 'degree1'), ('20 degrees Celsius', '20', 'celsius1'), ('20°F',
     '20', 'fahrenheit1'),
@@ -30,7 +30,7 @@ def split(text: str) -> tuple[str, str]:
     ('3 km.', '3', 'm1'),
     ('6 per hour', '6', 's-1'), ('6 kWh', '6', 'kg1 m2 s-2'), ('2 hrs', '2', 's1'), ('5 inches', '5', 'm1')])
 def test_units_by_hand(text, quantity, unit):
-  assert split(text) == (quantity if quantity == '12pi' else notation.written(notation.tokens(quantity)), unit)
+  assert split(text) == (quantity, unit)
 
 
 @pytest.mark.parametrize('text', [
