@@ -8,8 +8,8 @@ A completion is right if the scorer of its dataset gives 1 to the marked answer,
   - Some scorers evaluate the answer as Python or with SymPy, so that a completion could run code. Their answers are
     plain words, a literal, or a formula of known names (`is_harmless`); any other answer of theirs is wrong, unread.
 
-A scorer that raises does not parse the answer: the answer is wrong. `check` finds scorers that refuse every answer,
-or accept any, before a run starts.
+A scorer that raises does not parse the answer: it is wrong, unless memory or a file is missing. `check` finds scorers
+that refuse every answer, or accept any, before a run starts.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ from kr_jax.types import Task
 Entry = dict[str, Any]  # 'question', 'answer', 'metadata', as reasoning-gym makes it
 
 _MOST_CHARACTERS = 10_000  # of an answer, or four times the gold answer's
-# What `check` does with each dataset, at most.
-_CHECKED_TASKS, _CHECK_SECONDS = 8, 2.0
+_CHECKED_TASKS, _CHECK_SECONDS = 8, 2.0  # of each dataset, at most
 
 
 def verify(completion: str, task: Task) -> verdicts.Verdict:
@@ -107,12 +106,12 @@ def _score(dataset: str, entry: Entry, text: str) -> float:
   try:
     with contextlib.redirect_stdout(None):  # some scorers print what is wrong
       found = float(scorer(text, entry))
-    if not 0 <= found <= 1:
-      return 0.0
-    if found < 1 - 1e-9:
-      return found
+    if not found >= 1 - 1e-9 or found > 1:  # NaN too
+      return found if 0 <= found < 1 else 0.0
     return float(dataset not in _ALSO or _ALSO[dataset](text, entry))
-  except Exception:  # RecursionError and MemoryError too
+  except (MemoryError, OSError):  # of the machine, not of the answer
+    raise
+  except Exception:  # RecursionError too
     return 0.0
 
 

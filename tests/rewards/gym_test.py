@@ -64,6 +64,12 @@ def test_what_a_scorer_returns(scorer):
     assert gym.scored('7', task_of('made', '8')) == verdicts.Verdict(score == 1, score)
   scorer(lambda text, entry: 1 / 0)
   assert gym.scored('7', task_of('made', '8')) == verdicts.Verdict(False, 0.0)
+  for fault in (MemoryError, FileNotFoundError):  # of the machine: nothing is known of the answer
+    def raises(text, entry, fault=fault):
+      raise fault
+    scorer(raises)
+    with pytest.raises(fault):
+      gym.scored('7', task_of('made', '8'))
   read = []
   scorer(lambda text, entry: read.append(entry))
   gym.verify('7', task_of('made', '', board=(1, (), [2]), n=4))  # JSON has no tuples
