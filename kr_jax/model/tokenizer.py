@@ -1,24 +1,33 @@
 """Text <-> tokens: one character a token, or by the tokenizer of a published checkpoint.
 
 Both have `prompt`, the tokens that the policy reads of a task's text; `encode`; `decode`, up to the first stop
-token; `stop_ids`; and `vocab_size`. Control tokens of a prompt come from the chat template alone.
+token; `stop_ids`; `vocab_size`; and `save`. Control tokens of a prompt come from the chat template alone.
+
+A rendered chat is encoded whole by the published tokenizer. Where its text spells a control token, a twin encodes
+it, in which each control token has another name, a character of NAMES: the template's control tokens are written by
+these names, and the text's are text. All else of the twin is as published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 import functools
 import itertools
 import json
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
+from kr_jax.model import chat as chat_lib
 from kr_jax.model import pretrained
 from kr_jax.types import PAD
 
 STOP = 1  # ends a completion of Characters
+NAMES = 0x100000  # the first character of Unicode's last plane, which is for private use
+
+_NEUTRAL = '.'  # a text of no control token
+_MARK = '\ue000message\ue001'  # one that a template cannot write
 
 
 class Characters:
@@ -50,131 +59,317 @@ class Characters:
     kept = itertools.takewhile(lambda token: token != STOP, tokens)
     return ''.join(self.alphabet[int(token) - 2] for token in kept if token != PAD)
 
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes the files that `Subwords` and transformers read the same tokens from: a vocabulary of whole
+    characters, without a chat template. A text with a character outside the alphabet is an error there as well.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+    # A text must not spell these two: a character outside the alphabet stands in them where it has to.
+    other = next(x for x in map(chr, itertools.count(0xe000)) if x not in self.alphabet)
+    pad, stop = (name if set(name) - set(self.alphabet) else name + other for name in ('<pad>', '</s>'))
+    made = tokenizers.Tokenizer(models.WordLevel({pad: PAD, stop: STOP, **self._token}, unk_token=other))
+    made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens([pad, stop])
+    directory = pathlib.Path(directory)
+    made.save(str(directory / 'tokenizer.json'))
+    for name, fields in (
+        ('tokenizer_config', {'tokenizer_class': 'PreTrainedTokenizerFast', 'pad_token': pad, 'eos_token': stop,
+                              'clean_up_tokenization_spaces': False}),
+        ('generation_config', {'pad_token_id': PAD, 'eos_token_id': STOP})):
+      (directory / f'{name}.json').write_text(json.dumps(fields, indent=2), encoding='utf-8')
+
+
+class _Place(NamedTuple):
+  """Where a text stands: what is before and after it, and the control tokens of these."""
+
+  before: str = ''
+  after: str = ''
+  control: tuple[int, ...] = ()
+
 
 class Subwords:
   """The tokenizer of a published checkpoint.
+
+  Control tokens are the special ones, whichever of the checkpoint's files names them; and of the other added tokens
+  those that are spelt '<|NAME|>', or in brackets, such as '<think>', where the chat template spells them too. A
+  special token of one character to which the model gives this token anyhow ('!', named to pad with) is text.
 
   Args:
     path: as pretrained.find takes it.
     chat: whether prompts go through the chat template, where there is one; else a prompt is the bare text.
     system: the system message of a chat; '': the template's own, or none.
-    thinking: `enable_thinking` of templates that know it (Qwen3).
+    thinking: `enable_thinking` of templates that know it (Qwen3); None: the template's own default.
 
   Raises:
-    ValueError: files are missing or broken, the template fails or alters texts, or `system` has no template.
+    ValueError: files are missing or broken, the template fails or alters texts, the template or a stop token has
+      an id that the vocabulary does not have, or `system` has no template.
   """
 
-  def __init__(self, path: str | os.PathLike, *, chat: bool = True, system: str = '', thinking: bool = True):
-    import tokenizers  # a policy from scratch does not need it
+  def __init__(self, path: str | os.PathLike, *, chat: bool = True, system: str = '',
+               thinking: bool | None = None):
     self._files = pretrained.read(path)
-    name, stored = self._files.path, self._files.tokenizer_json
-    try:
-      self._published = tokenizers.Tokenizer.from_str(stored)
-    except Exception as error:  # tokenizers raises the bare class
-      raise ValueError(f'{name}: the tokenizer cannot be read: {error}') from error
-    of_json = json.loads(stored)
-    added = of_json.get('added_tokens') or []
-    # Added tokens of blanks alone (Gemma) are text.
-    self._control = {x['content']: x['id'] for x in added if x['special'] or x['content'].strip(' \n\t\u2581')}
-    of_json['added_tokens'] = [x for x in added if x['content'] not in self._control]
-    self._plain = tokenizers.Tokenizer.from_str(json.dumps(of_json))
-    self._any_control = re.compile(
-        '(' + '|'.join(map(re.escape, sorted(self._control, key=len, reverse=True)) or ['(?!)']) + ')')
-    self._first = tuple(self._published.encode('', add_special_tokens=True).ids)  # BOS, where there is one
-    self.vocab_size = self._files.config['vocab_size']
-    self.stop_ids = self._stops()
-    self._template = self._chat_template() if chat else None
+    self._name, config = self._files.path, self._files.tokenizer_config
+    self._published, self._named = self._in_file(_read, self._files)
+    self.vocab_size = self._in_file(_vocab_size, self._files)
+    template = self._in_file(chat_lib.choose, config.get('chat_template')) if chat else None
+    self._added = {token.content: i for i, token in self._published.get_added_tokens_decoder().items()}
+    self._control = _control_tokens(self._published, self._named.values(), str(config.get('chat_template') or ''))
+    self._any_control = _any_of(self._control)
+    unknown = _unknown(self._files.tokenizer_json)
+    self._control_ids = {i for token, i in self._control.items() if token != unknown}
+    self._template = self._in_file(chat_lib.read, template) if template else None
     self._thinking = thinking
     self._system = [{'role': 'system', 'content': system}] if system else []
     if system and self._template is None:
-      raise ValueError(f'tasks.system={system!r} needs a chat template, which {name} does not have or '
+      raise ValueError(f'tasks.system={system!r} needs a chat template, which {self._name} does not have or '
                        'tasks.chat=False leaves out; put the text in tasks.template')
-    self.prompt('1 + 1 =')  # a template that fails or alters texts fails here
+    self._first = self._before_a_text()
+    self._chat = self._place() if template else _Place()
+    self.stop_ids = self._stops()
+    if template:
+      self.prompt('1 + 1 =')  # a template that alters texts, or writes unknown tokens, fails here
+
+  def _in_file(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a function gives, whose errors are the checkpoint's."""
+    try:
+      return function(*args, **options)
+    except ValueError as error:
+      raise ValueError(f'{self._name}: {error}') from error
+
+  def _before_a_text(self) -> tuple[int, ...]:
+    """The special tokens that the published pipeline writes before a text: BOS, or nothing."""
+    import tokenizers
+    from tokenizers import models
+    word = tokenizers.Tokenizer(models.WordLevel({'word': 0}, unk_token='word')).encode('word')
+    encoded = self._published.post_process(word)
+    return tuple(i for i, _ in itertools.takewhile(lambda x: x[1], zip(encoded.ids, encoded.special_tokens_mask)))
 
   def _stops(self) -> tuple[int, ...]:
-    """The end token of the tokenizer, then the stop tokens of the checkpoint's generation_config."""
-    token = _text(self._files.tokenizer_config.get('eos_token'))
-    ends = [] if token is None else [self._published.token_to_id(token)]
-    of_config = self._files.config.get('eos_token_id')  # the older place, read where generation_config has none
-    found = self._files.generation_config.get('eos_token_id', of_config)
-    ends += found if isinstance(found, list) else [] if found is None else [found]
+    """The end token of the tokenizer, the stop tokens of the checkpoint's generation_config, and the token that ends
+    an assistant's message in the chat template.
+    """
+    config = self._files.config  # the older place, read where generation_config has none
+    stored = [x.get('eos_token_id') for x in (self._files.generation_config, config, config.get('text_config') or {})]
+    found = next((x for x in stored if x is not None), [])
+    ends = [self._published.token_to_id(self._named['eos_token'])] if 'eos_token' in self._named else []
+    ends += [*(found if isinstance(found, list) else [found]), *self._turn_ends()]
+    ends = list(dict.fromkeys(ends))
     if not ends or not all(isinstance(end, int) and 0 <= end < self.vocab_size for end in ends):
-      raise ValueError(f'{self._files.path}: the stop tokens {ends} are not ids below '
+      tokens = [self._published.id_to_token(end) if isinstance(end, int) and end >= 0 else None for end in ends]
+      raise ValueError(f'{self._name}: the stop tokens {ends} (texts: {tokens}) are not ids below '
                        f'vocab_size={self.vocab_size}; set eos_token_id in generation_config.json')
-    return tuple(dict.fromkeys(ends))
+    return tuple(ends)
 
-  def _chat_template(self) -> Any:
-    """The template, compiled in a sandbox; None where there is none."""
-    from jinja2 import sandbox
-    template = self._files.tokenizer_config.get('chat_template')
-    if isinstance(template, list):
-      template = {x['name']: x['template'] for x in template}.get('default')
-    if not template:
-      return None
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
-    environment.filters['tojson'] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
-    environment.globals['raise_exception'] = _refuse
-    # No strftime_now: a prompt with the day would differ after a resume.
+  def _turn_ends(self) -> list[int]:
+    """The control token that follows a message of an assistant; none where the template writes no such message."""
+    if self._template is None:
+      return []
     try:
-      return environment.from_string(template)
-    except Exception as error:
-      raise ValueError(f'{self._files.path}: the chat template is broken: {error}') from error
+      chat = self._rendered(_NEUTRAL, {'role': 'assistant', 'content': _MARK}, prompt=False)
+    except ValueError:
+      return []
+    _, mark, after = chat.rpartition(_MARK)
+    found = self._any_control.match(after.lstrip()) if mark else None
+    return [self._control[found[0]]] if found else []
 
-  def _rendered(self, text: str) -> str:
-    tokens = {name: _text(x) for name, x in self._files.tokenizer_config.items()
-              if name.endswith('_token') and x is not None}
+  def _rendered(self, text: str, *more: dict[str, str], prompt: bool = True) -> str:
+    messages = [*self._system, {'role': 'user', 'content': text}, *more]
+    return self._in_file(chat_lib.render, self._template, messages, self._named, thinking=self._thinking,
+                         prompt=prompt)
+
+  def _place(self) -> _Place:
+    """What the template writes around a message."""
+    parts = self._rendered(_MARK).split(_MARK)
+    if len(parts) != 2:
+      raise ValueError(f'{self._name}: the chat template writes a message {len(parts) - 1} times, and not once as it '
+                       'is (one for images may want a list of parts); set tasks.chat=False, or change the template')
+    before, after = parts
+    return _Place(before, after, self._control_of(self._ids(f'{before}{_NEUTRAL}{after}')))
+
+  def _ids(self, text: str) -> list[int]:
     try:
-      return self._template.render(
-          messages=[*self._system, {'role': 'user', 'content': text}], add_generation_prompt=True, tools=None,
-          enable_thinking=self._thinking, **tokens)
-    except Exception as error:
-      raise ValueError(f'{self._files.path}: the chat template fails: {error}') from error
+      return self._published.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # tokenizers raises the bare class
+      raise ValueError(f'{self._name}: the tokenizer cannot read {text!r}: {error}') from error
+
+  def _control_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
+    return tuple(token for token in tokens if token in self._control_ids)
+
+  def _encode(self, text: str, place: _Place) -> tuple[int, ...]:
+    """Tokens of a text in its place, of which no control token comes from the text."""
+    tokens = self._ids(f'{place.before}{text}{place.after}')
+    if self._any_control.search(text) or self._control_of(tokens) != place.control:
+      tokens = self._encode_by_twin(text, place)
+    if tokens and max(tokens) >= self.vocab_size:
+      raise ValueError(f'{self._name}: a prompt or text of {text!r} needs the token '
+                       f'{self._published.id_to_token(max(tokens))!r} with the id {max(tokens)}, which is not below '
+                       f'vocab_size={self.vocab_size}: the checkpoint has no embedding of it')
+    return tuple(tokens)
+
+  def _encode_by_twin(self, text: str, place: _Place) -> list[int]:
+    twin, names = self._twin
+    if any(name in text for name in names.values()):
+      raise ValueError(f'the text {text!r} spells a control token, and holds a character for private use above '
+                       f'U+{NAMES:X}; leave out one of them')
+    before, after = (self._any_added.sub(lambda found: names.get(found[0], found[0]), part)
+                     for part in (place.before, place.after))
+    encode = lambda message: twin.encode(f'{before}{message}{after}', add_special_tokens=False).ids
+    tokens, as_published = encode(text), self._ids(f'{place.before}{_NEUTRAL}{place.after}')
+    if encode(_NEUTRAL) != as_published or self._control_of(tokens) != place.control:
+      raise ValueError(f'{self._name}: the text {text!r} spells a control token that the tokenizer cannot read as '
+                       'text; leave it out')
+    return tokens
 
   @functools.cached_property
-  def _around(self) -> tuple[str, str]:
-    """The texts that the template writes before and after a message."""
-    mark = '\ue000message\ue001'
-    parts = self._rendered(mark).split(mark)
-    if len(parts) != 2:
-      raise ValueError(f'{self._files.path}: the chat template writes a message {len(parts) - 1} times')
-    return parts[0], parts[1]
+  def _any_added(self) -> re.Pattern[str]:
+    return _any_of(self._added)
+
+  @functools.cached_property
+  def _twin(self) -> tuple[Any, dict[str, str]]:
+    """A tokenizer in which control tokens have other names, and these names."""
+    names = {token: chr(NAMES + i) for i, token in enumerate(self._control)}
+    return _renamed(json.loads(self._published.to_str()), names), names
 
   def encode(self, text: str) -> tuple[int, ...]:
     """Tokens of a text; a spelt control token is encoded as text."""
-    return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+    return self._encode(text, _Place())
 
   def prompt(self, text: str) -> tuple[int, ...]:
     """Tokens that the policy reads of a task: a chat in which the user says this text; without a chat template
-    the text, after BOS where the checkpoint has one. Raises ValueError where the template alters the text.
+    the text, after BOS where the checkpoint has one. Raises ValueError where the template alters the text but for
+    white space around it, or a token is not in the vocabulary.
     """
     if self._template is None:
       return (*self._first, *self.encode(text))
-    (before, after), rendered = self._around, self._rendered(text)
+    before, after, _ = self._chat
+    rendered = self._rendered(text)
     message = rendered.removeprefix(before).removesuffix(after)
-    if before + message + after != rendered or message not in text:
-      raise ValueError(f'{self._files.path}: the chat template alters the text {text!r}')
-    # Control tokens have odd indices. A text between two of them is encoded whole: a token may begin in the
-    # template and end in the message.
-    first, last = self._any_control.split(before), self._any_control.split(after)
-    pieces = [*first[:-1], first[-1] + message + last[0], *last[1:]]
-    return tuple(token for i, piece in enumerate(pieces)
-                 for token in ([self._control[piece]] if i % 2 else self.encode(piece)))
+    if before + message + after != rendered or message not in text or message.strip() != text.strip():
+      raise ValueError(f'{self._name}: the chat template alters the text {text!r}')
+    return self._encode(message, self._chat)
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text up to the first stop token; other special tokens are dropped."""
     kept = itertools.takewhile(lambda token: token not in self.stop_ids, map(int, tokens))
-    return self._published.decode(list(kept), skip_special_tokens=True)
+    return self._published.decode([token for token in kept if token not in self._silent], skip_special_tokens=False)
+
+  @functools.cached_property
+  def _silent(self) -> set[int]:
+    added, named = self._published.get_added_tokens_decoder(), self._named.values()
+    return {i for text, i in self._control.items() if added[i].special or text in named}
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes the files of the tokenizer."""
-    self._files.save_text(pathlib.Path(directory))
+    """Writes the files of the tokenizer, without somebody's truncation and padding."""
+    directory = pathlib.Path(directory)
+    self._files.save_text(directory)
+    of_json = json.loads(self._files.tokenizer_json)
+    if of_json.get('truncation') or of_json.get('padding'):
+      text = json.dumps(of_json | {'truncation': None, 'padding': None}, ensure_ascii=False)
+      (directory / 'tokenizer.json').write_text(text, encoding='utf-8')
 
 
-def _text(token: str | dict[str, Any] | None) -> str | None:
-  """The text of a token of tokenizer_config.json, where it is a text or an object."""
+def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str, str]]:
+  """The published tokenizer, which neither truncates nor pads, and its special tokens by name.
+
+  The special tokens of all files are added to it as transformers adds them: those of added_tokens_decoder, or else
+  those of special_tokens_map.json, come before those of tokenizer.json; what no file lists as an added token is a
+  special one. Raises ValueError for a file that is not of this form.
+  """
+  import tokenizers  # a policy from scratch does not need it
+  try:
+    made = tokenizers.Tokenizer.from_str(files.tokenizer_json)
+  except Exception as error:  # tokenizers raises the bare class
+    raise ValueError(f'the tokenizer cannot be read: {error}') from error
+  made.no_truncation()
+  made.no_padding()
+  fields = dict(files.tokenizer_config)
+  if 'added_tokens_decoder' not in fields and isinstance(files, pretrained.Directory):
+    fields |= files.json('special_tokens_map.json')
+  try:
+    more = fields.get('extra_special_tokens') or fields.get('additional_special_tokens') or []
+    named = {name: x for name, x in (fields | (more if isinstance(more, dict) else {})).items()
+             if (name.endswith('_token') or name in more) and isinstance(x, (str, dict))}
+    listed = [x for _, x in sorted((fields.get('added_tokens_decoder') or {}).items(), key=lambda x: int(x[0]))]
+    texts = {name: _text(x) for name, x in named.items()}
+    known = {token.content: token for token in made.get_added_tokens_decoder().values()}
+    changed = {_text(x): _added_token(x, special=x.get('special', False) or _text(x) in texts.values()) for x in listed}
+    for x in [*named.values(), *([] if isinstance(more, dict) else more)]:
+      if _text(x) not in {*known, *changed}:
+        changed[_text(x)] = _added_token(x, special=True)
+    if not listed:
+      for token in known.values():
+        if not token.special and token.content in texts.values():
+          token.special = True
+          changed[token.content] = token
+    made.add_tokens(list(changed.values()))
+  except (TypeError, ValueError, KeyError, AttributeError) as error:
+    raise ValueError(f'the special tokens of tokenizer_config.json cannot be read: {error!r}') from error
+  return made, texts
+
+
+def _text(token: str | dict[str, Any]) -> str:
+  """The text of a token that a file has as a text or an object."""
   return token['content'] if isinstance(token, dict) else token
 
 
-def _refuse(message: str) -> None:
-  raise ValueError(message)
+def _added_token(token: str | dict[str, Any], special: bool) -> Any:
+  import tokenizers
+  flags = {name: token[name] for name in ('single_word', 'lstrip', 'rstrip', 'normalized') if name in token
+           } if isinstance(token, dict) else {}
+  return tokenizers.AddedToken(_text(token), special=special, **flags)
+
+
+def _vocab_size(files: pretrained.Directory | pretrained.Gguf) -> int:
+  """The tokens that the checkpoint has embeddings of."""
+  config = files.config
+  found = config.get('vocab_size', (config.get('text_config') or {}).get('vocab_size'))
+  if found is None:  # a configuration of transformers leaves out what is its default
+    found = next((shape[0] for name, shape in files.shapes.items() if name.endswith('embed_tokens.weight')), None)
+  if not isinstance(found, int) or found < 1:
+    raise ValueError(f'vocab_size={found!r} of config.json is not a number of tokens')
+  return found
+
+
+def _control_tokens(published: Any, named: Collection[str], template: str) -> dict[str, int]:
+  """The ids of control tokens by their texts; the rule stands at Subwords."""
+  found = {}
+  for i, token in published.get_added_tokens_decoder().items():
+    text = token.content
+    if token.special or text in named:
+      control = not (len(text) == 1 and [x.id for x in published.model.tokenize(text)] == [i])
+    else:
+      brackets = text[:1] + text[-1:] in ('<>', '[]', '{}', '||')
+      control = bool(re.fullmatch(r'<[|｜].*[|｜]>', text)) or (len(text) > 2 and brackets and text in template)
+    if control and text.strip(' \n\t\u2581'):  # added tokens of blanks alone (Gemma) are text
+      found[text] = i
+  return found
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+  """A pattern that finds the first of some tokens in a text, and of those that begin there the longest."""
+  return re.compile('|'.join(map(re.escape, sorted(tokens, key=len, reverse=True))) or '(?!)')
+
+
+def _unknown(tokenizer_json: str) -> str | None:
+  """The token that the model gives to what it does not know, which is not control."""
+  model = json.loads(tokenizer_json)['model']
+  return model['vocab'][model['unk_id']][0] if model.get('unk_id') is not None else model.get('unk_token')
+
+
+def _renamed(of_json: dict[str, Any], names: Mapping[str, str]) -> Any:
+  """A tokenizer in which some tokens have other names, and no text is read as one of them by the old name."""
+  import tokenizers
+  model, new = of_json['model'], lambda token: names.get(token, token)
+  if isinstance(model['vocab'], dict):
+    model['vocab'] = {new(token): i for token, i in model['vocab'].items()}
+  else:
+    model['vocab'] = [[new(token), score] for token, score in model['vocab']]
+  if model.get('unk_token') is not None:
+    model['unk_token'] = new(model['unk_token'])
+  if 'merges' in model:
+    prefix = model.get('continuing_subword_prefix') or ''
+    model['merges'] = [(a, b) for a, b in model['merges'] if not {a, b, a + b.removeprefix(prefix)} & names.keys()]
+  added = [token | {'content': new(token['content'])} for token in of_json['added_tokens']]
+  return tokenizers.Tokenizer.from_str(json.dumps(of_json | {'added_tokens': added}))

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+import safetensors.numpy
+import tokenizers
 
 from kr_jax.model import tokenizer
 from kr_jax.model.tokenizer import STOP
@@ -58,6 +60,24 @@ def test_a_character_twice_in_the_alphabet():
 def test_a_character_outside_the_alphabet():
   with pytest.raises(ValueError, match=r"'a\?b' holds '\?', .* the alphabet 'ab='"):
     tokenizer.Characters('ab=').encode('a?b')
+
+
+@pytest.mark.parametrize('alphabet, texts', [
+    ('abc= ', ['a= b', ' ', '', 'c  c', ' a ']), ('0123456789+-*=\n ', ['12+34=46\n', '\n\n 7']),
+    ('<pad>/s', ['<pad>', '</s>', '</s><pad>s']), ('\ue000\ue001<pad>', ['<pad>\ue000']),
+    ('aäé数🙂\t', ['数🙂ä\t'])])
+def test_characters_are_saved_as_a_published_tokenizer(tmp_path, alphabet, texts):
+  characters = tokenizer.Characters(alphabet)
+  characters.save(tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps({'vocab_size': characters.vocab_size}))
+  plain, ours = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json')), tokenizer.Subwords(tmp_path)
+  assert plain.get_vocab_size() == characters.vocab_size and ours.stop_ids == (STOP,)
+  for text in texts:
+    tokens = characters.encode(text)
+    assert tuple(plain.encode(text).ids) == ours.encode(text) == ours.prompt(text) == tokens
+    assert plain.decode(tokens) == ours.decode([*tokens, PAD, STOP, *tokens]) == text
+  with pytest.raises(ValueError, match="the tokenizer cannot read '!': .*UNK"):
+    ours.encode('!')
 
 
 # Of published checkpoints (tests/make_checkpoints.py).
@@ -109,18 +129,21 @@ def test_stop_ids_are_those_of_all_files_the_tokenizers_first(name):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_text_never_becomes_control_tokens(name):
-  """Not even where it would end the message; and it is read as it is."""
   for source in sources(name):
-    chat = tokenizer.Subwords(source)
-    control = chat._control
-    assert len(control) >= 3
-    usual = [token for token in chat.prompt('x') if token in control.values()]
-    for text in control:
-      for message in (text, f'a{text}b', f'{text}{text}', f'{text[:-1]}', f'{text[:3]}'):
-        assert not set(chat.encode(message)) & set(control.values())
-        tokens = chat.prompt(message)
-        assert [token for token in tokens if token in control.values()] == usual
-        assert list(chat.encode(message)) == list(chat._plain.encode(message, add_special_tokens=False).ids)
+    check_no_control_token_is_spelt(tokenizer.Subwords(source))
+
+
+def check_no_control_token_is_spelt(chat, shows=True):
+  """Not even where it would end the message; and it is read as it is."""
+  control = chat._control
+  assert len(control) >= 3
+  usual = [token for token in chat.prompt('x') if token in chat._control_ids]
+  for text in control:
+    for message in (text, f'a{text}b', f'{text}{text}', f' {text} 1', text[:-1], text[1:], text[:3], text.upper()):
+      assert not set(chat.encode(message)) & chat._control_ids
+      tokens = chat.prompt(message)
+      assert [token for token in tokens if token in chat._control_ids] == usual
+      assert not shows or message.strip() in chat._published.decode(list(tokens), skip_special_tokens=False)
 
 
 def test_a_text_is_read_with_what_stands_around_it(tmp_path):
@@ -156,6 +179,8 @@ def changed(directory, name='llama', *, file='tokenizer_config.json', **fields) 
     ('none', 'writes a message 0 times'),
     ('{{ messages[0].content | upper }}', 'writes a message 0 times'),
     ('{{ messages[0].content | replace("1", "2") }}', r"alters the text '1 \+ 1 ='"),
+    ('{{ messages[0].content.split("+")[0] }}', r"alters the text '1 \+ 1 ='"),
+    ('{% for part in messages[0].content %}{{ part.text }}{% endfor %}', 'one for images may want a list of parts'),
     ('{{ messages[0].content if "\ue000" in messages[0].content else "another" }}', 'alters the text')])
 def test_a_template_that_does_not_let_a_text_stand(tmp_path, template, named):
   with pytest.raises(ValueError, match=named):
@@ -173,7 +198,11 @@ def test_a_system_message_needs_a_chat(tmp_path):
 
 def test_stop_tokens_that_are_none(tmp_path):
   path = changed(tmp_path, file='generation_config.json', eos_token_id=320)
-  with pytest.raises(ValueError, match=r'stop tokens \[1, 320\] are not ids below vocab_size=320'):
+  with pytest.raises(ValueError, match=r"stop tokens \[1, 320\] \(texts: \['<\|im_end\|>', None\]\) are not ids below "
+                     'vocab_size=320'):
+    tokenizer.Subwords(path)
+  changed(tmp_path, file='generation_config.json', eos_token_id=['1'])
+  with pytest.raises(ValueError, match=r"stop tokens \[1, '1'\]"):
     tokenizer.Subwords(path)
 
 
@@ -193,6 +222,258 @@ def test_saved_as_it_was(name, tmp_path):
     again = tokenizer.Subwords(tmp_path)
     assert again.prompt('What is 12 + 34?') == chat.prompt('What is 12 + 34?')
     assert again.stop_ids == chat.stop_ids
+
+
+# A tokenizer of each kind (tests/make_tokenizers.py), and what transformers reads with it.
+
+KINDS = pathlib.Path(__file__).parents[1] / 'data' / 'tokenizers'
+NAMES = sorted(path.name for path in KINDS.iterdir())
+UNFAITHFUL = ('digits', 'normalized', 'unigram', 'wordlevel', 'wordpiece')  # do not decode to what was encoded
+SYSTEM = 'Count well.'
+
+
+def of_kind(directory, name, *, file='tokenizer_config.json', **fields) -> pathlib.Path:
+  """A copy of a kind, with fields of a file changed, or left out where they are None."""
+  path = directory / name
+  if not path.exists():
+    shutil.copytree(KINDS / name, path)
+  old = json.loads((path / file).read_text()) if (path / file).exists() else {}
+  (path / file).write_text(json.dumps({key: x for key, x in (old | fields).items() if x is not None}))
+  return path
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_texts_and_chats_of_each_kind(name):
+  case = json.loads((KINDS / name / 'expected.json').read_text())
+  bare = tokenizer.Subwords(KINDS / name, chat=False)
+  assert len(case['texts']) == len(case['chats']) == 10
+  for text in case['texts']:
+    assert list(bare.encode(text['text'])) == text['tokens']
+  for system in ('', SYSTEM):
+    chat = tokenizer.Subwords(KINDS / name, system=system)
+    for message in case['chats']:
+      if message['system'] == system:
+        assert list(chat.prompt(message['message'])) == message['tokens']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_no_text_of_any_kind_becomes_control_tokens(name):
+  chat = tokenizer.Subwords(KINDS / name)
+  check_no_control_token_is_spelt(chat, shows=name not in UNFAITHFUL)
+  # What encodes such texts encodes others as published.
+  for text in json.loads((KINDS / name / 'expected.json').read_text())['texts']:
+    for place in (chat._chat, tokenizer._Place()):
+      assert tuple(chat._encode_by_twin(text['text'], place)) == chat._encode(text['text'], place)
+
+
+def test_a_control_token_takes_the_white_space_that_is_its_own():
+  """|end| and |assistant| take what follows them: the template's new line after them is no token."""
+  chat = tokenizer.Subwords(KINDS / 'bytes')
+  begin, user, assistant, end = (chat._control[x] for x in ('<s>', '|user|', '|assistant|', '|end|'))
+  assert chat.prompt('a') == (begin, user, *chat.encode('a'), end, assistant)
+  assert chat.prompt('a  ') == (begin, user, *chat.encode('a  '), end, assistant)
+  assert chat.prompt('  a') == (begin, user, *chat.encode('a'), end, assistant)  # |user| as well
+  spelt = chat.prompt('a|end|\nb')
+  assert spelt.count(end) == 1 and chat._published.decode(list(spelt[2:-2])) == ' a|end|\nb'
+
+
+def test_added_tokens_that_are_not_special_are_text():
+  """Published vocabularies have digits, umlauts and tags among them."""
+  chat = tokenizer.Subwords(KINDS / 'digits')
+  added = {token.content: i for i, token in chat._published.get_added_tokens_decoder().items()}
+  assert chat.encode('12+ü<b>') == tuple(added[x] for x in ('1', '2', '+', 'ü', '<b>'))
+  assert chat.encode('sum') == (added['sum'],)
+  assert set(chat._control) == {'<s>', '</s>', '<|User|>', '<|Assistant|>', '<think>', '</think>'}
+  assert {chat.prompt(f'1{x}2').count(chat._control[x]) for x in ('</think>', '</s>')} == {0}
+  # Without a template that writes it a tag is one of many.
+  bare = tokenizer.Subwords(KINDS / 'digits', chat=False)
+  assert bare._control == chat._control
+
+
+def test_a_tag_is_control_where_the_template_writes_it(tmp_path):
+  path = of_kind(tmp_path, 'digits', chat_template='<|User|>{{ messages[0].content }}')
+  plain = tokenizer.Subwords(path)
+  of_kind(tmp_path, 'digits', chat_template='The sum 12 + <|User|>{{ messages[0].content }}')
+  assert set(tokenizer.Subwords(path)._control) == set(plain._control) == {'<s>', '</s>', '<|User|>', '<|Assistant|>'}
+  assert plain.encode('<think>') == (plain._published.token_to_id('<think>'),)
+
+
+def test_a_character_that_pads_is_text():
+  """Somebody's pad_token is '!': it is still read, and still written."""
+  chat = tokenizer.Subwords(KINDS / 'digits')
+  assert '!' in [token.content for token in chat._published.get_added_tokens_decoder().values() if token.special]
+  assert chat.encode('!') == (0,) and chat.decode([0, 0]) == '!!'
+  assert 0 in chat.prompt('a!')
+
+
+@pytest.mark.parametrize('file, fields', [
+    ('tokenizer_config.json', {'additional_special_tokens': ['user']}),
+    ('tokenizer_config.json', {'extra_special_tokens': ['user'], 'additional_special_tokens': ['12']}),
+    ('tokenizer_config.json', {'extra_special_tokens': {'user_token': 'user'}}),
+    ('tokenizer_config.json', {'user_token': {'content': 'user', '__type': 'AddedToken', 'lstrip': False}}),
+    ('tokenizer_config.json', {'pad_token': 'user'}),
+    ('tokenizer_config.json', {'added_tokens_decoder': {'43': {'content': 'user', 'special': True}}}),
+    ('special_tokens_map.json', {'pad_token': 'user'}),
+    ('special_tokens_map.json', {'pad_token': {'content': 'user', 'lstrip': False, 'normalized': False}}),
+    ('special_tokens_map.json', {'additional_special_tokens': ['user']})])
+def test_special_tokens_are_those_of_all_files(tmp_path, file, fields):
+  """'user' is a word of the vocabulary, unless one of the files says that it is special."""
+  usual = tokenizer.Subwords(of_kind(tmp_path, 'wordlevel'))
+  assert usual.encode('user 12') == (43, 5) and 'user' not in usual._control
+  found = tokenizer.Subwords(of_kind(tmp_path, 'wordlevel', file=file, **fields))
+  assert found._control['user'] == 43
+  assert found.encode('user 12') == (0, 5)  # an unknown word
+  assert 43 in found.prompt('12')  # the template writes it as control
+
+
+def test_a_name_of_a_special_token_is_given_to_the_template(tmp_path):
+  path = of_kind(tmp_path, 'wordlevel', file='special_tokens_map.json', user_token='user')
+  path = of_kind(tmp_path, 'wordlevel', chat_template='{{ user_token }} {{ bos_token }} {{ messages[0].content }}')
+  assert tokenizer.Subwords(path).prompt('12') == (43, 1, 5)
+
+
+@pytest.mark.parametrize('fields', [
+    {'added_tokens_decoder': [1]}, {'added_tokens_decoder': {'x': {'content': 'y'}}}, {'eos_token': {'text': 'y'}},
+    {'added_tokens_decoder': {'1': 'user'}, 'extra_special_tokens': 5}])
+def test_special_tokens_of_another_form(tmp_path, fields):
+  with pytest.raises(ValueError, match='the special tokens of tokenizer_config.json cannot be read'):
+    tokenizer.Subwords(of_kind(tmp_path, 'bytes', **fields))
+
+
+def test_state_that_is_left_in_a_tokenizer_is_not_used(tmp_path):
+  path = changed(
+      tmp_path, file='tokenizer.json',
+      truncation={'direction': 'Right', 'max_length': 12, 'strategy': 'LongestFirst', 'stride': 0},
+      padding={'strategy': {'Fixed': 48}, 'direction': 'Right', 'pad_to_multiple_of': None, 'pad_id': 257,
+               'pad_type_id': 0, 'pad_token': '</s>'})
+  found, usual = tokenizer.Subwords(path), tokenizer.Subwords(ROOT / 'llama')
+  for text in ('a', 'The quick brown fox jumps over the lazy dog. ' * 5):
+    assert found.encode(text) == usual.encode(text) and found.prompt(text) == usual.prompt(text)
+  assert len(usual.encode(text)) > 48
+  found.save(tmp_path)
+  stored = json.loads((tmp_path / 'tokenizer.json').read_text())
+  assert stored['truncation'] is stored['padding'] is None
+  assert stored == json.loads((ROOT / 'llama' / 'tokenizer.json').read_text())
+
+
+def test_a_bare_prompt_has_what_is_before_a_text_alone():
+  """The published pipeline writes </s> after a text, which would end the completion."""
+  bare = tokenizer.Subwords(KINDS / 'metaspace_first', chat=False)
+  assert bare._published.encode('a').ids == [1, *bare.encode('a'), 2]
+  assert bare.prompt('a') == (1, *bare.encode('a')) and bare.prompt('') == (1,)
+  assert tokenizer.Subwords(KINDS / 'wordpiece', chat=False).prompt('the')[0] == 2  # [CLS], of [CLS] the [SEP]
+  nothing = tokenizer.Subwords(KINDS / 'bytes', chat=False)
+  assert nothing.prompt('a') == nothing.encode('a')
+
+
+def test_the_published_default_of_thinking_holds(tmp_path):
+  template = ('{% if not enable_thinking is defined %}{% set enable_thinking = false %}{% endif %}'
+              "{{ 'think ' if enable_thinking }}{{ messages[0].content }}")
+  path = changed(tmp_path, chat_template=template)
+  usual = tokenizer.Subwords(path)
+  assert usual.prompt('Hi') == usual.encode('Hi') == tokenizer.Subwords(path, thinking=False).prompt('Hi')
+  assert tokenizer.Subwords(path, thinking=True).prompt('Hi') == usual.encode('think Hi')
+
+
+def test_a_refused_system_message_says_what_to_do(tmp_path):
+  path = changed(tmp_path, chat_template="{% if messages[0].role == 'system' %}{{ raise_exception('System role not "
+                 "supported') }}{% endif %}{{ messages[0].content }}")
+  tokenizer.Subwords(path)
+  with pytest.raises(ValueError, match="model: the chat template fails: System role not supported; .*tasks.template"):
+    tokenizer.Subwords(path, system='Hi')
+
+
+def test_a_completion_ends_where_the_template_ends_a_message(tmp_path):
+  """Whatever the files say: of Gemma's they often name <eos> alone."""
+  for source in sources('gemma3'):
+    gemma = tokenizer.Subwords(source)
+    assert gemma.stop_ids == (gemma._control['<eos>'], gemma._control['<end_of_turn>'])
+  path = pathlib.Path(shutil.copytree(KINDS / 'legacy', tmp_path / 'legacy'))
+  assert tokenizer.Subwords(path).stop_ids == (2, 333)  # </s>, which the files name, and <|end|>
+  assert tokenizer.Subwords(path, chat=False).stop_ids == (2,)
+  of_kind(tmp_path, 'legacy', file='generation_config.json', eos_token_id=[333, 2])
+  assert tokenizer.Subwords(path).stop_ids == (2, 333)
+  # A template that has no such message, or ends it with text.
+  of_kind(tmp_path, 'legacy', file='generation_config.json', eos_token_id=2)
+  for template in ('{{ messages[0].content }}', '{% for m in messages %}{{ m.content }}.{% endfor %}<|end|>',
+                   "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+                   '{{ messages[0].content }}<|end|>'):
+    assert tokenizer.Subwords(of_kind(tmp_path, 'legacy', chat_template=template)).stop_ids == (2,)
+
+
+@pytest.mark.parametrize('stored, stops', [
+    ({'eos_token_id': 2}, (2,)), ({'eos_token_id': [2, 1]}, (2, 1)), ({'text_config': {'eos_token_id': [1]}}, (2, 1)),
+    ({'eos_token_id': None, 'text_config': None}, (2,))])
+def test_stop_tokens_of_the_older_place(tmp_path, stored, stops):
+  path = of_kind(tmp_path, 'metaspace_first', file='config.json', **stored)
+  (path / 'generation_config.json').unlink()
+  assert tokenizer.Subwords(path).stop_ids == stops
+
+
+def test_ids_that_the_vocabulary_does_not_have(tmp_path):
+  """A text, the template or a stop token may need an added token that the checkpoint has no embedding of."""
+  path = of_kind(tmp_path, 'legacy', file='config.json', vocab_size=333)
+  with pytest.raises(ValueError, match=r"stop tokens \[2, 333\] \(texts: \['</s>', '<\|end\|>'\]\) are not ids below"):
+    tokenizer.Subwords(path)
+  path = of_kind(tmp_path, 'legacy', file='config.json', vocab_size=332)
+  of_kind(tmp_path, 'legacy', chat_template='<|assistant|>{{ messages[0].content }}')
+  with pytest.raises(ValueError, match=r"'<\|assistant\|>' with the id 332, which is not below vocab_size=332"):
+    tokenizer.Subwords(path)
+  of_kind(tmp_path, 'legacy', chat_template='{{ messages[0].content }}')
+  assert tokenizer.Subwords(path).encode('<|assistant|>')  # read as text
+  path = of_kind(tmp_path, 'digits', file='config.json', vocab_size=290)
+  of_kind(tmp_path, 'digits', chat_template='{{ messages[0].content }}', eos_token='!')
+  of_kind(tmp_path, 'digits', file='generation_config.json', eos_token_id=5)
+  found = tokenizer.Subwords(path)
+  with pytest.raises(ValueError, match=r"text of 'a<b>' needs the token '<b>' with the id 290, which is not below"):
+    found.prompt('a<b>')
+
+
+def test_the_size_of_the_vocabulary(tmp_path):
+  path = of_kind(tmp_path, 'legacy', file='config.json', vocab_size=None, text_config={'vocab_size': 340})
+  assert tokenizer.Subwords(path).vocab_size == 340
+  # A configuration may leave out what is its default.
+  safetensors.numpy.save_file({'model.embed_tokens.weight': np.zeros((350, 2), np.float32)}, path / 'model.safetensors')
+  of_kind(tmp_path, 'legacy', file='config.json', text_config={})
+  assert tokenizer.Subwords(path).vocab_size == 350
+  of_kind(tmp_path, 'legacy', file='config.json', vocab_size='334')
+  with pytest.raises(ValueError, match="vocab_size='334' of config.json is not a number of tokens"):
+    tokenizer.Subwords(path)
+
+
+@pytest.mark.parametrize('ignore_merges', [False, True])
+def test_byte_pairs_do_not_make_a_control_token_of_a_text(tmp_path, ignore_merges):
+  vocab = {x: i for i, x in enumerate(['a', '<', 's', '>', '<s', '<s>', 'a<s>', '</s>'])}
+  made = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab, [('<', 's'), ('<s', '>'), ('a', '<s>')], ignore_merges=ignore_merges))
+  made.add_special_tokens(['<s>', '</s>'])
+  made.save(str(tmp_path / 'tokenizer.json'))
+  for name, fields in (('config', {'vocab_size': 8}), ('tokenizer_config', {'eos_token': '</s>'})):
+    (tmp_path / f'{name}.json').write_text(json.dumps(fields))
+  bare = tokenizer.Subwords(tmp_path)
+  assert bare.encode('a<sa') == (0, 4, 0)
+  assert bare.encode('<s>') == (4, 3)
+  assert bare.encode('a<s>') == ((6,) if ignore_merges else (0, 4, 3))  # 6 is a word like others
+
+
+def test_texts_that_cannot_be_told_from_control_tokens(tmp_path):
+  chat = tokenizer.Subwords(KINDS / 'legacy')
+  assert chat.prompt('\U00100000')
+  with pytest.raises(ValueError, match='spells a control token, and holds a character for private use above U.100000'):
+    chat.prompt('</s> \U00100000')
+  # |system| is control as a word of its own, and this one is not.
+  chat = tokenizer.Subwords(of_kind(tmp_path, 'bytes', chat_template='x|system|y {{ messages[0].content }}'))
+  assert chat.prompt('a') == chat.encode('x|system|y a')
+  with pytest.raises(ValueError, match="the text '</s>' spells a control token that the tokenizer cannot read as text"):
+    chat.prompt('</s>')
+  # A normalizer that drops characters for private use, in which a control token is looked for after it.
+  path = of_kind(tmp_path, 'wordpiece', chat_template='{{ messages[0].content }}[MASK]')
+  of_json = json.loads((path / 'tokenizer.json').read_text())
+  for token in of_json['added_tokens']:
+    token['normalized'] = True
+  (path / 'tokenizer.json').write_text(json.dumps(of_json))
+  with pytest.raises(ValueError, match="the text 'a .mask.' spells a control token that the tokenizer cannot read as"):
+    tokenizer.Subwords(path).prompt('a [mask]')
 
 
 def words_by_hand(text: str) -> list[str]:
