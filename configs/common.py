@@ -13,7 +13,10 @@ from kr_jax import knobs
 
 def base() -> ml_collections.ConfigDict:
   """Every knob at its default."""
-  return ml_collections.ConfigDict(knobs.as_dict(knobs.Config()))
+  c = ml_collections.ConfigDict(knobs.as_dict(knobs.Config()))
+  # A flag needs to know the type of a knob that is None unless it is set.
+  c.tasks.thinking = ml_collections.config_dict.placeholder(bool)
+  return c
 
 
 BOXED = '{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}.'
@@ -98,6 +101,9 @@ def shrink(c: ml_collections.ConfigDict) -> None:
   c.policy.num_kv_heads = 1
   c.policy.head_width = 16
   c.policy.hidden_width = 64
+  if c.policy.num_experts:
+    c.policy.num_experts = 4
+    c.policy.experts_per_token = 2
   c.warm_start.num_steps = min(c.warm_start.num_steps, 4)
   c.warm_start.per_step = 16
   c.warm_start.warmup_steps = 1

@@ -6,6 +6,10 @@
 and the files of kr_jax/datasets/README.md's table in data/. Rule and loss are the paper's (configs/presets.py);
 `--config.alloc.estimate=posterior` is this project's rule.
 
+Prompts of 2048 tokens and completions of 4096 are the paper's, of a checkpoint that was made to read 4096 tokens in all:
+a run warns of it, and completions that reach positions beyond them are likely to be bad. `--config.policy.yarn=2`
+stretches the checkpoint's context, `--config.sample.completion_length=2048` stays within it; neither is the paper's.
+
 Hardware: v5p:2x2x4 (16 chips) or v5e:8x8 (64).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150
   --mean_completion=1000: 95 seconds a step on v5p:2x2x4, of 1000 steps.
@@ -25,6 +29,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       tie_embeddings=False)
   presets.paper(c)
   c.topologies = ('v5p:2x2x4', 'v5e:8x8')
+  c.policy.yarn = 0.0  # as the paper: see above
   c.mesh.sample_model = 4
   c.num_steps = 1000
   c.tasks.per_step = 256

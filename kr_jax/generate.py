@@ -17,20 +17,21 @@ from kr_jax.model import weights
 
 
 def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float = 0.0, max_tokens: int = 64,
-          seed: int = 0, chat: bool = True, system: str = '', dtype: str = 'float32') -> list[str]:
+          seed: int = 0, chat: bool = True, system: str = '', thinking: bool | None = None, dtype: str = 'float32'
+          ) -> list[str]:
   """The completion of each prompt, until the checkpoint stops or has written max_tokens tokens.
 
   Args:
     path: as pretrained.find takes it.
     prompts: texts, none empty; where the checkpoint has a chat template, messages of a user.
     temperature: 0 is greedy.
-    chat, system: as tokenizer.Subwords takes them.
+    chat, system, thinking: as tokenizer.Subwords takes them.
     dtype: of the computation: 'float32' or 'bfloat16'.
 
   Raises:
     ValueError: path is no checkpoint, a prompt has no token, or an argument is out of its range.
   """
-  tokenizer = tokenizer_lib.Subwords(path, chat=chat, system=system)
+  tokenizer = tokenizer_lib.Subwords(path, chat=chat, system=system, thinking=thinking)
   tokens = [tokenizer.prompt(prompt) for prompt in prompts]
   if not all(tokens):
     raise ValueError(f'prompts {list(prompts)!r} hold one without a token; give each a text')
@@ -38,7 +39,7 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
       slots=64, refill=1, prefill=8, prompt_length=-(-max(map(len, tokens)) // 64) * 64,
       completion_length=max_tokens, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, cache='',
       stop_strings=(), stop_ids=tokenizer.stop_ids)
-  policy_config, params = weights.load(path, dtype=dtype)
+  policy_config, params = weights.load(path, dtype=dtype, length=max(map(len, tokens)) + max_tokens)
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]
   rollouts = sample.rollouts(

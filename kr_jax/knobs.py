@@ -1,117 +1,19 @@
 """Every knob of a run, declared once: its default, its meaning with the unit, and its bounds.
 
-A section of a config is a frozen dataclass here. configs/common.py makes a config of the defaults; `read` turns
-a config with its overrides into `Config`; a section that is constructed with a wrong value raises a ValueError
-that names the knob, the value, the bounds and, of a misspelt choice, the nearest name.
+A section of a config is a frozen dataclass here (sections.py). configs/common.py makes a config of the defaults;
+`read` turns a config with its overrides into `Config`.
 
 Imports nothing heavy: configs load this module before anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-import dataclasses
-import difflib
-import math
-import numbers
+from collections.abc import Mapping
 import re
-from typing import Any, ClassVar, Self
+from typing import Any
 
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-  """What a knob may be. None: no bound on that side."""
-
-  low: float | None = None  # the least value
-  above: float | None = None  # larger than this
-  high: float | None = None  # the largest value
-  below: float | None = None  # smaller than this
-  choices: tuple[Any, ...] = ()  # one of these
-
-  def hold(self, value: Any) -> bool:
-    if self.choices:
-      return value in self.choices
-    return ((self.low is None or value >= self.low) and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high) and (self.below is None or value < self.below))
-
-  def __str__(self) -> str:
-    if self.choices:
-      return 'one of ' + ', '.join(map(repr, self.choices))
-    sides = (('at least', self.low), ('above', self.above), ('at most', self.high), ('below', self.below))
-    return ' and '.join(f'{side} {bound:g}' for side, bound in sides if bound is not None)
-
-
-def knob(default: Any, doc: str, **bounds: Any) -> Any:
-  """A field of a section. bounds: as of Bounds."""
-  return dataclasses.field(default=default, metadata={'doc': doc, 'bounds': Bounds(**bounds)})
-
-
-def nearest(name: str, known: Iterator[str] | Mapping[str, Any]) -> str:
-  """'; did you mean NAME?', or '' where no known name is near."""
-  found = difflib.get_close_matches(str(name), list(known), n=1)
-  return f'; did you mean {found[0]!r}?' if found else ''
-
-
-def _is_of_type(value: Any, default: Any) -> bool:
-  if isinstance(default, bool) or isinstance(value, bool):
-    return isinstance(default, bool) and isinstance(value, bool)
-  if isinstance(default, float):
-    return isinstance(value, numbers.Real) and math.isfinite(value)
-  return isinstance(value, numbers.Integral if isinstance(default, int) else type(default))
-
-
-def _wrong(name: str, value: Any, field: dataclasses.Field) -> str | None:
-  """What is wrong with the value of a knob; None where nothing is."""
-  bounds, meaning = field.metadata['bounds'], f'{name}={value!r} ({field.metadata["doc"]})'
-  if not _is_of_type(value, field.default):
-    kind = {'int': 'a whole number', 'float': 'a finite number', 'str': 'a text', 'bool': 'True or False',
-            'tuple': 'a tuple'}[type(field.default).__name__]
-    return f'{meaning} must be {kind}'
-  if bounds.hold(value):
-    return None
-  hint = nearest(value, bounds.choices) if bounds.choices and isinstance(value, str) else ''
-  return f'{meaning} must be {bounds}{hint}'
-
-
-class Section:
-  """A section of a config: its knobs are checked when it is constructed."""
-
-  SECTION: ClassVar[str] = ''  # what its knobs are called by
-
-  def __post_init__(self):
-    wrong = []
-    for field in dataclasses.fields(self):
-      if 'bounds' in field.metadata:
-        owner = next(c for c in type(self).__mro__ if field.name in c.__dict__.get('__annotations__', ()))
-        name = '.'.join(filter(None, (owner.SECTION, field.name)))
-        wrong.append(_wrong(name, getattr(self, field.name), field))
-    wrong = [message for message in wrong if message] or list(self.conflicts())
-    if wrong:
-      raise ValueError('; '.join(wrong))
-
-  def conflicts(self) -> Iterator[str]:
-    """What is wrong with knobs together, each of which is within its own bounds."""
-    yield from ()
-
-  def replace(self, **changed: Any) -> Self:
-    return dataclasses.replace(self, **changed)
-
-  @classmethod
-  def check(cls, **values: Any) -> None:
-    """Raises ValueError for values out of the bounds of these knobs, as the construction of a section does."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    wrong = [_wrong(f'{cls.SECTION}.{name}', value, fields[name]) for name, value in values.items()]
-    if any(wrong):
-      raise ValueError('; '.join(filter(None, wrong)))
-
-  @classmethod
-  def choices(cls, name: str) -> tuple[Any, ...]:
-    """What a knob may be, of one that has choices."""
-    return next(field for field in dataclasses.fields(cls) if field.name == name).metadata['bounds'].choices
-
-
-def section(cls: type) -> type:
-  return dataclasses.dataclass(frozen=True)(cls)
+from kr_jax import sections
+from kr_jax.sections import Section, as_dict, knob, nearest, section  # others find all of a config here
 
 
 @section
@@ -153,7 +55,8 @@ class Tasks(Section):
   template: str = knob('{problem}', 'the prompt of a problem; other braces are doubled')
   chat: bool = knob(True, "whether a prompt is a user's message in the checkpoint's chat template")
   system: str = knob('', "system message of that chat; '': what the template has without one")
-  thinking: bool = knob(True, 'enable_thinking of templates that know it (Qwen3)')
+  thinking: bool | None = knob(None, "enable_thinking of templates that know it (Qwen3); None: the template's own "
+                               'default')
   data_dir: str = knob('', "where TFDS keeps the data; '': its own place")
   train_split: str = knob('train', "TFDS split; sub-splits are allowed: 'train[:100]'")
   test_split: str = knob('test', 'TFDS split')
@@ -201,7 +104,9 @@ class Sizes(Section):
   num_heads: int = knob(4, 'N, a multiple of num_kv_heads', low=1)
   num_kv_heads: int = knob(2, 'K', low=1)
   head_width: int = knob(32, 'H, even', low=1)
-  hidden_width: int = knob(512, 'F', low=1)
+  hidden_width: int = knob(512, 'F, of each expert where there are experts', low=1)
+  num_experts: int = knob(0, 'E; 0: the MLP is one, of all tokens', low=0)
+  experts_per_token: int = knob(8, 'that a token is sent to, where there are experts', low=1)
   rope_theta: float = knob(10_000.0, 'base of the rotary frequencies', above=0)
   norm_eps: float = knob(1e-6, 'added to mean squares by the norms', above=0)
   qk_norm: bool = knob(True, 'norms of queries and keys')
@@ -218,12 +123,23 @@ class Sizes(Section):
       yield f'policy.num_heads={self.num_heads} is not a multiple of policy.num_kv_heads={self.num_kv_heads}'
     if self.head_width % 2:
       yield f'policy.head_width={self.head_width} is odd; rotary positions need pairs'
+    if 0 < self.num_experts < self.experts_per_token:
+      yield f'policy.experts_per_token={self.experts_per_token} is more than policy.num_experts={self.num_experts}'
 
 
 @section
 class Policy(Sizes):
   checkpoint: str = knob('', 'what training starts from: a directory with config.json and safetensors, a .gguf file, '
-                         "gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
+                         "'hf:ORG/NAME@REVISION', gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
+  yarn: float = knob(0.0, "factor by which yarn stretches the checkpoint's context, for sequences beyond it; 0: it is "
+                     'read as it was published', low=0)
+
+  def conflicts(self):
+    yield from super().conflicts()
+    if 0 < self.yarn <= 1:
+      yield f'policy.yarn={self.yarn:g} stretches nothing; set it above 1, or to 0 for none'
+    if self.yarn and not self.checkpoint:
+      yield f'policy.yarn={self.yarn:g} stretches the context of policy.checkpoint, and there is none; set it to 0'
 
 
 @section
@@ -232,7 +148,8 @@ class Mesh(Section):
   devices: int = knob(0, 'devices to use; 0: all, of all hosts', low=0)
   data: int = knob(1, 'copies of the parameters that learn', low=1)
   fsdp: int = knob(0, 'devices among which a copy is divided by width; 0: what the other axes leave', low=0)
-  model: int = knob(1, 'devices among which it is divided by heads, hidden units and vocabulary', low=1)
+  expert: int = knob(1, 'devices among which it is divided by experts, and all but experts by width', low=1)
+  model: int = knob(1, 'devices among which it is divided by heads, hidden units or experts, and vocabulary', low=1)
   sample_model: int = knob(0, 'devices that share a copy when sampling; 0: mesh.model', low=0)
 
 
@@ -421,38 +338,6 @@ class Config(Section):
   checkpoint: Checkpoint = Checkpoint()
 
 
-def as_dict(config: Section) -> dict[str, Any]:
-  """Nested dicts of plain values."""
-  return dataclasses.asdict(config)
-
-
-def read(tree: Mapping[str, Any], cls: Callable[..., Any] = Config) -> Any:
-  """A section, and those in it, of nested mappings such as an ml_collections.ConfigDict.
-
-  Raises ValueError that names every knob that is unknown, missing or out of its bounds.
-  """
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  called = lambda name: '.'.join(filter(None, (cls.SECTION, str(name))))
-  wrong = [f'there is no knob {called(name)}{nearest(name, fields)}' for name in tree if name not in fields]
-  wrong += [f'{called(name)} is missing' for name in fields if name not in tree]
-  values = {}
-  for name, field in fields.items():
-    value = tree[name] if name in tree else field.default
-    if isinstance(field.default, Section):
-      try:
-        value = read(value, type(field.default))
-      except ValueError as error:
-        wrong.append(str(error))
-        value = field.default
-    elif isinstance(field.default, tuple) and isinstance(value, list):
-      value = tuple(value)
-    elif isinstance(field.default, float) and isinstance(value, int) and not isinstance(value, bool):
-      value = float(value)
-    values[name] = value
-  try:
-    section_ = cls(**values)
-  except ValueError as error:
-    wrong.append(str(error))
-  if wrong:
-    raise ValueError('; '.join(wrong))
-  return section_
+def read(tree: Mapping[str, Any]) -> Config:
+  """The config of nested mappings such as an ml_collections.ConfigDict. Raises ValueError as sections.read does."""
+  return sections.read(tree, Config)

@@ -31,6 +31,8 @@ _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'report', 'expo
                           'it, in --output; generate: what --checkpoint writes after --prompt; preflight: what '
                           'the config takes on --topology, by the TPU compiler')
 _OUTPUT = flags.DEFINE_string('output', None, 'export: directory to write; unless set, WORKDIR/export')
+_DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16', 'float16'],
+                           "export: of the tensors; unless set, the checkpoint's that training began with")
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'generate: what config.policy.checkpoint takes')
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'generate: a text; may be given several times')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'generate: of sampling; 0 is greedy', lower_bound=0)
@@ -131,6 +133,10 @@ def main(argv: list[str]) -> None:
       return
     if _COORDINATOR.value:
       processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if _MODE.value == 'export':
+      setup, output = prepare.without_tasks(_CONFIG.value), _OUTPUT.value or os.path.join(workdir, 'export')
+      print(f'step {state.export_checkpoint(setup, workdir, output, dtype=_DTYPE.value or "")}; see {output}')
+      return
     setup = prepare.prepare(_CONFIG.value)
     if _MODE.value == 'evaluate':
       evaluation = state.evaluate_checkpoint(setup, workdir)
@@ -141,10 +147,6 @@ def main(argv: list[str]) -> None:
             f'{evaluate.table(evaluation)}')
       report.save(path, evaluation)
       print(f'see {path}')
-      return
-    if _MODE.value == 'export':
-      output = _OUTPUT.value or os.path.join(workdir, 'export')
-      print(f'step {state.export_checkpoint(setup, workdir, output)}; see {output}')
       return
     train.claim(setup, workdir)
   except ValueError as error:  # the user's; later ones are ours, and keep their traceback

@@ -6,13 +6,17 @@ The only module that sees the whole config. Every other one takes its own sectio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any, NamedTuple
 
+from absl import logging
+import jax
 from jax.sharding import Mesh
 import numpy as np
 
 from kr_jax import evaluate
 from kr_jax import knobs
+from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import sharding
@@ -22,14 +26,16 @@ from kr_jax import warm_start
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.learning import update
+from kr_jax.model import families
 from kr_jax.model import policy
+from kr_jax.model import pretrained
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
 
 # Knobs of the policy that are of a run, and not of a checkpoint; and sizes that a config may declare of one.
 _OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
 _SIZES = ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width', 'hidden_width',
-          'qk_norm', 'qkv_bias', 'tie_embeddings')
+          'num_experts', 'experts_per_token', 'qk_norm', 'qkv_bias', 'tie_embeddings')
 
 
 class Setup(NamedTuple):
@@ -63,24 +69,28 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   Raises:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
-  config = knobs.read(config)
-  c, checkpoint = config.tasks, config.policy.checkpoint
-  train, test = _datasets(c)
-  if checkpoint:
-    tokenizer = tokenizer_lib.Subwords(checkpoint, chat=c.chat, system=c.system, thinking=c.thinking)
-    trained = weights.config(checkpoint, **{name: getattr(config.policy, name) for name in _OF_RUN})
-    _check_declared(config.policy, trained)
-  else:
-    tokenizer, trained = _from_scratch(config)
+  config = _pinned(knobs.read(config))
+  train, test = _datasets(config.tasks)
+  tokenizer, trained = _policy(config)
+  _warn_of_context(config, trained)
   setup = _checked(config, tokenizer, trained)
   setup = setup._replace(
       train_tasks=_read_tasks(train, config, tokenizer),
       shares={dataset: weight for (dataset, _), weight in train.items()},
       test_tasks=_read_tasks(test, config, tokenizer, most=config.evaluate.tasks),
-      warm_start_tasks=_read_tasks([(dataset, c.warm_start_split) for dataset, _ in train], config, tokenizer)
-      if config.warm_start.num_steps else [])
+      warm_start_tasks=[] if not config.warm_start.num_steps else _read_tasks(
+          [(dataset, config.tasks.warm_start_split) for dataset, _ in train], config, tokenizer))
   _check_tasks(setup)
   return setup
+
+
+def without_tasks(config: Mapping[str, Any]) -> Setup:
+  """What `prepare` makes of a config on one device, without tasks: no data are read, and no mesh has to fit.
+
+  Raises ValueError as `prepare` does.
+  """
+  config = _pinned(knobs.read(config)).replace(mesh=knobs.Mesh(devices=1))
+  return _checked(config, *_policy(config), devices=jax.devices()[:1])
 
 
 def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
@@ -96,8 +106,52 @@ def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
   elif c.vocab_size:
     trained = _declared(c)
   else:
-    trained = weights.config(c.checkpoint, **{name: getattr(c, name) for name in _OF_RUN})
+    trained = _of_checkpoint(config)
   return _checked(config, None, trained, devices)
+
+
+def _pinned(config: knobs.Config) -> knobs.Config:
+  """The record of a run holds the commit of a checkpoint of the hub, and a run goes on with no other."""
+  return config.replace(policy=config.policy.replace(checkpoint=pretrained.pin(config.policy.checkpoint)))
+
+
+def _policy(config: knobs.Config) -> tuple[tokenizer_lib.Characters | tokenizer_lib.Subwords, policy.Config]:
+  """Tokenizer and sizes of the policy, its adapters included."""
+  c, checkpoint = config.tasks, config.policy.checkpoint
+  if not checkpoint:
+    return _from_scratch(config)
+  tokenizer = tokenizer_lib.Subwords(checkpoint, chat=c.chat, system=c.system, thinking=c.thinking)
+  found = _of_checkpoint(config)
+  _check_declared(config.policy, found)
+  return tokenizer, found
+
+
+def _of_checkpoint(config: knobs.Config) -> policy.Config:
+  """The policy of a checkpoint, for the sequences of this run."""
+  c = config.policy
+  found = weights.config(c.checkpoint, length=_longest(config), **{name: getattr(c, name) for name in _OF_RUN})
+  return families.stretched(found, c.yarn) if c.yarn else found
+
+
+def _longest(config: knobs.Config) -> int:
+  """Tokens of the longest sequence of a run."""
+  return config.sample.prompt_length + config.sample.completion_length
+
+
+def _warn_of_context(config: knobs.Config, found: policy.Config) -> None:
+  """Says so where sequences may be longer than the checkpoint was made to read."""
+  context, longest = families.longest(found), _longest(config)
+  if not context or longest <= context or not processes.is_first():
+    return
+  offer = '' if found.rope_scaling else (
+      f', or set policy.yarn={math.ceil(longest / context)}, which stretches its context and changes how it reads '
+      'shorter sequences a little')
+  logging.warning(
+      'sample.prompt_length=%d and sample.completion_length=%d make sequences of up to %d tokens, and %s was made to '
+      'read %d (max_position_embeddings): later tokens have positions that it was not trained on, and completions that '
+      'reach them are likely to be bad. Set sample.completion_length=%d or less%s.',
+      config.sample.prompt_length, config.sample.completion_length, longest, config.policy.checkpoint, context,
+      max(context - config.sample.prompt_length, 1), offer)
 
 
 def _datasets(c: knobs.Tasks) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:
@@ -110,7 +164,7 @@ def _datasets(c: knobs.Tasks) -> tuple[dict[tuple[str, str], float], list[tuple[
 def _declared(c: knobs.Policy, **changed: Any) -> policy.Config:
   """A policy of the sizes in the config."""
   sizes = knobs.as_dict(c)
-  del sizes['checkpoint']
+  del sizes['checkpoint'], sizes['yarn']
   return policy.Config(**sizes | changed)
 
 

@@ -2,15 +2,19 @@
 
 A parameter's name ends in its shape letters, and each letter has its axis of the mesh:
 
-    D -> 'fsdp'      N K F V -> 'model'      other letters, and vectors: replicated
+    D -> 'fsdp' and 'expert' together    N K F V -> 'model'    other letters, and vectors: replicated
+
+and so of the matrices of experts, whose first letter is E:
+
+    E -> 'expert' and 'model' together    D -> 'fsdp'    F: whole
 
 An axis that does not divide a dimension leaves the dimension whole: so it is with key/value heads that are fewer
 than 'model', which attention repeats (`head_copies`).
 
-Rows of a microbatch are spread over ('data', 'fsdp'). Programs are traced under `jax.set_mesh(mesh)`, and the XLA
-partitioner divides them; without a mesh all arrays are on one device. A run has two meshes of the same devices in
-the same order, one to learn on and one to sample on. The 'model' axis of the second may be longer, as a sampler
-reads all parameters for each token.
+Rows of a microbatch are spread over ('data', 'fsdp', 'expert'). Programs are traced under `jax.set_mesh(mesh)`, and
+the XLA partitioner divides them; without a mesh all arrays are on one device. A run has two meshes of the same devices
+in the same order, one to learn on and one to sample on. The 'model' axis of the second may be longer, as a sampler
+reads all parameters for each token; its 'expert' is one device.
 """
 
 from __future__ import annotations
@@ -27,18 +31,21 @@ import numpy as np
 
 from kr_jax import knobs
 
-AXES = ('data', 'fsdp', 'model')
-ROWS = ('data', 'fsdp')  # what the rows of a microbatch are spread over
-_AXIS = {'D': 'fsdp', 'N': 'model', 'K': 'model', 'F': 'model', 'V': 'model'}
+AXES = ('data', 'fsdp', 'expert', 'model')
+ROWS = ('data', 'fsdp', 'expert')  # what the rows of a microbatch are spread over
+_AXES_OF = {'D': ('fsdp', 'expert'), **dict.fromkeys('NKFV', ('model',))}
+_AXES_OF_EXPERTS = {'E': ('expert', 'model'), 'D': ('fsdp',)}
 
 
-def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, model: int = 1) -> Mesh:
+def mesh(devices: Sequence[Any] | None = None, *, data: int = 1, fsdp: int = 1, expert: int = 1, model: int = 1
+         ) -> Mesh:
   """A mesh of these devices (None: all). Raises ValueError if the axes do not multiply to their number."""
   devices = jax.devices() if devices is None else devices
-  if data * fsdp * model != len(devices):
-    raise ValueError(f'a mesh of data={data}, fsdp={fsdp}, model={model} needs {data * fsdp * model} '
-                     f'devices; there are {len(devices)}')
-  return Mesh(np.array(devices).reshape(data, fsdp, model), AXES, axis_types=(AxisType.Auto,) * 3)
+  sizes = {'data': data, 'fsdp': fsdp, 'expert': expert, 'model': model}
+  if math.prod(sizes.values()) != len(devices):
+    raise ValueError(f'a mesh of {", ".join(f"{axis}={n}" for axis, n in sizes.items())} needs '
+                     f'{math.prod(sizes.values())} devices; there are {len(devices)}')
+  return Mesh(np.array(devices).reshape(*sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[Any] | None = None
@@ -46,7 +53,7 @@ def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[A
   """The meshes to learn and to sample on; (None, None) where there is one device.
 
   Args:
-    sizes: width, num_heads, num_kv_heads, hidden_width and vocab_size, as policy.Config has them.
+    sizes: width, num_heads, num_kv_heads, hidden_width, num_experts and vocab_size, as policy.Config has them.
     rollouts: of a step.
 
   Raises:
@@ -56,9 +63,12 @@ def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[A
   n = config.devices or len(devices)
   if n > len(devices):
     raise ValueError(f'mesh.devices={n} is more than the {len(devices)} there are')
-  fsdp = config.fsdp or max(n // (config.data * config.model), 1)
-  sample_model = config.sample_model or config.model
-  asked = f'mesh.data={config.data}, mesh.fsdp={fsdp}, mesh.model={config.model}'
+  expert, model = config.expert, config.model
+  fsdp = config.fsdp or max(n // (config.data * expert * model), 1)
+  copy = fsdp * expert * model
+  sample_model = config.sample_model or model
+  asked = ', '.join(f'mesh.{axis}={size}' for axis, size in (
+      ('data', config.data), ('fsdp', fsdp), *[('expert', expert)] * (expert > 1), ('model', model)))
 
   def refuse(why: str, fitting: Iterator[str]):
     fitting = list(fitting)
@@ -66,28 +76,30 @@ def meshes(config: knobs.Mesh, sizes: Any, *, rollouts: int, devices: Sequence[A
                      + ('would fit ' + ', '.join(fitting[:12]) if fitting else 'no mesh fits'))
 
   def shapes():
-    for model in _divisors(n):
-      for fsdp in _divisors(n // model):
-        if not misfit(sizes, fsdp, model):
-          yield f'(data={n // model // fsdp}, fsdp={fsdp}, model={model})'
+    for expert in _divisors(n) if sizes.num_experts else [1]:
+      for model in _divisors(n // expert):
+        for fsdp in _divisors(n // expert // model):
+          if not misfit(sizes, fsdp, model, expert):
+            of_experts = f'expert={expert}, ' if sizes.num_experts else ''
+            yield f'(data={n // expert // model // fsdp}, fsdp={fsdp}, {of_experts}model={model})'
 
-  if config.data * fsdp * config.model != n:
-    refuse(f'make {config.data * fsdp * config.model} devices, not {n}', shapes())
-  if why := misfit(sizes, fsdp, config.model):
+  if config.data * copy != n:
+    refuse(f'make {config.data * copy} devices, not {n}', shapes())
+  if why := misfit(sizes, fsdp, model, expert):
     refuse(why, shapes())
-  why = misfit(sizes, 1, sample_model)
-  if (fsdp * config.model) % sample_model:
-    why = f'part the {fsdp * config.model} devices of a copy unevenly'
+  why = misfit_of_sampler(sizes, sample_model)
+  if copy % sample_model:
+    why = f'part the {copy} devices of a copy unevenly'
   if why:
     refuse(f'{why} when sampling', (
-        f'sample_model={x}' for x in _divisors(fsdp * config.model) if not misfit(sizes, 1, x)))
+        f'sample_model={x}' for x in _divisors(copy) if not misfit_of_sampler(sizes, x)))
   if rollouts * sample_model < n:
     raise ValueError(f'{asked}, mesh.sample_model={sample_model} spread alloc.rollouts_per_step={rollouts} '
                      f'over {n // sample_model} samplers; raise it to as many, or mesh.sample_model')
   if n == 1:
     return None, None
-  learn = mesh(devices[:n], data=config.data, fsdp=fsdp, model=config.model)
-  return learn, mesh(devices[:n], data=config.data, fsdp=fsdp * config.model // sample_model, model=sample_model)
+  learn = mesh(devices[:n], data=config.data, fsdp=fsdp, expert=expert, model=model)
+  return learn, mesh(devices[:n], data=config.data, fsdp=copy // sample_model, model=sample_model)
 
 
 def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
@@ -95,12 +107,30 @@ def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
   return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def misfit(sizes: Any, fsdp: int, model: int) -> str:
-  """Why the mesh cannot divide a policy of these sizes; '' where it can."""
-  for name, axis, parts in (('width', 'fsdp', fsdp), ('num_heads', 'model', model),
-                            ('hidden_width', 'model', model), ('vocab_size', 'model', model)):
+def misfit(sizes: Any, fsdp: int, model: int, expert: int = 1) -> str:
+  """Why the mesh to learn on cannot divide a policy of these sizes; '' where it can."""
+  if expert > 1 and not sizes.num_experts:
+    return f"divide the experts of a policy that has none by {expert} of 'expert'"
+  of_width = 'fsdp' if expert == 1 else "fsdp' and 'expert"
+  return _indivisible(sizes, (('width', of_width, fsdp * expert), *_of_model(sizes, model, expert)))
+
+
+def misfit_of_sampler(sizes: Any, model: int) -> str:
+  """Why the mesh to sample on cannot; '' where it can."""
+  return _indivisible(sizes, _of_model(sizes, model))
+
+
+def _of_model(sizes: Any, model: int, expert: int = 1) -> tuple[tuple[str, str, int], ...]:
+  """What the axes but 'fsdp' divide: names, axes, parts."""
+  of_experts = 'num_experts', 'model' if expert == 1 else "expert' and 'model", expert * model
+  of_mlp = of_experts if sizes.num_experts else ('hidden_width', 'model', model)
+  return ('num_heads', 'model', model), of_mlp, ('vocab_size', 'model', model)
+
+
+def _indivisible(sizes: Any, parts_of: Sequence[tuple[str, str, int]]) -> str:
+  for name, axes, parts in parts_of:
     if getattr(sizes, name) % parts:
-      return f"divide policy.{name}={getattr(sizes, name)} by {parts} of '{axis}'"
+      return f"divide policy.{name}={getattr(sizes, name)} by {parts} of '{axes}'"
   return ''
 
 
@@ -114,15 +144,22 @@ def partition(path: tuple[Any, ...], axes: Sequence[str] = AXES) -> PartitionSpe
   letters = names[-1].rpartition('_')[2] if names else ''
   if len(letters) < 2 or not letters.isupper():
     return PartitionSpec()
-  stacked = 'layers' in names
-  found = [_AXIS.get(letter) for letter in letters]
-  return PartitionSpec(*[None] * stacked, *(axis if axis in axes else None for axis in found))
+  table = _AXES_OF_EXPERTS if _is_of_experts(letters) else _AXES_OF
+  found = [tuple(axis for axis in table.get(letter, ()) if axis in axes) or None for letter in letters]
+  return PartitionSpec(*[None] * ('layers' in names), *found)
+
+
+def _is_of_experts(letters: str) -> bool:
+  return letters.startswith('E')
 
 
 def _fitting(mesh: Any, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> PartitionSpec:
-  """The partition without the axes that do not divide their dimensions."""
-  return PartitionSpec(*(axis if axis and n % mesh.shape[axis] == 0 else None
-                         for axis, n in zip(partition(path, axes), shape)))
+  """The partition without the axes that do not divide their dimensions, or divide nothing."""
+  def fitting(of: str | tuple[str, ...] | None, n: int) -> tuple[str, ...] | None:
+    of = tuple(axis for axis in ((of,) if isinstance(of, str) else of or ()) if mesh.shape[axis] > 1)
+    return of if of and n % math.prod(mesh.shape[axis] for axis in of) == 0 else None
+
+  return PartitionSpec(*(fitting(of, n) for of, n in zip(partition(path, axes), shape)))
 
 
 def at(mesh: Mesh, path: tuple[Any, ...], shape: Sequence[int], axes: Sequence[str] = AXES) -> NamedSharding:
@@ -153,12 +190,14 @@ def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gather(name: str, x: jax.Array) -> jax.Array:
-  """A parameter of one layer, or of none, whole along 'fsdp'; its gradient is divided by the table.
+  """A parameter of one layer, or of none, whole in all but what 'model' divides and, of experts, 'expert'; its
+  gradient is divided by the table.
 
   Without this constraint the partitioner may gather the parameter before it is cast, or gather the other factor,
   and every device would add up whole gradients before they are divided.
   """
-  return constrain({name: x}, axes=('model',))[name]
+  axes = ('expert', 'model') if _is_of_experts(name.rpartition('_')[2]) else ('model',)
+  return constrain({name: x}, axes=axes)[name]
 
 
 gather.defvjp(lambda name, x: (gather(name, x), None), lambda name, _, g: (constrain({name: g})[name],))
@@ -186,9 +225,9 @@ def sum_over_copies(function: Any, rows: Any, *others: Any) -> Any:
     others: arrays that all rows share.
   """
   shape = jax.sharding.get_abstract_mesh().shape
-  # With both other axes XLA's partitioner aborts at the gradient of the embedding (jax 0.10.2): then the copies
+  # With two other axes XLA's partitioner aborts at the gradient of the embedding (jax 0.10.2): then the copies
   # exchange a sum in each turn.
-  if shape.get('data', 1) == 1 or shape['fsdp'] > 1 and shape['model'] > 1:
+  if shape.get('data', 1) == 1 or sum(shape[axis] > 1 for axis in AXES if axis != 'data') > 1:
     return function(rows, *others)
   summed = lambda *args: jax.lax.psum(function(*args), 'data')
   whole = PartitionSpec()

@@ -23,7 +23,10 @@ from kr_jax import warm_start
 from kr_jax.allocation import estimate
 from kr_jax.learning import update
 from kr_jax.model import decode
+from kr_jax.model import export
+from kr_jax.model import families
 from kr_jax.model import policy
+from kr_jax.model import pretrained
 from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
@@ -57,6 +60,14 @@ def _initial_params(setup: Setup, workdir: str, stopping: Callable[[], bool]) ->
   return params
 
 
+def _check_revision(setup: Setup, workdir: str) -> None:
+  """Raises ValueError where the published checkpoint has another revision than the run began with."""
+  began = checkpoint.recorded(workdir, 'policy.checkpoint')
+  if pretrained.is_of_hub(began) and began != setup.config.policy.checkpoint:
+    raise ValueError(f'the run in {workdir} began with {began}, not with {setup.config.policy.checkpoint!r}; set '
+                     f'policy.checkpoint={began!r}')
+
+
 def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
           stopping: Callable[[], bool] = lambda: False
           ) -> tuple[types.TrainState, types.TaskStats, Any]:
@@ -65,7 +76,10 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   A checkpoint holds what is trained and no more. The base, which adapters are added to and a KL
   divergence is taken from, is the initial policy: it is made again from what training started from (a
   published checkpoint, or the seed) and the warm start's own checkpoint; {} where nothing needs it.
+
+  Raises ValueError where the published checkpoint has another revision than the run began with.
   """
+  _check_revision(setup, workdir)
   c, key = setup.trained, jax.random.key(setup.config.seed)
   init_key = jax.random.fold_in(key, INIT)
   stats = estimate.init(len(setup.train_tasks))
@@ -131,11 +145,30 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
         **evaluation(setup, params, state.key, pool)}
 
 
-def export_checkpoint(setup: Setup, workdir: str, directory: str) -> int:
-  """Writes a workdir's latest checkpoint as weights.save does, and returns its step. Raises ValueError
-  where there is no checkpoint, or the policy is of no published family."""
-  with checkpoint.Checkpoints(checkpoint_directory(setup, workdir)) as checkpoints:
-    checkpoints.require()
-    state, _, base = start(setup, workdir, checkpoints)
-  weights.save(directory, setup.policy, merged(setup, state, base), source=setup.config.policy.checkpoint or None)
-  return int(state.step)
+def export_checkpoint(setup: Setup, workdir: str, directory: str, *, dtype: str = '') -> int:
+  """Writes a workdir's latest checkpoint as export.save does, and returns its step.
+
+  Args:
+    setup: as prepare.without_tasks makes it. The devices of this process are taken as they are, whichever the run had.
+    dtype: as export.save takes it.
+
+  Raises ValueError where there is no checkpoint, or the policy is of no published family.
+  """
+  _check_revision(setup, workdir)
+  c, source = setup.trained, setup.config.policy.checkpoint
+  families.published(setup.policy)  # refused before anything is read
+  mesh = sharding.mesh(fsdp=jax.device_count()) if jax.device_count() > 1 else None
+
+  def latest(of: policy.Config, *stage: str) -> tuple[int, Any]:
+    shapes = jax.eval_shape(lambda: policy.split(of, policy.init(of, jax.random.key(0)))[0])
+    with checkpoint.Checkpoints(checkpoint_directory(setup, workdir, *stage)) as checkpoints:
+      return checkpoints.params(sharding.shapes_on(mesh, shapes))
+
+  with sharding.on(mesh):
+    step, params = latest(c)
+    if c.lora_rank:
+      is_warm = setup.config.warm_start.num_steps > 0
+      base = latest(setup.policy, 'warm_start')[1] if is_warm else _initial_params(setup, workdir, lambda: False)
+      params = policy.merge(c, params, base)
+    export.save(directory, setup.policy, params, source=source or None, dtype=dtype, tokenizer=setup.tokenizer)
+  return step

@@ -8,7 +8,8 @@ Arrays are named by shape, one letter an axis, as a suffix:
     N query heads       K key/value heads      H head width          V vocabulary
     S cache slots, or places of a row          G rows that attention alone reads
     Z shards, with K tasks and Q rollouts of its own each
-    W rollouts of a window                     A rank of an adapter
+    W rollouts of a window                     A rank of an adapter  E experts
+    X experts of a token                       Y pairs of a token and an expert, sorted
 
 Imports nothing heavy: reward workers load this module at every start.
 """

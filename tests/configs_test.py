@@ -26,14 +26,15 @@ NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').g
 # What stands in a checkpoint's place: a tiny one of its family.
 CHECKPOINTS = {'smollm2_arithmetic': 'llama', 'r1_distill_1p5b': 'qwen2', 'qwen3_4b': 'qwen3',
                'qwen25_math_7b': 'qwen2', 'gsm8k_qwen3_1p7b': 'qwen3',
-               'mbpp_qwen25_coder_1p5b': 'qwen2'}
+               'mbpp_qwen25_coder_1p5b': 'qwen2', 'qwen3_30b_a3b': 'qwen3'}
 DATA = pathlib.Path(__file__).parent / 'data'
 
 
 def config_of(name, variant, data_dir, **files):
   """With what is on this machine: a tiny checkpoint, and the published files that tests have."""
   config = importlib.import_module(f'configs.{name}').get_config(variant)
-  config.tasks.data_dir, config.mesh.devices, config.mesh.sample_model = data_dir, 1, 0
+  config.tasks.data_dir, config.mesh.devices = data_dir, 1
+  config.mesh.expert, config.mesh.sample_model = 1, 0
   config.policy.vocab_size = 0  # the tiny one has other sizes
   config.policy.checkpoint = str(DATA / 'checkpoints' / CHECKPOINTS[name]) if name in CHECKPOINTS else ''
   for dataset, pattern in config.tasks.files.items():
@@ -103,7 +104,7 @@ def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
   setup, parts = run(tmp_path / 'parts', 2)
   for row, other in zip(whole, parts, strict=True):
     assert all(row[key] == other[key] for key in ('loss', 'grad_norm', 'reward_mean', 'policy_entropy'))
-  assert state.export_checkpoint(setup, str(tmp_path / 'parts'), str(tmp_path / 'export')) == 2
+  assert state.export_checkpoint(setup, str(tmp_path / 'parts'), str(tmp_path / 'export'), dtype='float32') == 2
   config, params = weights.load(tmp_path / 'export')
   _, first = weights.load(setup.config.policy.checkpoint)
   assert dataclasses.replace(config, dtype=setup.policy.dtype, remat=setup.policy.remat) == setup.policy

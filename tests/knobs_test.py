@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from absl import flags
+from ml_collections import config_flags
 import pytest
 
 from configs import arithmetic
@@ -35,7 +37,8 @@ def at_its_bounds(field) -> tuple[list, list]:
     kept_out.append(bounds.low - step)
   if bounds.high is not None:
     kept_out.append(bounds.high + step)
-  return list(map(kind, let_in)), [*map(kind, kept_out), object(), None]
+  kept_out = [*map(kind, kept_out), object()] + [None] * (field.default is not None)
+  return list(map(kind, let_in)), kept_out
 
 
 @pytest.mark.parametrize('cls', list(sections()), ids=lambda cls: cls.__name__)
@@ -73,6 +76,8 @@ def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
     ('evaluate', 'maj_at', (True,), 'evaluate.maj_at=.* holds True'),
     ('policy', 'num_kv_heads', 3, 'policy.num_heads=4 is not a multiple of policy.num_kv_heads=3'),
     ('policy', 'head_width', 5, 'policy.head_width=5 is odd'),
+    ('policy', 'yarn', 1.0, 'policy.yarn=1 stretches nothing; set it above 1'),
+    ('policy', 'yarn', 4.0, 'policy.yarn=4 stretches the context of policy.checkpoint, and there is none'),
     ('rewards', 'pattern', '(', r"rewards.pattern='\(' is not a regex"),
     ('rewards', 'format_weight', 0.5, 'go together: set both or none'),
     ('warm_start', 'num_steps', 20, 'warm_start.num_steps=20 must be 0 or above warm_start.warmup_steps=20')])
@@ -81,17 +86,6 @@ def test_what_an_error_says(section, name, value, message):
   tree[section][name] = value
   with pytest.raises(ValueError, match=message):
     knobs.read(tree)
-
-
-def test_all_that_is_wrong_is_said_at_once():
-  tree = knobs.as_dict(knobs.Config()) | {'num_stepz': 3, 'seed': -1}
-  tree['grpo']['clip_low'] = -1.0
-  del tree['pack']['row_length']
-  with pytest.raises(ValueError) as error:
-    knobs.read(tree)
-  for part in ("there is no knob num_stepz; did you mean 'num_steps'?", 'seed=-1 (of all that is random) must be at '
-               'least 0', 'grpo.clip_low=-1.0', 'pack.row_length is missing'):
-    assert part in str(error.value)
 
 
 def test_numbers_of_numpy_and_lists_are_taken():
@@ -108,3 +102,19 @@ def test_a_section_changed():
   with pytest.raises(ValueError, match='grpo.clip_low'):
     knobs.Grpo().replace(clip_low=-0.1)
   assert knobs.Alloc.choices('solver') == ('dp', 'greedy')
+
+
+@pytest.mark.parametrize('arguments, thinking', [
+    ([], None), (['--config.tasks.thinking=False'], False), (['--config.tasks.thinking=true'], True),
+    (['--noconfig.tasks.thinking'], False)])
+def test_a_knob_that_is_none_is_set_by_a_flag(arguments, thinking):
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_dict('config', common.base(), flag_values=values, sys_argv=arguments)
+  values(['main', *arguments])
+  assert knobs.read(config.value).tasks.thinking is thinking
+
+
+@pytest.mark.parametrize('value', [0, 1, 'off', 0.0])
+def test_a_knob_that_is_none_takes_no_number_for_a_truth_value(value):
+  with pytest.raises(ValueError, match=r'tasks.thinking=.* must be None, True or False'):
+    knobs.Tasks(thinking=value)

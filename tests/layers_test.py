@@ -8,7 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'processes', 'knobs'),
+    ('types', 'processes', 'sections'),
+    ('knobs',),
     ('sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
     ('tasks', 'learning', 'health'),
@@ -25,8 +26,8 @@ INSIDE = {
                 ('equality',)),
     'datasets': (('builder',), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets',)),
     'allocation': (('value',), ('estimate',), ('allocate',), ('worlds',), ('simulate',)),
-    'model': (('llama_cpp', 'attention', 'chat'), ('pretrained', 'moe'), ('policy', 'tokenizer'), ('decode', 'families'),
-              ('weights', 'export')),
+    'model': (('gguf_file', 'gguf_vocabulary', 'attention', 'chat', 'moe'), ('llama_cpp', 'config_json', 'policy'),
+              ('pretrained', 'families', 'decode'), ('tokenizer', 'weights', 'export')),
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
     'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
                 ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
@@ -96,5 +97,5 @@ def test_every_module_has_a_test_and_every_test_a_module():
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
       'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'benchmarks/verdict_rates', 'rewards/attacks',
-      'rewards/cases')}
+      'rewards/cases', 'model/parity')}
   assert tests - of_the_project == modules

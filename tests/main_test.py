@@ -45,10 +45,11 @@ def test_train_report_evaluate(tmp_path, data_dir):
   assert lines[0] == 'step 4, temperature 1.0'
   assert lines[1].split() == ['tasks', 'avg@8', 'pass@1', 'pass@8', 'maj@8']
   assert lines[2].split()[:3] == ['all', '16', f'{metrics["avg@8"]["mean"]:.3f}']
-  exported = main(*flags, '--mode=export')
+  exported = main(*flags, '--mode=export', '--config.tasks.data_dir=/nowhere', '--dtype=bfloat16')
   assert exported.returncode == 0, exported.stderr
   assert exported.stdout == f'step 4; see {tmp_path}/run/export\n'
   assert weights.load(tmp_path / 'run' / 'export')[0].num_layers == 1
+  assert json.loads((tmp_path / 'run' / 'export' / 'config.json').read_text())['dtype'] == 'bfloat16'
 
 
 LLAMA = ROOT / 'tests' / 'data' / 'checkpoints' / 'llama'

@@ -1,18 +1,24 @@
 """What a config is refused for before anything is computed, and what a checked one holds."""
 
 import importlib
+import pathlib
 
 import pytest
 
 from kr_jax import knobs
 from kr_jax import prepare
+from kr_jax import state
 from kr_jax import tasks
+from kr_jax import train
 from kr_jax import warm_start
 from kr_jax.model import policy
+from kr_jax.record import checkpoint
+from tests import hub as hub_lib
 from tests.knobs import debug_config
 from tests.knobs import run
 
 SPLITS = 'tasks__train_split', 'tasks__test_split'
+CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
 
 
 @pytest.mark.parametrize('changed, message', [
@@ -115,3 +121,56 @@ def test_a_declared_checkpoint_need_not_be_there():
   config.policy.vocab_size = 0
   with pytest.raises(ValueError, match="'checkpoints/Qwen3-4B' is not there"):
     prepare.abstract(config, devices=[None] * 16)
+
+
+def test_sequences_beyond_the_context_of_a_checkpoint(monkeypatch):
+  """They are warned of, and yarn stretches the context."""
+  said = []
+  for name in ('_read_tasks', '_check_tasks'):
+    monkeypatch.setattr(prepare, name, lambda *_, **__: [])
+  monkeypatch.setattr(prepare.logging, 'warning', lambda text, *args: said.append(text % args))
+
+  def of(name, completion_length, **changed):
+    said.clear()
+    return prepare.prepare(debug_config(
+        '', policy__checkpoint=str(CHECKPOINTS / name), warm_start__num_steps=0, sample__prompt_length=64,
+        sample__completion_length=completion_length, pack__row_length=1024, **changed)).policy
+
+  assert of('llama', 448).rope_scaling is None and not said
+  of('llama', 449)
+  assert 'make sequences of up to 513 tokens, and' in said[0]
+  assert 'was made to read 512' in said[0] and 'completion_length=448 or less, or set policy.yarn=2,' in said[0]
+  of('llama3', 449)  # which scales its rotations already
+  assert said and 'yarn' not in said[0]
+  stretched = of('llama', 449, policy__yarn=2.0).rope_scaling
+  assert not said and (stretched.kind, stretched.factor, stretched.context) == ('yarn', 2.0, 512.0)
+  with pytest.raises(ValueError, match="policy.yarn=2: the checkpoint scales its rotations itself, by 'llama3'"):
+    of('llama3', 449, policy__yarn=2.0)
+
+
+def test_a_setup_without_data_or_a_mesh():
+  setup = prepare.without_tasks(debug_config('/nowhere', mesh__devices=64, mesh__fsdp=64))
+  assert setup.learn_mesh is setup.sample_mesh is None and not setup.train_tasks
+  assert (setup.tokenizer.vocab_size, setup.policy.num_layers) == (setup.policy.vocab_size, 1)
+
+
+@pytest.mark.slow
+def test_a_run_begins_and_goes_on_with_one_commit_of_the_hub(tmp_path, monkeypatch, data_dir):
+  """The record names it. Where the branch has moved the run is refused, until the config names that commit."""
+  files = {p.name: p.read_bytes() for p in (CHECKPOINTS / 'llama').iterdir()}
+  prepared = lambda name: prepare.prepare(debug_config(
+      data_dir, policy__checkpoint=name, warm_start__num_steps=0, sample__prompt_length=64, pack__row_length=128))
+  workdir = str(tmp_path / 'run')
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as hub:
+    first = hub.push('org/model', files)
+    setup = prepared('hf:org/model')
+    assert setup.config.policy.checkpoint == f'hf:org/model@{first}'
+    train.claim(setup, workdir)
+    assert checkpoint.recorded(workdir, 'policy.checkpoint') == f'hf:org/model@{first}'
+    moved = hub.push('org/model', files | {'generation_config.json': b'{"eos_token_id": 2}'})
+    other = prepared('hf:org/model')
+    with pytest.raises(ValueError, match=f"policy.checkpoint was 'hf:org/model@{first}', is 'hf:org/model@{moved}'"):
+      train.claim(other, workdir)
+    with pytest.raises(ValueError, match=f"began with hf:org/model@{first}, .* set policy.checkpoint='hf:org/mo"):
+      state.start(other, workdir, None)
+    assert prepared(f'hf:org/model@{first}').config == setup.config

@@ -1,6 +1,7 @@
 """A parameter's name gives its partition on the mesh; without a mesh nothing is constrained."""
 
 import dataclasses
+import functools
 
 import jax
 from jax.experimental import topologies
@@ -21,23 +22,24 @@ POLICY = policy.Config(
     rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=True, tie_embeddings=False,
     dtype='float32', remat='none', lora_rank=2, lora_alpha=1.0)
 # By hand. Of layers the first axis is which layer.
+D, E = ('fsdp', 'expert'), ('expert', 'model')
 PARTITIONS = {
-    'embed_VD': ('model', 'fsdp'), 'output_DV': ('fsdp', 'model'), 'norm_D': (),
+    'embed_VD': ('model', D), 'output_DV': (D, 'model'), 'norm_D': (),
     'layers': {
         'attention_norm_D': (), 'mlp_norm_D': (), 'q_norm_H': (), 'k_norm_H': (),
-        'q_DNH': (None, 'fsdp', 'model', None), 'k_DKH': (None, 'fsdp', 'model', None),
-        'v_DKH': (None, 'fsdp', 'model', None), 'o_NHD': (None, 'model', None, 'fsdp'),
-        'gate_DF': (None, 'fsdp', 'model'), 'up_DF': (None, 'fsdp', 'model'),
-        'down_FD': (None, 'model', 'fsdp'),
+        'q_DNH': (None, D, 'model', None), 'k_DKH': (None, D, 'model', None),
+        'v_DKH': (None, D, 'model', None), 'o_NHD': (None, 'model', None, D),
+        'gate_DF': (None, D, 'model'), 'up_DF': (None, D, 'model'),
+        'down_FD': (None, 'model', D),
         'q_bias_NH': (None, 'model', None), 'k_bias_KH': (None, 'model', None),
         'v_bias_KH': (None, 'model', None),
-        'q_lora_DA': (None, 'fsdp', None), 'q_lora_ANH': (None, None, 'model', None),
-        'k_lora_DA': (None, 'fsdp', None), 'k_lora_AKH': (None, None, 'model', None),
-        'v_lora_DA': (None, 'fsdp', None), 'v_lora_AKH': (None, None, 'model', None),
-        'o_lora_NHA': (None, 'model', None, None), 'o_lora_AD': (None, None, 'fsdp'),
-        'gate_lora_DA': (None, 'fsdp', None), 'gate_lora_AF': (None, None, 'model'),
-        'up_lora_DA': (None, 'fsdp', None), 'up_lora_AF': (None, None, 'model'),
-        'down_lora_FA': (None, 'model', None), 'down_lora_AD': (None, None, 'fsdp'),
+        'q_lora_DA': (None, D, None), 'q_lora_ANH': (None, None, 'model', None),
+        'k_lora_DA': (None, D, None), 'k_lora_AKH': (None, None, 'model', None),
+        'v_lora_DA': (None, D, None), 'v_lora_AKH': (None, None, 'model', None),
+        'o_lora_NHA': (None, 'model', None, None), 'o_lora_AD': (None, None, D),
+        'gate_lora_DA': (None, D, None), 'gate_lora_AF': (None, None, 'model'),
+        'up_lora_DA': (None, D, None), 'up_lora_AF': (None, None, 'model'),
+        'down_lora_FA': (None, 'model', None), 'down_lora_AD': (None, None, D),
     },
 }
 
@@ -60,15 +62,32 @@ def test_a_name_without_letters_is_replicated():
   for path in ((), (Key('count'),), (Attribute('mu'), Key('scale_D')), (Attribute('key'),),
                (Key('w_Db'),), (jax.tree_util.SequenceKey(0),)):
     assert sharding.partition(path) == PartitionSpec()
-  assert sharding.partition((Attribute('mu'), Key('w_DF'))) == PartitionSpec('fsdp', 'model')
+  assert sharding.partition((Attribute('mu'), Key('w_DF'))) == PartitionSpec(D, 'model')
+
+
+@pytest.mark.parametrize('name, learning, sampling', [
+    ('gate_EDF', (E, 'fsdp', None), ('model', None, None)), ('down_EFD', (E, None, 'fsdp'), ('model', None, None)),
+    ('router_DE', (D, None), (None, None)), ('gate_DF', (D, 'model'), (None, 'model'))])
+def test_experts_are_divided_whole(name, learning, sampling):
+  path = (jax.tree_util.DictKey(name),)
+  assert sharding.partition(path) == PartitionSpec(*learning)
+  assert sharding.partition(path, ('model',)) == PartitionSpec(*sampling)
+  shape = tuple(16 for _ in learning)
+  gathered = (E, None, None) if len(name) == 8 else sampling
+  mesh = sharding.mesh(fsdp=2, expert=2, model=2)
+  with jax.set_mesh(mesh):
+    x = jax.jit(functools.partial(sharding.gather, name))(np.zeros(shape))
+    assert x.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*gathered)), len(shape))
 
 
 def test_a_state_is_divided_as_its_parameters_are():
   mesh = sharding.mesh(data=2, fsdp=2, model=2)
   state = update.init(params_of(), jax.random.key(0), knobs.updates())
   of = sharding.of(mesh, state)
-  want = jax.tree.map(lambda axes: NamedSharding(mesh, PartitionSpec(*axes)), PARTITIONS,
-                      is_leaf=lambda x: isinstance(x, tuple))
+  # 'expert' is one device here, and divides nothing.
+  want = jax.tree.map(
+      lambda axes: NamedSharding(mesh, PartitionSpec(*('fsdp' if axis == D else axis for axis in axes))), PARTITIONS,
+      is_leaf=lambda x: isinstance(x, tuple))
   adam = of.opt_state[1][0]
   assert of.params == adam.mu == adam.nu == want
   assert of.step == of.key == adam.count == NamedSharding(mesh, PartitionSpec())
@@ -80,8 +99,8 @@ def test_a_state_is_divided_as_its_parameters_are():
 
 def test_a_mesh_of_all_devices():
   mesh = sharding.mesh(fsdp=4, data=2)
-  assert mesh.axis_names == ('data', 'fsdp', 'model') == sharding.AXES
-  assert dict(mesh.shape) == {'data': 2, 'fsdp': 4, 'model': 1}
+  assert mesh.axis_names == ('data', 'fsdp', 'expert', 'model') == sharding.AXES
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 4, 'expert': 1, 'model': 1}
   assert mesh.devices.ravel().tolist() == jax.devices()
   assert sharding.mesh(jax.devices()[:1]).size == 1
 
@@ -100,8 +119,19 @@ def meshes_of(rollouts=64, sizes=SIZES, **knobs):
     ({'model': 4, 'sample_model': 2}, (1, 2, 4), (1, 4, 2)), ({'devices': 2}, (1, 2, 1), (1, 2, 1))], ids=str)
 def test_meshes_of_a_run_are_of_the_same_devices_in_the_same_order(knobs, learn, samples):
   found = meshes_of(**knobs)
-  assert [tuple(m.shape.values()) for m in found] == [learn, samples]
+  assert [(m.shape['data'], m.shape['fsdp'], m.shape['model']) for m in found] == [learn, samples]
   assert all(m.devices.ravel().tolist() == jax.devices()[:int(np.prod(learn))] for m in found)
+
+
+EXPERTS = SIZES.replace(num_experts=4, experts_per_token=2, hidden_width=6)
+
+
+@pytest.mark.parametrize('knobs, learn, samples', [
+    ({'expert': 4}, (1, 2, 4, 1), (1, 8, 1, 1)), ({'expert': 2, 'data': 2}, (2, 2, 2, 1), (2, 4, 1, 1)),
+    ({'expert': 2, 'model': 2, 'sample_model': 4}, (1, 2, 2, 2), (1, 2, 1, 4)),
+    ({'model': 4}, (1, 2, 1, 4), (1, 2, 1, 4))], ids=str)
+def test_a_sampler_has_no_axis_of_experts(knobs, learn, samples):
+  assert [tuple(m.shape.values()) for m in meshes_of(sizes=EXPERTS, **knobs)] == [learn, samples]
 
 
 def test_devices_that_share_a_sampler_need_rollouts_for_one():
@@ -126,6 +156,13 @@ def test_one_device_has_no_mesh():
     ({'sample_model': 3}, 'part the 8 devices of a copy unevenly when sampling; .* would fit sample_model=1, sample_model=2'),
     ({'data': 8, 'sample_model': 2}, 'part the 1 devices of a copy unevenly when sampling'),
     ({'rollouts': 7}, 'spread alloc.rollouts_per_step=7 over 8 samplers'),
+    ({'expert': 2}, "mesh.expert=2, .* divide the experts of a policy that has none by 2 of 'expert'; .* would fit "
+                    r'\(data=8, fsdp=1, model=1\)'),
+    ({'expert': 4, 'model': 2, 'sizes': EXPERTS},
+     r"divide policy.num_experts=4 by 8 of 'expert' and 'model'; .* \(data=8, fsdp=1, expert=1, model=1\)"),
+    ({'expert': 4, 'sizes': EXPERTS.replace(width=12)},
+     r"divide policy.width=12 by 8 of 'fsdp' and 'expert'; .* \(data=2, fsdp=2, expert=2, model=1\)"),
+    ({'sample_model': 8, 'sizes': EXPERTS}, "divide policy.num_experts=4 by 8 of 'model' when sampling; "),
     ({'devices': 9}, 'mesh.devices=9 is more than the 8 there are')], ids=str)
 def test_a_mesh_that_does_not_fit_is_refused_with_some_that_do(knobs, message):
   with pytest.raises(ValueError, match=message):
@@ -213,9 +250,8 @@ def test_axes_that_a_shard_map_has_taken():
       seen.append(sharding.unmapped(sharding.AXES))
       return x
 
-    rows = PartitionSpec(('data', 'fsdp'))
-    jax.jit(jax.shard_map(inside, in_specs=rows, out_specs=rows, axis_names={'data', 'fsdp'}))(
-        jnp.zeros(4))
+    rows = PartitionSpec(sharding.ROWS)
+    jax.jit(jax.shard_map(inside, in_specs=rows, out_specs=rows, axis_names=set(sharding.ROWS)))(jnp.zeros(4))
     assert seen == [('model',)]
 
 
@@ -239,10 +275,12 @@ def test_copies_send_one_another_one_sum(axes, sums):
   assert sum(x.count for (_, over), x in moved.items() if 'data' in over) == sums
 
 
-def test_rows_are_spread_over_data_and_fsdp():
+def test_rows_are_spread_over_all_axes_but_model():
   assert sharding.row_shards() == 1
   with jax.set_mesh(sharding.mesh(data=2, fsdp=2, model=2)):
     assert sharding.row_shards() == 4
+  with jax.set_mesh(sharding.mesh(fsdp=2, expert=4)):
+    assert sharding.row_shards() == 8
 
 
 def test_the_platform_is_that_of_the_mesh():

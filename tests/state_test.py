@@ -11,6 +11,12 @@ from kr_jax import evaluate
 from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
+from kr_jax.allocation import estimate
+from kr_jax.learning import update
+from kr_jax.model import policy
+from kr_jax.model import tokenizer
+from kr_jax.model import weights
+from kr_jax.record import checkpoint
 from kr_jax.record import metrics
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
@@ -49,6 +55,37 @@ def test_nothing_to_evaluate_or_export(tmp_path, data_dir):
     state.evaluate_checkpoint(setup, str(tmp_path))
   with pytest.raises(ValueError, match='holds no checkpoint; train first'):
     state.export_checkpoint(setup, str(tmp_path), str(tmp_path / 'export'))
+
+
+@pytest.mark.slow
+def test_an_export_needs_no_data_and_no_devices_of_the_run(finished, data_dir, tmp_path):
+  """Here the run had one device, and this process has eight."""
+  setup = prepare.without_tasks(debug_config('/nowhere'))
+  assert state.export_checkpoint(setup, finished, str(tmp_path / 'export'), dtype='bfloat16') == 4
+  with checkpoint.Checkpoints(state.checkpoint_directory(setup, finished)) as checkpoints:
+    saved, _, _ = state.start(prepare.prepare(debug_config(data_dir)), finished, checkpoints)
+  config, params = weights.load(tmp_path / 'export')
+  assert config.replace(family='', context=0) == setup.policy
+  rounded = jax.tree.map(lambda x: x.astype('bfloat16').astype('float32'), saved.params)
+  jax.tree.map(np.testing.assert_array_equal, params, rounded)
+  text = '12+34'
+  assert tokenizer.Subwords(tmp_path / 'export', chat=False).encode(text) == setup.tokenizer.encode(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('warm', [True, False])
+def test_an_export_of_adapters(tmp_path, warm):
+  """They are added to what the run began with: the policy after its warm start, or the one that the seed gives."""
+  setup = prepare.without_tasks(debug_config('', policy__lora_rank=2, warm_start__num_steps=4 if warm else 0))
+  seed = jax.random.fold_in(jax.random.key(setup.config.seed), state.INIT)
+  base, stats = policy.init(setup.policy, jax.random.key(7) if warm else seed), estimate.init(1)
+  trained = jax.tree.map(lambda x: x + 0.1, policy.split(setup.trained, policy.init(setup.trained, seed))[0])
+  for params, config, stage in ((trained, setup.update, ()), *([(base, setup.sft, ('warm_start',))] if warm else ())):
+    with checkpoint.Checkpoints(state.checkpoint_directory(setup, str(tmp_path), *stage)) as checkpoints:
+      checkpoints.save(3, update.init(params, seed, config), stats)
+  assert state.export_checkpoint(setup, str(tmp_path), str(tmp_path / 'export')) == 3
+  want = policy.merge(setup.trained, trained, base)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), weights.load(tmp_path / 'export')[1], want)
 
 
 def test_random_streams_are_apart():

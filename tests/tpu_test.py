@@ -21,6 +21,7 @@ from kr_jax.allocation import allocate
 from kr_jax.kernels.knapsack import knapsack
 from kr_jax.learning import noise
 from kr_jax.learning import update
+from kr_jax.model import attention
 from kr_jax.model import decode
 from kr_jax.model import policy
 from tests import configs_test
@@ -33,8 +34,10 @@ POLICY = policy.Config(
 # With all that Gemma 3 has of its own.
 GEMMA = dataclasses.replace(
     POLICY, head_width=256, qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0,
-    post_norms=True, embedding_scale=True, query_scalar=128.0, window=64, global_every=2,
-    local_rope_theta=1e4, rope_scaling=(8.0,))
+    post_norms=True, embedding_scale=True, query_scalar=128.0, window=64, local_layers=(True, False),
+    local_rope_theta=1e4, rope_scaling=attention.Scaling('linear', 8.0))
+EXPERTS = dataclasses.replace(
+    POLICY, qkv_bias=False, num_experts=16, experts_per_token=4, hidden_width=128, remat='attention')
 # Qwen3-4B but for its 36 layers, of which four stand for all.
 QWEN = policy.Config(
     vocab_size=151936, num_layers=4, width=2560, num_heads=32, num_kv_heads=8, head_width=128,
@@ -168,6 +171,40 @@ def test_the_update_compiles_on_a_mesh(axes):
       whole.add(path)
   # 'data' divides rows and nothing else.
   assert bool(whole) == (axes == {'data': 4})
+
+
+def kernels_of_experts(program):
+  """How many of megablox's kernels a program calls, and how many of them sum outer products."""
+  calls = re.findall(r'custom_call_target="tpu_custom_call".*jit\((t?gmm)\)', program.as_text())
+  return len(calls), calls.count('tgmm')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology, axes', [
+    ('v5e:2x2', {'fsdp': 2, 'expert': 2}),
+    *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in [
+        ('v5e:2x2', {'expert': 2, 'model': 2}), ('v6e:2x2', {'data': 2, 'expert': 2}), ('v5p:2x2x1', {'expert': 4}),
+        ('v5p:2x2x2', {'fsdp': 2, 'expert': 2, 'model': 2}), ('v6e:2x2', {})])], ids=str)
+def test_the_update_of_experts_compiles(topology, axes):
+  """Their products by megablox's kernels: three forward, two of them again to go back, and six back."""
+  program, state = compiled_update(topology, EXPERTS, UPDATE, P, **axes)
+  assert kernels_of_experts(program) == (11, 3)
+  found, _ = program.output_shardings
+  for name in ('gate_EDF', 'down_EFD', 'router_DE'):
+    x = state.params['layers'][name]
+    wanted = sharding.of(mesh_of(topology, **axes), state).params['layers'][name]
+    assert found.params['layers'][name].is_equivalent_to(wanted, x.ndim), name
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('topology, axes', [('v5e:2x2', {'data': 2, 'model': 2}), ('v6e:2x2', {'model': 4}),
+                                            ('v5p:2x2x1', {'data': 4})], ids=str)
+def test_the_sampler_of_experts_compiles(topology, axes):
+  program, _ = compiled_sampler(topology, EXPERTS.replace(num_experts=24), SAMPLE, 4, 32, **axes)
+  assert kernels_of_experts(program)[0]
+  # Of a layer's experts nothing is copied: the kernel reads them where those of all layers stand.
+  E, D, F = 24 // axes.get('model', 1), EXPERTS.width, EXPERTS.hidden_width
+  assert not re.search(rf'= bf16\[(1,)?{E},({D},{F}|{F},{D})\]\S* (fusion|dynamic-slice|copy)\(', program.as_text())
 
 
 def largest(jaxpr):

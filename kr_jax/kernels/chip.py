@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 LANES, SUBLANES = 128, 8  # of a register
 LOW = -1e30  # below every logit, and such that LOW - LOW and 0 * (LOW - logit) are 0
 
-ROWS = ('data', 'fsdp')  # the axes of a mesh that slots or tokens are split over
+ROWS = ('data', 'fsdp', 'expert')  # the axes of a mesh that slots or tokens are split over
 AXES = (*ROWS, 'model')  # heads or the vocabulary are split over 'model'
 
 

@@ -68,7 +68,7 @@ def gradient_noise_of_tokens(trained: Any, base: Any, task_R: Array, verdict_R: 
 
     def weighted_logp(trained):
       params = policy.join(policy_config, trained, base)
-      logp_BT, _ = update.score(policy_config, params, microbatch, config)
+      logp_BT, *_ = update.score(policy_config, params, microbatch, config)
       logp_BT = jnp.where(microbatch.mask_BT, logp_BT, 0.0)
       return jnp.einsum('hbt,bt->h', weight_2R[:, microbatch.rollout_BT], logp_BT)
 

@@ -142,15 +142,18 @@ def _gather(rollouts: types.Rollouts, microbatches: pack.Microbatch) -> Tokens:
   return sharding.constrain_rows(tokens, axis=1)
 
 
-def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Config) -> tuple[Array, Array]:
-  """logp_BT of the targets of a microbatch, and entropy_BT of the distributions they are drawn from."""
+def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Config
+          ) -> tuple[Array, Array, Array | None]:
+  """logp_BT of the targets of a microbatch, entropy_BT of the distributions they are drawn from, and load_LE: how many
+  tokens each expert was sent, or None where there are no experts."""
   params = policy.gather_vocabulary(policy_config, params)
-  hidden_BTD = policy.hidden(
-      policy_config, params, tokens.token_BT, tokens.position_BT, tokens.segment_BT, tokens.rows)
+  hidden_BTD, load_LE = policy.hidden_and_load(
+      policy_config, params, tokens.token_BT, tokens.position_BT, tokens.segment_BT, tokens.rows,
+      counted_BT=tokens.segment_BT >= 0)
   scores_T = token_logprob(
       hidden_BTD.reshape(-1, hidden_BTD.shape[-1]), policy.output_matrix(policy_config, params),
       tokens.target_BT.reshape(-1), temperature=config.temperature)
-  return tuple(x_T.reshape(tokens.token_BT.shape) for x_T in scores_T)
+  return *(x_T.reshape(tokens.token_BT.shape) for x_T in scores_T), load_LE
 
 
 def _microbatch(tokens: Tokens, i: Array) -> Tokens:
@@ -244,7 +247,7 @@ def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: po
   params = policy.join(policy_config, trained, base)
 
   def put(i, logp):
-    logp_BT, _ = score(policy_config, params, _microbatch(tokens, i), config)
+    logp_BT, *_ = score(policy_config, params, _microbatch(tokens, i), config)
     return sharding.constrain_rows(jax.lax.dynamic_update_index_in_dim(logp, logp_BT, i, axis=0), axis=1)
 
   with jax.named_scope(MICROBATCHES):
@@ -258,7 +261,9 @@ def _step(state: types.TrainState, base: Any, experience: Experience, tokens: To
   def loss_and_counts(trained, arguments, microbatch):
     base, experience = arguments
     params = policy.join(policy_config, trained, base)
-    return _loss(*score(policy_config, params, microbatch, config), microbatch, experience, config.grpo)
+    *scores, load_LE = score(policy_config, params, microbatch, config)
+    loss, counts = _loss(*scores, microbatch, experience, config.grpo)
+    return loss, counts if load_LE is None else counts | {'load': load_LE}
 
   return _update(state, loss_and_counts, (base, experience), tokens, *first_and_end, config)
 
@@ -308,6 +313,8 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
     policy_entropy, in nats; clip_fraction_low and clip_fraction_high; kl and tis_weight, where they are in the loss.
     logp_error: |logp - the sampler's logp|, of the first update alone, before the policy has moved.
     ratio_p01, ratio_p50, ratio_p99: quantiles of the ratio to the old policy; their log is exact to 10 %.
+    expert_load: tokens that the busiest expert of a layer was sent over those of the mean expert, a mean over layers;
+      experts_unused: share of all layers' experts that no token was sent to; both where there are experts.
   """
   measured = jax.device_get(measured)
   sums = {name: np.sum([m[name] for m in measured], axis=0) for name in measured[-1]}
@@ -319,6 +326,10 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
             'logp_error': first['logp_error'] / max(int(first['tokens_updated']), 1),
             'clip_fraction_low': sums['clipped_low'] / tokens, 'clip_fraction_high': sums['clipped_high'] / tokens}
   record |= {name: sums[name] / tokens for name in ('policy_entropy', 'kl', 'tis_weight') if name in sums}
+  if 'load' in sums:
+    load_LE = sums['load']
+    record['expert_load'] = np.mean(load_LE.max(axis=1) / np.maximum(load_LE.mean(axis=1), 1e-9))
+    record['experts_unused'] = np.mean(load_LE == 0)
   return {name: np.asarray(x).item() for name, x in record.items()} | ratio_quantiles(sums['ratios'])
 
 
@@ -342,7 +353,7 @@ def sft(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy
 def _sft(state: types.TrainState, tokens: Tokens, end: Array, num_tokens: Array, policy_config: policy.Config,
          config: Config) -> tuple[types.TrainState, dict[str, Array]]:
   def loss_and_counts(params, num_tokens, microbatch):
-    logp_BT, _ = score(policy_config, params, microbatch, config)
+    logp_BT, *_ = score(policy_config, params, microbatch, config)
     return -jnp.sum(jnp.where(microbatch.mask_BT, logp_BT, 0)) / jnp.maximum(num_tokens, 1), {}
 
   state, measured = _update(state, loss_and_counts, num_tokens, tokens, jnp.array(0), end, config)

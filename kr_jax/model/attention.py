@@ -11,6 +11,7 @@ checkpoints do, and not neighbours as in the paper.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -27,75 +28,107 @@ from kr_jax.types import Array
 _TILE = 128  # tokens; the TPU kernel reads rows in blocks of one, two or four tiles
 
 
-def frequencies(theta: float, head_width: int, scaling: tuple[float, ...] = ()) -> np.ndarray:
-  """Radians a position of each pair: theta^(-2i/H), float32 [H/2].
+class Scaling(NamedTuple):
+  """How a checkpoint changes the frequencies of its rotations, so that positions beyond its training are known ones.
 
-  Args:
-    scaling: () for none. (factor,) divides all frequencies by the factor. (factor, low, high, context) is
-      Llama 3.1's published code: frequencies below `low` rotations in a context are divided by the factor,
-      frequencies above `high` rotations stay, and between them both are mixed.
+  The divisor of a frequency is between 1, for pairs that turn often in the original context, and `factor`.
   """
-  frequency_H = theta ** (-2 * np.arange(head_width // 2) / head_width)
-  if scaling:
-    factor, *bounds = scaling
-    kept_H = np.zeros(head_width // 2)
-    if bounds:
-      low, high, context = bounds
-      kept_H = np.clip((context * frequency_H / (2 * np.pi) - low) / (high - low), 0, 1)
-    frequency_H *= kept_H + (1 - kept_H) / factor
-  return frequency_H.astype(np.float32)
+
+  kind: str  # 'linear', 'llama3', 'yarn' or 'longrope'
+  factor: float = 1.0
+  low: float = 0.0  # turns in the context below which a frequency is divided; yarn: beta_slow
+  high: float = 0.0  # turns above which it stays; yarn: beta_fast
+  context: float = 0.0  # tokens, of the training before the change
+  attention_factor: float = 1.0  # cosines and sines are multiplied by it
+  truncate: bool = True  # yarn: whether the bounds are whole pairs
+  divisors: tuple[float, ...] = ()  # longrope: of each pair
+  long_divisors: tuple[float, ...] = ()  # longrope: the divisors of sequences beyond the context, which are not in force
+
+
+def frequencies(theta: float, rope_width: int, scaling: Scaling | None = None) -> np.ndarray:
+  """Radians a position of each pair: theta^(-2i/W) of W numbers that rotate, float32 [W/2], after the scaling.
+
+    linear    all are divided by the factor
+    llama3    the share that stays rises linearly with a frequency's turns in the context (Llama 3.1's code)
+    yarn      the share that stays falls linearly with the pair's number (Peng et al. 2023, arXiv 2309.00071, sec. 3.2)
+    longrope  each has its own divisor (Ding et al. 2024, arXiv 2402.13753)
+  """
+  pair_H = np.arange(rope_width // 2)
+  frequency_H = theta ** (-2 * pair_H / rope_width)
+  if scaling is None:
+    return frequency_H.astype(np.float32)
+  kept_H = np.zeros(len(pair_H))
+  if scaling.kind == 'longrope':
+    return (frequency_H / np.array(scaling.divisors)).astype(np.float32)
+  if scaling.kind == 'llama3':
+    turns_H = scaling.context * frequency_H / (2 * np.pi)
+    kept_H = np.clip((turns_H - scaling.low) / (scaling.high - scaling.low), 0, 1)
+  if scaling.kind == 'yarn':
+    # The pair, a fraction, that turns so often in the context.
+    first, last = (rope_width * np.log(scaling.context / (turns * 2 * np.pi)) / (2 * np.log(theta))
+                   for turns in (scaling.high, scaling.low))
+    if scaling.truncate:
+      first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0), min(last, rope_width - 1)
+    kept_H = 1 - np.clip((pair_H - first) / (last - first or 0.001), 0, 1)
+  return (frequency_H * (kept_H + (1 - kept_H) / scaling.factor)).astype(np.float32)
 
 
 class RopeTable(NamedTuple):
-  """Cosines and signed sines of the angles at some positions: [B, T, 1, 2, H/2], float32."""
+  """Cosines and signed sines of the angles at some positions: [B, T, 1, 2, W/2], float32."""
 
   cos: Array
   sin: Array  # negative for the first of a pair
 
 
-def rope_table(position_BT: Array, frequency_H: np.ndarray) -> RopeTable:
-  """The table of these positions, which all layers of a kind share.
+def rope_table(position_BT: Array, frequency_H: np.ndarray, factor: float = 1.0) -> RopeTable:
+  """The table of these positions, times a factor, which all layers of a kind share.
 
   Without the barrier XLA computes the table again in each layer, which takes a CPU longer than the rotation.
   """
   angle_BT11H = position_BT[..., None, None, None].astype(jnp.float32) * frequency_H[None, None, None, None]
-  cos, sin = jnp.cos(angle_BT11H), jnp.sin(angle_BT11H)
+  cos, sin = factor * jnp.cos(angle_BT11H), factor * jnp.sin(angle_BT11H)
   return jax.lax.optimization_barrier(
       RopeTable(jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3)))
 
 
 def rope(x_BTNH: Array, table: RopeTable) -> Array:
-  """Rotates the pairs (i, i + H/2) by position * frequency."""
-  x_BTN2H = x_BTNH.astype(jnp.float32).reshape(*x_BTNH.shape[:-1], 2, -1)
+  """Rotates the pairs (i, i + W/2) of the first W numbers of each head by position * frequency."""
+  width = 2 * table.cos.shape[-1]
+  turning, rest = x_BTNH[..., :width], x_BTNH[..., width:]
+  x_BTN2H = turning.astype(jnp.float32).reshape(*turning.shape[:-1], 2, -1)
   rotated_BTN2H = x_BTN2H * table.cos + jnp.flip(x_BTN2H, axis=3) * table.sin
-  return rotated_BTN2H.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+  rotated = rotated_BTN2H.reshape(turning.shape).astype(x_BTNH.dtype)
+  return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
 
 
-def by_kind(is_local: bool | Array, local: Any, full: Any) -> Any:
-  """Of two trees of arrays the one for the kind of a layer: of local layers, or of those that read all."""
-  if isinstance(is_local, bool):
-    return local if is_local else full
-  return jax.tree.map(functools.partial(jnp.where, is_local), local, full)
+def of_kind(kind: int | Array, options: Sequence[Any]) -> Any:
+  """Of trees of arrays, one a kind of layer, the one for this kind; `kind` is an array where layers are scanned."""
+  if isinstance(kind, int):
+    return options[kind]
+  return jax.tree.map(lambda *x: functools.reduce(
+      lambda chosen, i: jnp.where(kind == i, x[i], chosen), range(1, len(x)), x[0]), *options)
 
 
-def packed(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, *, window: int = 0,
-           is_local: bool | Array = False) -> Array:
+def packed(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, *, windows: Sequence[int] = (0,),
+           kind: int | Array = 0) -> Array:
   """Each token's attention to its own segment, up to the token itself.
 
   Args:
     segment_BT: int32; a segment is contiguous.
-    window: tokens that a local layer reads at the most, the token itself among them.
-    is_local: whether this layer is local; an array where layers are scanned.
+    windows: of each kind of layer, tokens that it reads at the most, the token itself among them; 0: all.
+    kind: of this layer; an array where layers are scanned.
 
   Returns:
     context_BTNH.
   """
   # On a TPU [T, T] scores of long rows would not fit, and the kernel skips blocks that are masked as a whole.
   attend = _splash_on_mesh if sharding.platform() == 'tpu' else masked
-  full, local = (functools.partial(attend, window=size) for size in (0, window))
-  if isinstance(is_local, bool):
-    return (local if is_local else full)(q_BTNH, k_BTKH, v_BTKH, segment_BT)
-  return jax.lax.cond(is_local, local, full, q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  of_window = {window: functools.partial(attend, window=window) for window in windows}
+  if isinstance(kind, int) or len(of_window) == 1:
+    return of_window[windows[kind if isinstance(kind, int) else 0]](q_BTNH, k_BTKH, v_BTKH, segment_BT)
+  which = of_kind(kind, [jnp.array(list(of_window).index(window)) for window in windows])
+  return jax.lax.switch(which, list(of_window.values()), q_BTNH, k_BTKH, v_BTKH, segment_BT)
 
 
 def masked(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_BT: Array, window: int = 0) -> Array:

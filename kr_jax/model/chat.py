@@ -19,6 +19,7 @@ from jinja2 import nodes
 from jinja2 import sandbox
 
 DAY = datetime.datetime(2024, 7, 26)  # which Llama 3's template falls back to
+_FIX = 'change the template, or set tasks.chat=False'
 
 
 class _Generation(ext.Extension):
@@ -60,7 +61,7 @@ def read(template: str) -> jinja2.Template:
   try:
     return environment.from_string(template)
   except Exception as error:  # the template is a stranger's: whatever it raises
-    raise ValueError(f'the chat template is broken: {error}') from error
+    raise ValueError(f'the chat template is broken: {error}; {_FIX}') from error
 
 
 def render(template: jinja2.Template, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str], *,
@@ -81,10 +82,10 @@ def render(template: jinja2.Template, messages: Sequence[Mapping[str, str]], tok
     return template.render(messages=[dict(x) for x in messages], tools=None, documents=None,
                            add_generation_prompt=prompt, **variables)
   except Exception as error:  # as above
-    fix = ''
+    fix = _FIX
     if any(x['role'] == 'system' for x in messages):
-      fix = '; if it takes no system message, set tasks.system=\'\' and put the text in tasks.template'
-    raise ValueError(f'the chat template fails: {error}{fix}') from error
+      fix += "; if it takes no system message, set tasks.system='' and put the text in tasks.template"
+    raise ValueError(f'the chat template fails: {error}; {fix}') from error
 
 
 def _to_json(x: Any, ensure_ascii: bool = False, indent: int | None = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+import re
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -20,6 +21,7 @@ import numpy as np
 from kr_jax import sharding
 from kr_jax.kernels.decode_attention import decode_attention
 from kr_jax.model import attention
+from kr_jax.model import moe
 from kr_jax.model import policy
 from kr_jax.types import Array
 
@@ -77,7 +79,7 @@ def sampling_params(config: policy.Config, params: Any) -> Any:
   On a mesh they are divided over 'model' alone, so that no step of a sampler gathers parameters, and key/value
   heads are repeated until 'model' divides them.
   """
-  cast = lambda path, x: x if 'norm' in path[-1].key else x.astype(config.dtype)
+  cast = lambda path, x: x if re.search('norm|router', path[-1].key) else x.astype(config.dtype)
   # From the partition of learning first to the table's on this mesh: each device sends parts of parts.
   cast_params = sharding.constrain(jax.tree_util.tree_map_with_path(cast, params))
   layers, copies = dict(cast_params['layers']), sharding.head_copies(config.num_kv_heads)
@@ -99,15 +101,18 @@ def _stages(config: policy.Config) -> tuple[range, ...]:
 
 def _through(config: policy.Config, stage: range, layer: Callable[..., tuple[Any, Any]], carry: Any, params: Any
              ) -> tuple[Any, Any]:
-  """Scans carry, output = layer(carry, params, i, is_local) over the layers of a stage; i counts in the stage."""
+  """Scans carry, output = layer(carry, params, i, kind) over the layers of a stage; i counts in the stage."""
+  kinds = config.kind_of_layer[stage.start:stage.stop]
+  # Experts are those of all layers, read where they stand: what a scan takes out of them for a kernel is a copy.
+  experts = {name: x for name, x in params.items() if name in moe.MATRICES}
+  params = {name: x for name, x in params.items() if name not in experts}
   if len(stage) == 1:
     params = jax.tree.map(lambda x: x[0], params)
-    carry, output = layer(carry, params, 0, config.is_local(stage[0]))
+    carry, output = layer(carry, params | experts, 0, kinds[0])
     return carry, jax.tree.map(lambda x: x[None], output)
-  is_local_L = np.array([config.is_local(i) for i in stage])
   return jax.lax.scan(
-      lambda carry, x: layer(carry, x[0], x[1], bool(config.window) and x[2]), carry,
-      (params, np.arange(len(stage), dtype=np.int32), is_local_L))
+      lambda carry, x: layer(carry, x[0] | experts, x[1], x[2] if len(config.kinds) > 1 else 0), carry,
+      (params, np.arange(len(stage), dtype=np.int32), np.array(kinds)))
 
 
 def _stored(k_BTKH: Array, v_BTKH: Array, int8: bool) -> Cache:
@@ -133,17 +138,18 @@ def prefill(config: policy.Config, params: Any, token_BP: Array, length_B: Array
     columns from a prompt's length on hold padding.
   """
   B, P = token_BP.shape
-  full_table, local_table = policy.rope_tables(config, jnp.broadcast_to(jnp.arange(P)[None], (B, P)))
+  tables = policy.rope_tables(config, jnp.broadcast_to(jnp.arange(P)[None], (B, P)))
+  windows = [kind.window for kind in config.kinds]
   last_token = jax.vmap(lambda x_P, length: jax.lax.dynamic_slice_in_dim(x_P, length - 1, 1))
   stages, block = _stages(config), policy.block(config, layout().block)
 
-  def layer(x_BPD, params, i, is_local, only_last):
+  def layer(x_BPD, params, i, kind, only_last):
     one = block(params)
-    q, k, v = one.qkv(x_BPD, attention.by_kind(is_local, local_table, full_table))
-    context_BPNH = attention.packed(q, k, v, jnp.zeros_like(token_BP), window=config.window, is_local=is_local)
+    q, k, v = one.qkv(x_BPD, attention.of_kind(kind, tables))
+    context_BPNH = attention.packed(q, k, v, jnp.zeros_like(token_BP), windows=windows, kind=kind)
     if only_last:
       x_BPD, context_BPNH = last_token(x_BPD, length_B), last_token(context_BPNH, length_B)
-    return one.add(x_BPD, context_BPNH), _stored(k, v, int8)
+    return one.add(x_BPD, context_BPNH, i)[0], _stored(k, v, int8)
 
   x_BPD, cache = policy.embed(config, params, token_BP), []
   for stage, stage_params in zip(stages, params['layers'], strict=True):
@@ -213,18 +219,18 @@ def decode(config: policy.Config, params: Any, token_S: Array, slots: Slots, pre
   """
   columns = sum(chunk.k_LSKTH.shape[3] for chunk in rings[0])
   column = slots.step % columns
-  full_table, local_table = policy.rope_tables(config, (slots.prompt_length_S + slots.count_S - 1)[:, None])
-  read, read_local = (_columns_read(slots, column, columns, window) for window in (0, config.window))
+  tables = policy.rope_tables(config, (slots.prompt_length_S + slots.count_S - 1)[:, None])
+  read = [_columns_read(slots, column, columns, kind.window) for kind in config.kinds]
   x_S1D, block = policy.embed(config, params, token_S[:, None]), policy.block(config, layout().block)
   after = []
   for stage, stage_params, prompts, ring in zip(_stages(config), params['layers'], prefix, rings, strict=True):
-    def layer(carry, params, i, is_local, prompts=prompts):
+    def layer(carry, params, i, kind, prompts=prompts):
       (x_S1D, ring), one = carry, block(params)
-      q_S1NH, k, v = one.qkv(x_S1D, attention.by_kind(is_local, local_table, full_table))
+      q_S1NH, k, v = one.qkv(x_S1D, attention.of_kind(kind, tables))
       ring = _append(ring, _stored(k, v, prompts.k_scale_LSKT is not None), i, column)
       context_SNH = decode_attention(
-          q_S1NH[:, 0], prompts, ring, slots.prompt_S, *attention.by_kind(is_local, read_local, read), layer=i)
-      return (one.add(x_S1D, context_SNH[:, None]), ring), None
+          q_S1NH[:, 0], prompts, ring, slots.prompt_S, *attention.of_kind(kind, read), layer=i)
+      return (one.add(x_S1D, context_SNH[:, None], i)[0], ring), None
 
     (x_S1D, ring), _ = _through(config, stage, layer, (x_S1D, ring), stage_params)
     after.append(ring)

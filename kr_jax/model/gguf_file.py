@@ -23,8 +23,10 @@ import numpy as np
 # What struct calls the types of fields, by their number in a file; 8 is a text and 9 a list.
 _NUMBERS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _TEXT, _LIST = 8, 9
+_LFS = b'version https://git-lfs'  # how a pointer of Git LFS begins
 _ALIGNMENT = 32  # bytes, where the field general.alignment says no other
 _AT_ONCE = 1 << 22  # bytes that are dequantised at once, which takes several times as many
+_SHOWN = 99  # characters of a name in errors: that of a broken file may be long
 _PART = re.compile(r'(.+)-(\d{5})-of-(\d{5})\.gguf')
 
 
@@ -43,7 +45,7 @@ class _Bytes:
     self.path, self.data, self.at, self.what = path, data, 0, 'the header'
 
   def error(self, problem: str) -> ValueError:
-    return ValueError(f'{self.path} is no GGUF file, or a broken one: {self.what} {problem}')
+    return ValueError(f'{self.path} is no GGUF file, or a broken one: {self.what} {problem}; fetch it again')
 
   def need(self, size: int) -> int:
     """Goes on by so many bytes; where they begin."""
@@ -131,20 +133,24 @@ def _read_one(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with open(path, 'rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except (ValueError, OSError) as error:
-    raise ValueError(f'{path} is no GGUF file, or a broken one: {error}') from error
+    raise ValueError(f'{path} is no GGUF file, or a broken one: {error}; fetch it again') from error
+  if data[:len(_LFS)] == _LFS:
+    raise ValueError(f'{path} is a pointer of Git LFS, not the file; run `git lfs pull` in its directory')
   x = _Bytes(path, data)
   if (magic := x.number('I')) != constants.GGUF_MAGIC:
-    raise x.error(f'begins with {struct.pack("<I", magic)!r}, not with {b"GGUF"!r}')
+    raise x.error(f'begins with {struct.pack("<I", magic)!r}, not with {b"GGUF"!r}; give safetensors by their '
+                  'directory')
   version = x.number('I')
   if version not in (2, 3):
     swapped = version & 0xffff == 0
-    raise x.error(f'says version {version}, not 2 or 3' + ': it is written for big-endian machines' * swapped)
+    raise x.error(f'says version {version}, not 2 or 3' + (
+        ': it is written for big-endian machines' if swapped else ': convert the model with a newer llama.cpp'))
   count, number = x.number('Q'), x.number('Q')
   fields = {}
   for i in range(number):
     x.what = f'field {i} of {number}'
     key = x.text()
-    x.what = f'the field {key}'
+    x.what = f'the field {key[:_SHOWN]}'
     if key in fields:
       raise x.error('stands twice')
     fields[key] = x.value()
@@ -156,7 +162,7 @@ def _tensors(x: _Bytes, count: int, alignment: Any) -> dict[str, Tensor]:
   for i in range(count):
     x.what = f'the description of tensor {i} of {count}'
     name = x.text()
-    x.what = f'the tensor {name}'
+    x.what = f'the tensor {name[:_SHOWN]}'
     rank = x.number('I')
     if not 1 <= rank <= 4:
       raise x.error(f'has {rank} dimensions, not 1 to 4')

@@ -10,6 +10,7 @@ tokenizer.json that each rule stands for, and the order of merges is that of tra
 from __future__ import annotations
 
 from collections.abc import Mapping
+import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -124,17 +125,17 @@ def read(path: pathlib.Path, architecture: str, fields: Mapping[str, Any]) -> Vo
   _one_of_each(path, tokens, kinds)
   special = _special(path, fields, len(tokens), _DEFAULTS[model])
   rule = _rule(path, architecture, fields, tokens) if model == 'gpt2' else None
-  add_bos = fields.get('tokenizer.ggml.add_bos_token', rule.add_bos if rule else True)
+  add_bos = _switch(path, fields, 'add_bos_token', rule.add_bos if rule else True)
   if add_bos and 'bos' not in special:
     raise ValueError(f'{path}: texts begin with BOS, but the field tokenizer.ggml.bos_token_id is missing')
   ends = {special[name] for name in ('eos', 'eot', 'eom') if name in special}
   ends |= {i for i, token in enumerate(tokens) if token in _ENDS}
-  add_blank = bool(fields.get('tokenizer.ggml.add_space_prefix', rule is None and architecture != 'gemma3'))
+  add_blank = _switch(path, fields, 'add_space_prefix', rule is None and architecture != 'gemma3')
   strips = {token for token, kind in zip(tokens, kinds) if kind in (_CONTROL, _USER_DEFINED)} - _NO_STRIPS
   return Vocabulary(
       tuple(tokens), tuple(kinds), rule,
       _merges(path, fields, tokens) if rule else _merges_of_scores(path, fields, tokens, kinds),
-      special, tuple(sorted(ends)), bool(add_bos), add_blank, frozenset(strips if architecture == 'phi3' else ()),
+      special, tuple(sorted(ends)), add_bos, add_blank, frozenset(strips if architecture == 'phi3' else ()),
       rule == _RULES['dbrx'], _template(path, fields))
 
 
@@ -147,6 +148,14 @@ def _list(path: pathlib.Path, fields: Mapping[str, Any], name: str, kind: type) 
   wrong = next((x for x in found if not isinstance(x, kind)), None) if is_list else found
   if wrong is not None:
     raise ValueError(f'{path}: tokenizer.ggml.{name} holds {wrong!r}; it is to be a list of {kind.__name__}s')
+  return found
+
+
+def _switch(path: pathlib.Path, fields: Mapping[str, Any], name: str, default: bool) -> bool:
+  found = fields.get(f'tokenizer.ggml.{name}', default)
+  if not isinstance(found, bool):
+    raise ValueError(f'{path}: tokenizer.ggml.{name}={found!r} is not true or false; convert the model again with '
+                     'llama.cpp')
   return found
 
 
@@ -204,6 +213,8 @@ def _merges_of_scores(path: pathlib.Path, fields: Mapping[str, Any], tokens: lis
   scores = _list(path, fields, 'scores', float)
   if len(scores) != len(tokens):
     raise ValueError(f'{path}: tokenizer.ggml.scores has {len(scores)} elements for {len(tokens)} tokens')
+  if any(map(math.isnan, scores)):
+    raise ValueError(f'{path}: tokenizer.ggml.scores holds nan, which orders no merges; convert the model again')
   # A user-defined token comes before all others; the converter writes another score.
   score_of = {token: 0.0 if kind == _USER_DEFINED else score for token, kind, score in zip(tokens, kinds, scores)
               if kind in (_NORMAL, _USER_DEFINED)}

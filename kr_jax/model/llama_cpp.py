@@ -23,6 +23,7 @@ from kr_jax.model import gguf_vocabulary
 _ARCHITECTURES = {
     'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'qwen3moe': 'qwen3_moe', 'gemma3': 'gemma3_text',
     'phi3': 'phi3', 'smollm3': 'smollm3', 'olmo2': 'olmo2'}
+_NO_MODELS = ('adapter', 'imatrix', 'mmproj')  # which have the architecture of a model
 _TENSORS = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head'}
 _LAYER_TENSORS = {
     'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm', 'attn_q': 'self_attn.q_proj',
@@ -66,6 +67,9 @@ class Gguf:
   def __init__(self, path: pathlib.Path):
     self.path = path
     self._fields, self._tensors = gguf_file.read(path)
+    if (kind := self._fields.get('general.type')) in _NO_MODELS:
+      raise ValueError(f'{path}: general.type={kind!r}, and only a whole model is read; give the file of the model '
+                       '(llama-export-lora merges an adapter into it)')
     self._architecture = self._fields.get('general.architecture')
     if self._architecture not in tuple(_ARCHITECTURES):  # it may be a list, which no dict looks up
       raise ValueError(f'{path}: general.architecture={self._architecture!r} is not one of {sorted(_ARCHITECTURES)}')
@@ -189,10 +193,9 @@ class Gguf:
 
   def _scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
     """rope_scaling of config.json."""
-    if 'rope_freqs.weight' in self._tensors:
-      return self._llama_3_scaling(config)
+    found = self._llama_3_scaling(config) if 'rope_freqs.weight' in self._tensors else None
     if 'rope_factors_long.weight' in self._tensors:
-      both = {name: self._divisors(f'rope_factors_{name}.weight').tolist() for name in ('short', 'long')}
+      both = {name: self._divisors(config, f'rope_factors_{name}.weight').tolist() for name in ('short', 'long')}
       found = {'rope_type': 'longrope', 'short_factor': both['short'], 'long_factor': both['long']}
       if factor := self._of('rope.scaling.attn_factor', float, 0.0):
         found['attention_factor'] = factor
@@ -205,7 +208,10 @@ class Gguf:
       raise ValueError(f"{self.path}: {key}={kind!r} is not one of ('none', 'linear', 'yarn'), and the file has no "
                        'divisors of frequencies')
     if kind == 'none' or (kind, factor) == ('linear', 1):
-      return None
+      return found
+    if found:
+      raise ValueError(f'{self.path}: {key}={kind!r} and the divisors in rope_freqs.weight scale rotations twice, which '
+                       'is not supported; take the safetensors of this model')
     if not factor:
       raise ValueError(f'{self.path}: {key}={kind!r}, but {self._architecture}.rope.scaling.factor is missing')
     found = {'rope_type': kind, 'factor': factor}
@@ -217,17 +223,21 @@ class Gguf:
           found[name] = value
     return found
 
-  def _divisors(self, name: str) -> np.ndarray:
+  def _divisors(self, config: dict[str, Any], name: str) -> np.ndarray:
+    count = round(config['head_dim'] * config.get('partial_rotary_factor', 1)) // 2
     if name not in self._tensors:
       raise ValueError(f'{self.path} lacks the tensor {name}')
     divisor_H = gguf_file.part(self._tensors[name], (), slice(None)).astype(np.float64)
-    if divisor_H.ndim != 1 or not (np.isfinite(divisor_H).all() and divisor_H.min() > 0):
+    if divisor_H.shape != (count,):
+      raise ValueError(f'{self.path}: {name} has the shape {list(divisor_H.shape)}, where {count} frequencies rotate; '
+                       'take another file of this model')
+    if not (np.isfinite(divisor_H).all() and divisor_H.min() > 0):
       raise ValueError(f'{self.path}: {name} holds numbers that divide no frequency: {divisor_H.ravel()[:9]}')
     return np.array([float(str(np.float32(x))) for x in divisor_H])  # as they were written in config.json
 
   def _llama_3_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
     """rope_scaling, from the divisors of the frequencies that it gave."""
-    divisor_H = self._divisors('rope_freqs.weight')
+    divisor_H = self._divisors(config, 'rope_freqs.weight')
     factor, low, high = float(divisor_H.max()), 1.0, 4.0  # the bounds of all published models
     if factor == divisor_H.min() == 1:
       return None
@@ -237,7 +247,7 @@ class Gguf:
     context_H = (low + kept_H * (high - low)) / rotations_H
     context = int(np.round(np.median(context_H[mixed_H]))) if mixed_H.any() else 0
     wanted_H = np.clip((context * rotations_H - low) / (high - low), 0, 1)
-    if np.abs(wanted_H - kept_H).max() > 1e-3:
+    if not context or np.abs(wanted_H - kept_H).max() > 1e-3:
       raise ValueError(f'{self.path}: rope_freqs.weight holds other divisors than Llama 3 with bounds of '
                        '1 and 4 rotations; take the safetensors of this model')
     return {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': low, 'high_freq_factor': high,

@@ -26,6 +26,7 @@ from kr_jax.types import PAD
 STOP = 1  # ends a completion of Characters
 NAMES = 0x100000  # the first character of Unicode's last plane, which is for private use
 
+_NAMED = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token')
 _NEUTRAL = '.'  # a text of no control token
 _MARK = '\ue000message\ue001'  # one that a template cannot write
 
@@ -150,16 +151,17 @@ class Subwords:
     """The end token of the tokenizer, the stop tokens of the checkpoint's generation_config, and the token that ends
     an assistant's message in the chat template.
     """
-    config = self._files.config  # the older place, read where generation_config has none
-    stored = [x.get('eos_token_id') for x in (self._files.generation_config, config, config.get('text_config') or {})]
-    found = next((x for x in stored if x is not None), [])
+    found = self._files.generation_config.get('eos_token_id')
+    if found is None:
+      found = _of_config(self._files.config, 'eos_token_id', [])  # the older place
     ends = [self._published.token_to_id(self._named['eos_token'])] if 'eos_token' in self._named else []
     ends += [*(found if isinstance(found, list) else [found]), *self._turn_ends()]
-    ends = list(dict.fromkeys(ends))
-    if not ends or not all(isinstance(end, int) and 0 <= end < self.vocab_size for end in ends):
-      tokens = [self._published.id_to_token(end) if isinstance(end, int) and end >= 0 else None for end in ends]
+    ends = list({repr(end): end for end in ends}.values())  # without what is there twice
+    if not ends or not all(type(end) is int and 0 <= end < self.vocab_size for end in ends):  # True is no id
+      tokens = [self._published.id_to_token(end) if type(end) is int and end >= 0 else None for end in ends]
       raise ValueError(f'{self._name}: the stop tokens {ends} (texts: {tokens}) are not ids below '
-                       f'vocab_size={self.vocab_size}; set eos_token_id in generation_config.json')
+                       f'vocab_size={self.vocab_size}; correct eos_token_id in generation_config.json or eos_token in '
+                       'tokenizer_config.json')
     return tuple(ends)
 
   def _turn_ends(self) -> list[int]:
@@ -174,8 +176,10 @@ class Subwords:
     found = self._any_control.match(after.lstrip()) if mark else None
     return [self._control[found[0]]] if found else []
 
-  def _rendered(self, text: str, *more: dict[str, str], prompt: bool = True) -> str:
-    messages = [*self._system, {'role': 'user', 'content': text}, *more]
+  def _rendered(self, text: str, *more: dict[str, str], prompt: bool = True, system: str = '') -> str:
+    """A chat of a user's text and more messages; system: one to take instead of the system message."""
+    messages = [*[x | ({'content': system} if system else {}) for x in self._system],
+                {'role': 'user', 'content': text}, *more]
     return self._in_file(chat_lib.render, self._template, messages, self._named, thinking=self._thinking,
                          prompt=prompt)
 
@@ -186,13 +190,17 @@ class Subwords:
       raise ValueError(f'{self._name}: the chat template writes a message {len(parts) - 1} times, and not once as it '
                        'is (one for images may want a list of parts); set tasks.chat=False, or change the template')
     before, after = parts
+    if self._system and self._rendered(_NEUTRAL, system=_MARK) == self._rendered(_NEUTRAL):
+      raise ValueError(f'{self._name}: the chat template leaves out tasks.system={self._system[0]["content"]!r}; put '
+                       'the text in tasks.template')
     return _Place(before, after, self._control_of(self._ids(f'{before}{_NEUTRAL}{after}')))
 
   def _ids(self, text: str) -> list[int]:
     try:
       return self._published.encode(text, add_special_tokens=False).ids
     except Exception as error:  # tokenizers raises the bare class
-      raise ValueError(f'{self._name}: the tokenizer cannot read {text!r}: {error}') from error
+      raise ValueError(f'{self._name}: the tokenizer cannot read {text!r}: {error}; change or leave out this text'
+                       ) from error
 
   def _control_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
     return tuple(token for token in tokens if token in self._control_ids)
@@ -261,17 +269,19 @@ class Subwords:
     return {i for text, i in self._control.items() if added[i].special or text in named}
 
   def save(self, directory: str | os.PathLike) -> None:
-    """Writes the files of the tokenizer, without somebody's truncation and padding."""
+    """Writes the files of the tokenizer, without somebody's truncation, padding and dropout."""
     directory = pathlib.Path(directory)
     self._files.save_text(directory)
     of_json = json.loads(self._files.tokenizer_json)
-    if of_json.get('truncation') or of_json.get('padding'):
-      text = json.dumps(of_json | {'truncation': None, 'padding': None}, ensure_ascii=False)
-      (directory / 'tokenizer.json').write_text(text, encoding='utf-8')
+    if of_json.get('truncation') or of_json.get('padding') or of_json['model'].get('dropout'):
+      of_json |= {'truncation': None, 'padding': None}
+      if 'dropout' in of_json['model']:
+        of_json['model']['dropout'] = None
+      (directory / 'tokenizer.json').write_text(json.dumps(of_json, ensure_ascii=False), encoding='utf-8')
 
 
 def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str, str]]:
-  """The published tokenizer, which neither truncates nor pads, and its special tokens by name.
+  """The published tokenizer, which neither truncates nor pads nor drops merges, and its special tokens by name.
 
   The special tokens of all files are added to it as transformers adds them: those of added_tokens_decoder, or else
   those of special_tokens_map.json, come before those of tokenizer.json; what no file lists as an added token is a
@@ -281,14 +291,17 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
   try:
     made = tokenizers.Tokenizer.from_str(files.tokenizer_json)
   except Exception as error:  # tokenizers raises the bare class
-    raise ValueError(f'the tokenizer cannot be read: {error}') from error
+    raise ValueError(f'the tokenizer cannot be read: {error}; fetch tokenizer.json again, or upgrade the package '
+                     f'tokenizers, which is {tokenizers.__version__} here') from error
   made.no_truncation()
   made.no_padding()
+  if getattr(made.model, 'dropout', None):
+    made.model.dropout = None
   fields = dict(files.tokenizer_config)
   if 'added_tokens_decoder' not in fields and isinstance(files, pretrained.Directory):
     fields |= files.json('special_tokens_map.json')
   try:
-    more = fields.get('extra_special_tokens') or fields.get('additional_special_tokens') or []
+    more = _more_special(fields)
     named = {name: x for name, x in (fields | (more if isinstance(more, dict) else {})).items()
              if (name.endswith('_token') or name in more) and isinstance(x, (str, dict))}
     listed = [x for _, x in sorted((fields.get('added_tokens_decoder') or {}).items(), key=lambda x: int(x[0]))]
@@ -305,8 +318,21 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
           changed[token.content] = token
     made.add_tokens(list(changed.values()))
   except (TypeError, ValueError, KeyError, AttributeError) as error:
-    raise ValueError(f'the special tokens of tokenizer_config.json cannot be read: {error!r}') from error
+    raise ValueError(f'the special tokens of tokenizer_config.json cannot be read: {error!r}; correct them, or save '
+                     'the tokenizer again with transformers') from error
   return made, texts
+
+
+def _more_special(fields: Mapping[str, Any]) -> list[Any] | dict[str, Any]:
+  """The special tokens that have no name of their own, or one of the model's. Raises TypeError where these or the
+  named ones are of another form.
+  """
+  more = fields.get('extra_special_tokens') or fields.get('additional_special_tokens') or []
+  if isinstance(more, str) or not all(isinstance(x, (str, dict)) for x in more):
+    raise TypeError(f'extra or additional special tokens {more!r} are no list of tokens')
+  if wrong := {name: fields[name] for name in _NAMED if not isinstance(fields.get(name), (str, dict, type(None)))}:
+    raise TypeError(f'{wrong} are no tokens')
+  return more
 
 
 def _text(token: str | dict[str, Any]) -> str:
@@ -323,13 +349,20 @@ def _added_token(token: str | dict[str, Any], special: bool) -> Any:
 
 def _vocab_size(files: pretrained.Directory | pretrained.Gguf) -> int:
   """The tokens that the checkpoint has embeddings of."""
-  config = files.config
-  found = config.get('vocab_size', (config.get('text_config') or {}).get('vocab_size'))
+  found = _of_config(files.config, 'vocab_size')
   if found is None:  # a configuration of transformers leaves out what is its default
     found = next((shape[0] for name, shape in files.shapes.items() if name.endswith('embed_tokens.weight')), None)
-  if not isinstance(found, int) or found < 1:
-    raise ValueError(f'vocab_size={found!r} of config.json is not a number of tokens')
+  if type(found) is not int or found < 1:
+    raise ValueError(f'vocab_size={found!r} of config.json is not a number of tokens; write the number of rows of '
+                     'embed_tokens')
   return found
+
+
+def _of_config(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
+  """A field of config.json, or of the text tower of a multimodal one."""
+  text = config.get('text_config')
+  found = [config.get(name), text.get(name) if isinstance(text, dict) else None, default]
+  return next((x for x in found if x is not None), None)
 
 
 def _control_tokens(published: Any, named: Collection[str], template: str) -> dict[str, int]:
@@ -338,13 +371,21 @@ def _control_tokens(published: Any, named: Collection[str], template: str) -> di
   for i, token in published.get_added_tokens_decoder().items():
     text = token.content
     if token.special or text in named:
-      control = not (len(text) == 1 and [x.id for x in published.model.tokenize(text)] == [i])
+      control = not (len(text) == 1 and _is_character(published.model, text, i))
     else:
       brackets = text[:1] + text[-1:] in ('<>', '[]', '{}', '||')
       control = bool(re.fullmatch(r'<[|｜].*[|｜]>', text)) or (len(text) > 2 and brackets and text in template)
     if control and text.strip(' \n\t\u2581'):  # added tokens of blanks alone (Gemma) are text
       found[text] = i
   return found
+
+
+def _is_character(model: Any, text: str, i: int) -> bool:
+  """Whether the model reads a text as this token, added or not."""
+  try:
+    return [x.id for x in model.tokenize(text)] == [i]
+  except Exception:  # tokenizers raises the bare class for what the model does not know
+    return False
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -1,12 +1,13 @@
 """FLOPs that one run of a program executes, by a walk over its jaxpr.
 
-Products of matrices and kernels of Pallas count, 2 for each multiplication with addition. Each equation counts as
-often as it runs:
+Products of matrices, grouped ones among them, and kernels of Pallas count, 2 for each multiplication with addition.
+Each equation counts as often as it runs:
 
     scan          its length
     while         the trips that the caller gives for the jax.named_scope around the loop
     cond          the branch with most FLOPs; of jax.lax.platform_dependent the branch of a TPU
     shard_map     once on each shard, as the shapes inside are those of a shard
+    ragged_dot    once for each row, as a row has one group
     pallas_call   what resources.kernel_flops says of its name and shapes
 
 Equations whose results nothing reads are left out first.
@@ -29,7 +30,7 @@ from jax.interpreters import partial_eval
 from kr_jax.preflight import resources
 
 # No program of this project has these; they would be missed.
-_UNCOUNTED = ('conv_general_dilated', 'ragged_dot', 'ragged_dot_general')
+_UNCOUNTED = ('conv_general_dilated',)
 
 
 def count(jaxpr: core.Jaxpr, trips: Mapping[str, float], scopes: str = '') -> float:
@@ -68,6 +69,8 @@ def _of_equation(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) ->
   name, params = eqn.primitive.name, eqn.params
   if name == 'dot_general':
     return _of_product(eqn)
+  if name == 'ragged_dot_general':
+    return _of_grouped_product(eqn)
   if name == 'pallas_call':
     operands, results = ([x.aval.shape for x in side] for side in (eqn.invars, eqn.outvars))
     return resources.kernel_flops(params['name'], operands, results)
@@ -90,6 +93,15 @@ def _of_product(eqn: core.JaxprEqn) -> float:
   (contracted, _), _ = eqn.params['dimension_numbers']
   lhs = eqn.invars[0].aval.shape
   return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[d] for d in contracted)
+
+
+def _of_grouped_product(eqn: core.JaxprEqn) -> float:
+  numbers = eqn.params['ragged_dot_dimension_numbers']
+  (contracted, _), _ = numbers.dot_dimension_numbers
+  lhs, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+  if set(numbers.lhs_ragged_dimensions) & set(contracted):
+    out = out[1:]  # a product a group, each of its own rows
+  return 2.0 * math.prod(out) * math.prod(lhs[d] for d in contracted)
 
 
 def _of_branches(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) -> float:

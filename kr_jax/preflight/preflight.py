@@ -44,6 +44,7 @@ from kr_jax import types
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import decode
+from kr_jax.model import moe
 from kr_jax.model import policy
 from kr_jax.preflight import flops
 from kr_jax.preflight import hlo
@@ -197,8 +198,10 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -
   heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
   column = resources.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
   waves = max(Q / slots, 1)
-  # Each decoding step reads all weights and, for each slot, its prompt and the completion so far.
-  read = waves * completion * (device_bytes(held.sampling_params) + slots * (prompt + completion / 2) * column)
+  # Each decoding step reads all weights but experts without a token and, for each slot, its prompt and the completion
+  # so far.
+  read = waves * completion * (_weight_bytes(setup.policy, held.sampling_params, slots)
+                               + slots * (prompt + completion / 2) * column)
   return Program(
       phase, sample._decode,
       (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config),
@@ -208,6 +211,14 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -
       resources.sample_flops(setup.policy, **lengths),
       resources.decode_attention_flops(
           setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
+
+
+def _weight_bytes(c: policy.Config, sampling_params: Any, tokens: float) -> float:
+  """Of the weights that a chip reads for so many tokens at once."""
+  if not c.num_experts:
+    return device_bytes(sampling_params)
+  of_experts = device_bytes([stage[name] for stage in sampling_params['layers'] for name in moe.MATRICES])
+  return device_bytes(sampling_params) - (1 - resources.touched_experts(c, tokens)) * of_experts
 
 
 def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
@@ -290,6 +301,8 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
 def measure(program: Program, chip: resources.Chip, efficiency: float) -> Phase:
   """Compiles a program and says what it takes."""
   chips, started = program.mesh.size, time.monotonic()
+  # A chunk of the rows of a device's experts is as full as it is if each expert is sent as many tokens.
+  trips = program.trips | {moe.CHUNKS: 1 / moe.HEADROOM}
   with jax.set_mesh(program.mesh):
     traced = program.function.trace(*program.args)
     compiled, needed = _compile(traced.lower())
@@ -305,8 +318,8 @@ def measure(program: Program, chip: resources.Chip, efficiency: float) -> Phase:
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + resident
-  executed = (flops.count(traced.jaxpr.jaxpr, program.trips) + program.attention_flops) / chips
-  collectives = hlo.count(compiled.as_text(), program.mesh.shape, program.trips)
+  executed = (flops.count(traced.jaxpr.jaxpr, trips) + program.attention_flops) / chips
+  collectives = hlo.count(compiled.as_text(), program.mesh.shape, trips)
   sent = sum(moved.bytes for moved in collectives.values())
   return phase._replace(
       argument_bytes=memory.argument_size_in_bytes, output_bytes=output,

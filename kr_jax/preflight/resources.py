@@ -1,7 +1,7 @@
 """What work costs: FLOPs of a policy by arithmetic, and what TPU chips do in a second for how much.
 
-With n_l parameters of a layer's matrices, n_o of the output's, L layers, A = N H and sequences of t tokens,
-of which the first p are shared:
+With n_l parameters of a layer's matrices that a token meets (of experts, those it is sent to), n_o of the output's, L
+layers, A = N H and sequences of t tokens, of which the first p are shared:
 
     a token that is read      2 L n_l                  an output        2 n_o
     attention                 2 L A t^2 of t tokens    2 L A (t^2 - p^2) of the last t - p
@@ -49,15 +49,29 @@ def chip(topology: str) -> Chip:
 
 
 def layer_weights(c: policy.Config) -> int:
-  """n_l: parameters of the matrices of a layer."""
-  return c.width * (2 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * c.hidden_width)
+  """Parameters of the matrices of a layer."""
+  return _layer_weights(c, c.num_experts or 1)
+
+
+def active_weights(c: policy.Config) -> int:
+  """n_l: those that a token meets."""
+  return _layer_weights(c, c.experts_per_token if c.num_experts else 1)
+
+
+def _layer_weights(c: policy.Config, mlps: int) -> int:
+  return c.width * (2 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * mlps * c.hidden_width + c.num_experts)
+
+
+def touched_experts(c: policy.Config, tokens: float) -> float:
+  """Share of the experts of a layer to which so many tokens are sent, if all experts are equally likely."""
+  return 1 - (1 - c.experts_per_token / c.num_experts) ** tokens
 
 
 def forward_flops(c: policy.Config, own: float, shared: float = 0, outputs: float | None = None) -> float:
   """Of a forward pass over `own` tokens that follow `shared` ones, with so many outputs (None: of all own)."""
   attention = 2 * c.num_layers * c.num_heads * c.head_width * ((shared + own) ** 2 - shared ** 2)
   outputs = own if outputs is None else outputs
-  return 2 * c.num_layers * layer_weights(c) * own + attention + 2 * c.width * c.vocab_size * outputs
+  return 2 * c.num_layers * active_weights(c) * own + attention + 2 * c.width * c.vocab_size * outputs
 
 
 def sample_flops(c: policy.Config, *, tasks: float, rollouts: float, prompt: float, completion: float
@@ -81,15 +95,17 @@ def column_bytes(c: policy.Config, cache: str = '') -> int:
   return 2 * c.num_layers * c.num_kv_heads * (c.head_width * value + 4 * (cache == 'int8'))
 
 
-def kernel_flops(name: str, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> float:
-  """FLOPs of one run of a Pallas kernel, of the attention of an update or of this project, by the shapes of its
-  operands and results.
+def kernel_flops(name: str | None, operands: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> float:
+  """FLOPs of one run of a Pallas kernel, of the attention or the experts of an update or of this project, by the
+  shapes of its operands and results.
 
   Those of the decoding kernel depend on how much of its cache lives: 0 here, and `decode_attention_flops` by the
   lengths that are assumed.
 
   Raises ValueError for a kernel that is not known.
   """
+  if name is None:  # megablox's have none: rows by the matrix of their group, and groups' sums of rows' outer products
+    return 2 * math.prod(operands[-2]) * results[0][-1]
   for kind, products in (('fwd', 2), ('dq', 3), ('dkv', 4)):
     if name.startswith(f'splash_mha_{kind}_'):
       *rows, heads, T, width = operands[2]

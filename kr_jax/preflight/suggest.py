@@ -33,12 +33,13 @@ class _Choice(NamedTuple):
 
 
 _SAMPLES, _LEARNS = ('reshard', 'sample', 'evaluate'), ('score', 'reference', 'update')
-# Numbers of a token and layer that are kept for the backward pass at the least.
+# Numbers of a token and layer that are kept for the backward pass at the least: of experts none.
+_mlp_width = lambda c: 0 if c.num_experts else c.hidden_width
 _SAVED = {
     'full': lambda c: c.width,
     'attention': lambda c: c.width + c.num_heads * c.head_width,
-    'dots': lambda c: 3 * c.width + 2 * (c.num_heads + c.num_kv_heads) * c.head_width + 2 * c.hidden_width,
-    'none': lambda c: 4 * c.width + 3 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * c.hidden_width}
+    'dots': lambda c: 3 * c.width + 2 * (c.num_heads + c.num_kv_heads) * c.head_width + 2 * _mlp_width(c),
+    'none': lambda c: 4 * c.width + 3 * (c.num_heads + c.num_kv_heads) * c.head_width + 3 * _mlp_width(c)}
 # Products with matrices, in forward passes: one forward, two backward and what is computed again.
 _PASSES = {'full': 4.0, 'attention': 4.0, 'dots': 3.0, 'none': 3.0}
 
@@ -111,7 +112,7 @@ def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed
   P, C = base.sample.prompt_length, base.sample.completion_length
   prompt, completion = assumed.mean_prompt or P, assumed.mean_completion or C
   R, M = config.alloc.rollouts_per_step, config.tasks.per_step
-  for model in (m for m in range(1, copy + 1) if copy % m == 0 and not sharding.misfit(c, 1, m)):
+  for model in (m for m in range(1, copy + 1) if copy % m == 0 and not sharding.misfit_of_sampler(c, m)):
     shards = learn.size // model
     rollouts, tasks = -(-R // shards), -(-M // shards) + 1  # of a shard
     if rollouts * shards > 2 * R:  # most slots would be empty
@@ -134,15 +135,15 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
   """Updates whose state and saved activations alone leave room, with the time of their FLOPs, or of the parameters
   and gradients that they send, whichever is longer."""
   chip, n = resources.chip(topology), len(preflight.devices(topology))
-  data, R = config.mesh.data, config.alloc.rollouts_per_step
+  data, expert, R = config.mesh.data, config.mesh.expert, config.alloc.rollouts_per_step
   for model, rows, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16), policy.REMAT):
-    fsdp = n // data // model
+    fsdp = n // data // expert // model
     overrides = {'mesh.fsdp': 0, 'mesh.model': model, 'pack.microbatch_rows': rows, 'policy.remat': remat}
     try:
       base = preflight.setup(overridden(config, overrides | {'mesh.sample_model': 0}), topology)
     except ValueError:
       continue
-    if rows * data * fsdp * base.update.minibatches > R and rows > 1:  # microbatches of padding
+    if rows * data * fsdp * expert * base.update.minibatches > R and rows > 1:  # microbatches of padding
       continue
     c, program = base.trained, preflight.programs(base, assumed)[-1]
     microbatches = program.trips[update.MICROBATCHES]
@@ -155,12 +156,15 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
         [x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
     if arguments + saved > chip.hbm_bytes:
       continue
-    passes, weights = _PASSES[remat], c.num_layers * resources.layer_weights(c) / model
+    passes, active = _PASSES[remat], c.num_layers * resources.active_weights(c) / model
     sent = 0.0
     if fsdp > 1:  # matrices are gathered for each pass, and their gradients scattered
-      sent += microbatches * 2 * weights * passes
+      weights = c.num_layers * resources.layer_weights(c) / model
+      sent += microbatches * 2 * weights / expert * passes
+    if expert > 1:  # tokens are gathered for each pass, and their sums scattered
+      sent += microbatches * 4 * (expert - 1) * tokens * c.num_layers * c.width * passes
     if model > 1:  # activations of attention and MLP are added up, forward and backward
       sent += microbatches * 4 * tokens * c.num_layers * c.width * 2 * passes / 3
-    flops = microbatches * tokens * 2 * passes * (weights + c.width * c.vocab_size / model)
+    flops = microbatches * tokens * 2 * passes * (active + c.width * c.vocab_size / model)
     yield _Choice(max(flops / chip.flops, sent / chip.ici_bytes_per_s), overrides,
                   (rows, list(_SAVED).index(remat), -model))

@@ -65,6 +65,24 @@ class Checkpoints:
                        f'the training split has {len(stats.rollouts_I)}; name another --workdir')
     return types.TrainState(**restored['state']), saved
 
+  def params(self, shapes: Any) -> tuple[int, Any]:
+    """The step and the parameters of the latest checkpoint; the optimiser's state, which is larger, is not read.
+
+    Args:
+      shapes: jax.ShapeDtypeStruct of the parameters, with the devices that they go to, whatever they were saved on.
+
+    Raises:
+      ValueError: there is none, or it holds other parameters.
+    """
+    step = self.require()
+    restored = self._orbax.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(
+        {'params': shapes}, restore_args={'params': ocp.checkpoint_utils.construct_restore_args(shapes)},
+        partial_restore=True)))['state']['params']
+    if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(restored)):
+      raise ValueError(f'{self._orbax.directory} holds other parameters than the config asks for; give the config of '
+                       'the run')
+    return step, restored
+
   def close(self) -> None:
     """Waits for what is being saved."""
     self._orbax.wait_until_finished()
@@ -110,6 +128,15 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
   with open(temporary, 'w') as file:
     json.dump(config, file, indent=1, sort_keys=True)
   os.replace(temporary, path)
+
+
+def recorded(workdir: str, knob: str) -> Any:
+  """The value of a knob, 'section.knob', of the run in a workdir; None where there is no record of it."""
+  try:
+    with open(os.path.join(workdir, _CONFIG)) as file:
+      return _flatten(json.load(file)).get(knob)
+  except FileNotFoundError:
+    return None
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -323,10 +323,11 @@ def test_arguments_out_of_range_are_clipped():
   np.testing.assert_array_equal(run('public', (*columns, *beyond)), found)
 
 
-def mesh_of(*sizes: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
+def mesh_of(data: int, fsdp: int, model: int, devices=None, kind=AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
+  sizes = data, fsdp, 1, model
   return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), chip.AXES,
-                           axis_types=(kind,) * 3)
+                           axis_types=(kind,) * len(sizes))
 
 
 def specs(slots=OF_SLOTS, heads=OF_HEADS, prefix=OF_PREFIX):
@@ -354,12 +355,12 @@ def test_sharded(sizes, dtype):
 
 
 @pytest.mark.parametrize('manual', [
-    pytest.param(('data', 'fsdp'), marks=slow), *(pytest.param(manual, marks=exhaustive)
-                                                  for manual in (('data',), ('data', 'fsdp', 'model')))], ids=str)
+    pytest.param(chip.ROWS, marks=slow), *(pytest.param(manual, marks=exhaustive)
+                                           for manual in (('data',), chip.AXES))], ids=str)
 def test_inside_a_shard_map(manual):
   """Over the other axes of the mesh, if any are left, in a loop as the sampler's."""
   args = problem((0, 1, 40, 5, 0, 39, 17, 2), N=8, K=4, T=40)
-  of_heads, of_slots = PartitionSpec(manual[:2], *manual[2:]), PartitionSpec(manual[:2])
+  of_heads, of_slots = PartitionSpec(manual[:3], *manual[3:]), PartitionSpec(manual[:3])
 
   def twice(q_SNH, *args):
     return jax.lax.fori_loop(0, 2, lambda _, q_SNH: decode_attention(q_SNH, *args), q_SNH)
@@ -368,12 +369,12 @@ def test_inside_a_shard_map(manual):
   with jax.set_mesh(mesh_of(2, 2, 2)):
     found = jax.jit(jax.shard_map(
         twice, axis_names=set(manual), out_specs=of_heads, check_vma=False,
-        in_specs=specs(of_slots, of_heads, PartitionSpec(None, *manual[2:]))))(*args)
+        in_specs=specs(of_slots, of_heads, PartitionSpec(None, *manual[3:]))))(*args)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('sizes, S, N, K, named', [
-    ((2, 2, 2), 6, 4, 2, 'S=6 must be a multiple of 4, .* data and fsdp; pad or choose another S'),
+    ((2, 2, 2), 6, 4, 2, 'S=6 must be a multiple of 4, .* data and fsdp and expert; pad or choose another S'),
     ((1, 1, 4), 1, 6, 2, 'N=6 must be a multiple of 4, .* model; pad or choose'),
     ((1, 1, 8), 1, 8, 4, 'K=4 must be a multiple of 8, .* model; pad or choose')])
 def test_a_mesh_that_does_not_divide(sizes, S, N, K, named):
@@ -385,7 +386,7 @@ def test_a_mesh_that_does_not_divide(sizes, S, N, K, named):
 def test_a_mesh_of_another_type():
   args = problem([1] * 8, T=8)
   with jax.set_mesh(mesh_of(2, 2, 2, kind=AxisType.Explicit)), pytest.raises(
-      ValueError, match="'data', 'fsdp', 'model'.* Auto"):
+      ValueError, match="'data', 'fsdp', 'expert', 'model'.* Auto"):
     decode_attention(*args)
 
 
@@ -610,11 +611,11 @@ def test_a_loop_does_not_copy_the_cache(topology, dtype, H):
 @exhaustive
 @pytest.mark.parametrize('dtype', ['bfloat16', 'int8'])
 def test_a_loop_inside_a_shard_map_does_not_copy_the_cache(dtype):
-  """As the sampler's, over 'data' and 'fsdp', with 'model' left to the partitioner."""
+  """As the sampler's, over all axes but 'model', which is left to the partitioner."""
   sizes = (2, 1, 2)
   mesh = mesh_of(*sizes, devices=devices('v5e:2x2'))
   sharded = jax.shard_map(
-      steps, mesh=mesh, axis_names={'data', 'fsdp'}, out_specs=OF_SLOTS, check_vma=False,
+      steps, mesh=mesh, axis_names=set(chip.ROWS), out_specs=OF_SLOTS, check_vma=False,
       in_specs=specs(OF_SLOTS, OF_SLOTS, PartitionSpec()))
   program = lower(sharded, 'v5e:2x2', sizes, dtype=dtype, **LARGE)
   assert of_size(program, math.prod(LARGE[i] for i in 'SKTH') // 4) <= WRITING

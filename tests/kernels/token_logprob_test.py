@@ -198,10 +198,11 @@ def test_with_and_without_jit():
   np.testing.assert_allclose(found.target_T - found.max_T - found.log_sum_T, compiled[0], rtol=1e-5)
 
 
-def mesh_of(*sizes: int, devices=None, kind=jax.sharding.AxisType.Auto) -> jax.sharding.Mesh:
+def mesh_of(data: int, fsdp: int, model: int, devices=None, kind=jax.sharding.AxisType.Auto) -> jax.sharding.Mesh:
   devices = jax.devices() if devices is None else devices
+  sizes = data, fsdp, 1, model
   return jax.sharding.Mesh(np.array(devices)[:math.prod(sizes)].reshape(sizes), chip.AXES,
-                           axis_types=(kind,) * 3)
+                           axis_types=(kind,) * len(sizes))
 
 
 @pytest.mark.parametrize('sizes, V', [
@@ -222,7 +223,7 @@ def test_sharded(sizes, V):
 
 
 @pytest.mark.parametrize('sizes, T, V, named', [
-    ((2, 2, 2), 6, 8, 'T=6 must be a multiple of 4, .* data and fsdp; pad or choose another T'),
+    ((2, 2, 2), 6, 8, 'T=6 must be a multiple of 4, .* data and fsdp and expert; pad or choose another T'),
     ((1, 1, 8), 6, 12, 'V=12 must be a multiple of 8, .* model; pad or choose another V')])
 def test_a_mesh_that_does_not_divide(sizes, T, V, named):
   *args, _, _ = problem(T, 4, V)
@@ -233,7 +234,7 @@ def test_a_mesh_that_does_not_divide(sizes, T, V, named):
 def test_a_mesh_of_another_type():
   *args, _, _ = problem(8, 4, 8)
   explicit = mesh_of(2, 2, 2, kind=jax.sharding.AxisType.Explicit)
-  with jax.set_mesh(explicit), pytest.raises(ValueError, match="'data', 'fsdp', 'model'.* Auto"):
+  with jax.set_mesh(explicit), pytest.raises(ValueError, match="'data', 'fsdp', 'expert', 'model'.* Auto"):
     token_logprob(*args)
 
 

@@ -660,6 +660,17 @@ def test_summarize_by_hand():
   assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
 
 
+def test_summarize_the_load_of_experts_by_hand():
+  """Two layers of four experts, of which the second has one that no update sent a token to."""
+  measured = {'loss': 0.0, 'grad_norm': 0.0, 'tokens_updated': 2, 'clipped_low': 0, 'clipped_high': 0,
+              'policy_entropy': 0.0, 'logp_error': 0.0, 'ratios': np.zeros(241, int)}
+  load = lambda *rows: {'load': np.array(rows, np.int32)}
+  waste = {'padding_waste': 0.0, 'attention_waste': 0.0}
+  record = update.summarize([measured | waste | load([1, 1, 1, 1], [4, 0, 0, 0]),
+                             measured | load([1, 1, 1, 1], [2, 1, 0, 1])])
+  assert (record['expert_load'], record['experts_unused']) == ((1 + 3) / 2, 1 / 8)
+
+
 @pytest.mark.parametrize('sigma', [0.001, 0.1, 2.0])
 def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
   log_ratio = np.random.default_rng(0).normal(0.3 * sigma, sigma, 5000).astype(np.float32)

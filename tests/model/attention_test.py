@@ -47,7 +47,7 @@ def test_rotations_by_hand():
 
 def test_llama_3_scaling_by_its_published_formula():
   """High frequencies stay, low ones are divided by 8, between them both are mixed."""
-  found = attention.frequencies(500_000.0, 128, (8.0, 1.0, 4.0, 8192.0))
+  found = attention.frequencies(500_000.0, 128, attention.Scaling('llama3', 8.0, 1.0, 4.0, 8192.0))
   for i, x in enumerate(found):
     frequency = 500_000.0 ** (-i / 64)
     wavelength = 2 * np.pi / frequency
@@ -57,15 +57,43 @@ def test_llama_3_scaling_by_its_published_formula():
       smooth = (8192 / wavelength - 1) / (4 - 1)
       frequency = (1 - smooth) * frequency / 8 + smooth * frequency
     assert x == pytest.approx(frequency, rel=1e-6)
-  np.testing.assert_allclose(attention.frequencies(100.0, 4, (4.0,)), [0.25, 0.025])
+  np.testing.assert_allclose(attention.frequencies(100.0, 4, attention.Scaling('linear', 4.0)), [0.25, 0.025])
+
+
+def test_yarn_by_its_published_formula():
+  """Pairs that turn more than 32 times in the context stay, those below one turn are divided, by the pair's number."""
+  theta, width, context, factor = 1e6, 128, 32_768, 4.0
+  pair = lambda turns: width * np.log(context / (turns * 2 * np.pi)) / (2 * np.log(theta))
+  for truncate in (True, False):
+    first, last = (np.floor(pair(32)), np.ceil(pair(1))) if truncate else (pair(32), pair(1))
+    found = attention.frequencies(theta, width, attention.Scaling(
+        'yarn', factor, low=1.0, high=32.0, context=context, truncate=truncate))
+    for i, x in enumerate(found):
+      frequency = theta ** (-2 * i / width)
+      divided = min(max((i - first) / (last - first), 0), 1)
+      assert x == pytest.approx(frequency * (1 - divided) + frequency / factor * divided, rel=1e-6)
+    assert found[0] == 1 and found[-1] == pytest.approx(theta ** (-126 / 128) / factor, rel=1e-6)
+  # All pairs turn less than once: the bounds meet, and no share is a quotient of zeros.
+  assert np.all(np.isfinite(attention.frequencies(1e4, 8, attention.Scaling('yarn', 2.0, 1.0, 32.0, context=4))))
+
+
+def test_longrope_has_a_divisor_of_each_pair():
+  found = attention.frequencies(100.0, 4, attention.Scaling('longrope', divisors=(1.0, 4.0)))
+  np.testing.assert_allclose(found, [1, 0.1 / 4], rtol=1e-6)
+
+
+def test_a_part_of_a_head_rotates():
+  """The first numbers, in pairs of their own; the rest stay, and a factor lengthens what rotates."""
+  table = attention.rope_table(jnp.array([[np.pi / 2]]), attention.frequencies(10.0, 2), 1.5)
+  found = attention.rope(jnp.array([[[[1.0, 0.0, 5.0, 7.0]]]]), table)
+  np.testing.assert_allclose(found[0, 0, 0], [0, 1.5, 5, 7], atol=1e-6)
 
 
 def test_a_layer_takes_what_is_for_its_kind():
-  local, full = {'x': jnp.array([1, 2])}, {'x': jnp.array([3, 4])}
-  assert attention.by_kind(True, local, full) is local and attention.by_kind(False, local, full) is full
-  for is_local, wanted in ((True, local), (False, full)):
-    found = attention.by_kind(jnp.array(is_local), local, full)
-    np.testing.assert_array_equal(found['x'], wanted['x'])
+  options = [{'x': jnp.array([i, 2 * i])} for i in range(3)]
+  for i, wanted in enumerate(options):
+    assert attention.of_kind(i, options) is wanted
+    np.testing.assert_array_equal(attention.of_kind(jnp.array(i), options)['x'], wanted['x'])
 
 
 def test_masked_attention_is_that_of_a_loop():
@@ -78,12 +106,16 @@ def test_masked_attention_is_that_of_a_loop():
 def test_packed_is_masked_by_the_kind_of_a_layer():
   """Where the layer is known and where layers are scanned; the result has a name for jax.checkpoint."""
   q, k, v, segment_BT = inputs()
-  packed = jax.jit(lambda is_local: attention.packed(q, k, v, segment_BT, window=3, is_local=is_local))
-  for is_local, window in ((True, 3), (False, 0)):
+  windows = (3, 0, 3)
+  packed = jax.jit(lambda kind: attention.packed(q, k, v, segment_BT, windows=windows, kind=kind))
+  for kind, window in enumerate(windows):
     wanted = attention.masked(q, k, v, segment_BT, window)
-    known = attention.packed(q, k, v, segment_BT, window=3, is_local=is_local)
+    known = attention.packed(q, k, v, segment_BT, windows=windows, kind=kind)
     np.testing.assert_array_equal(known, wanted)
-    np.testing.assert_allclose(packed(is_local), wanted, atol=1e-6)
+    np.testing.assert_allclose(packed(kind), wanted, atol=1e-6)
+  for kind in (0, jnp.array(1)):  # all layers read the same window: there is nothing to choose
+    np.testing.assert_array_equal(attention.packed(q, k, v, segment_BT, windows=(3, 3), kind=kind),
+                                  attention.masked(q, k, v, segment_BT, 3))
   jaxpr = jax.make_jaxpr(lambda q: attention.packed(q, k, v, segment_BT))(q)
   assert 'name=attention' in str(jaxpr)
 
@@ -117,9 +149,9 @@ def test_rows_of_the_shipped_config_compile_for_a_tpu(axes):
   at = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   shapes = [jax.ShapeDtypeStruct((B, 42, heads, 64), jnp.bfloat16, sharding=at) for heads in (4, 1, 1)]
   segment_BT = jax.ShapeDtypeStruct((B, 42), jnp.int32, sharding=at)
-  is_local = jax.ShapeDtypeStruct((), bool, sharding=at)
-  loss = lambda q, k, v, segment_BT, is_local: jnp.sum(
-      attention.packed(q, k, v, segment_BT, window=16, is_local=is_local).astype(jnp.float32))
+  kind = jax.ShapeDtypeStruct((), jnp.int32, sharding=at)
+  loss = lambda q, k, v, segment_BT, kind: jnp.sum(
+      attention.packed(q, k, v, segment_BT, windows=(0, 16), kind=kind).astype(jnp.float32))
   with jax.set_mesh(mesh):
-    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes, segment_BT, is_local).compile().as_text()
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes, segment_BT, kind).compile().as_text()
   assert 'splash_mha_fwd' in text and 'splash_mha_dkv' in text and 'conditional' in text

@@ -59,7 +59,7 @@ def test_a_broken_template(template, named):
 
 
 @pytest.mark.parametrize('template, named', [
-    ('{{ raise_exception("no such role") }}', '^the chat template fails: no such role$'),
+    ('{{ raise_exception("no such role") }}', '^the chat template fails: no such role; .* set tasks.chat=False$'),
     ('{{ messages[0].content.__class__.__mro__ }}', 'unsafe'),
     ('{{ messages.append(1) }}', 'the chat template fails: '),
     ('{{ messages[0].update(role="x") }}', 'the chat template fails: '),

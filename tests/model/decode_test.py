@@ -10,7 +10,7 @@ import pytest
 from kr_jax import sharding
 from kr_jax.model import decode as decode_lib
 from kr_jax.model import policy
-from tests.model.policy_test import CONFIG, GEMMA, random_params
+from tests.model.policy_test import CONFIG, EXPERTS, GEMMA, OLMO, random_params
 
 LAYOUTS = {'plain': decode_lib.PLAIN, 'tpu': decode_lib.TPU}
 TOKEN_BT = np.random.default_rng(1).integers(2, 11, (2, 8))
@@ -54,7 +54,12 @@ def continued(config, layout='plain', int8=False):
 
 @pytest.mark.parametrize('config, layout', [
     (CONFIG, 'plain'), (GEMMA, 'tpu'), pytest.param(CONFIG, 'tpu', marks=pytest.mark.slow),
-    pytest.param(GEMMA, 'plain', marks=pytest.mark.slow)], ids=['qwen-plain', 'gemma-tpu', 'qwen-tpu', 'gemma-plain'])
+    pytest.param(GEMMA, 'plain', marks=pytest.mark.slow), pytest.param(OLMO, 'plain', marks=pytest.mark.slow),
+    pytest.param(OLMO, 'tpu', marks=pytest.mark.slow), pytest.param(EXPERTS, 'plain', marks=pytest.mark.slow),
+    pytest.param(EXPERTS, 'tpu', marks=pytest.mark.slow)], ids=[
+        f'{name}-{layout}' for name, layout in (
+            ('qwen', 'plain'), ('gemma', 'tpu'), ('qwen', 'tpu'), ('gemma', 'plain'), ('olmo', 'plain'),
+            ('olmo', 'tpu'), ('experts', 'plain'), ('experts', 'tpu'))])
 def test_prefill_and_decode_equal_scoring(config, layout, monkeypatch):
   monkeypatch.setattr(decode_lib, 'layout', lambda: LAYOUTS[layout])
   assert len(sampling_params(config, random_params(config))['layers']) == (1 if layout == 'tpu' else 3)

@@ -73,11 +73,14 @@ def test_paths_that_are_no_file_of_llama_cpp(tmp_path):
   path = tmp_path / 'a.gguf'
   for content, error in ((b'', 'cannot mmap an empty file'), (b'not a model', "begins with b'not ', not with b'GGUF'"),
                          (b'GGU', 'takes 4 bytes at 0, and the file ends at 3'),
-                         (b'GGUF' + struct.pack('<I', 1), 'says version 1, not 2 or 3'),
+                         (b'GGUF' + struct.pack('<I', 1), 'says version 1, not 2 or 3: convert the model'),
                          (b'GGUF' + struct.pack('>I', 3), 'written for big-endian machines')):
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f'a.gguf is no GGUF file, or a broken one: .*{error}'):
+    with pytest.raises(ValueError, match=f'a.gguf is no GGUF file, or a broken one: .*{error}.*; fetch it again'):
       gguf_file.read(path)
+  path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+  with pytest.raises(ValueError, match='a.gguf is a pointer of Git LFS, not the file; run `git lfs pull`'):
+    gguf_file.read(path)
 
 
 def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):
@@ -133,13 +136,14 @@ HUGE = 1 << 60
     (header(text('a') + struct.pack('<I', 8) + text(b'\xff\xfe')), 'the field a holds a text that is not UTF-8'),
     (header(text('a') + struct.pack('<IIQ', 9, 8, 2) + text('x') + text(b'\xc3')), 'the field a holds a text that'),
     (header(*[text('a') + struct.pack('<IB', 0, 1)] * 2), 'the field a stands twice'),
+    (header(text('a' * 5000) + struct.pack('<I', 77)), 'the field a{99} is of the type 77'),
     (header(text('general.alignment') + struct.pack('<II', 4, 0)), 'the field general.alignment is 0, not a number'),
     (header(tensors=1) + text('t') + struct.pack('<I', 9), 'the tensor t has 9 dimensions, not 1 to 4'),
     (header(tensors=1) + text('t') + struct.pack('<IQIQ', 1, 8, 999, 0), 'the tensor t is of the type 999'),
     (header(tensors=1) + text('t') + struct.pack('<IQIQ', 1, 8, 8, 0), r'the tensor t has the shape \[8\]; rows of'),
     (header(tensors=1) + text('t') + struct.pack('<IQQIQ', 2, HUGE, HUGE, 0, 0), 'the tensor t takes .* bytes'),
     (header(tensors=1) + text('t') + struct.pack('<IQIQ', 1, 8, 0, HUGE), 'the tensor t takes 32 bytes at')],
-                         ids=range(17))
+                         ids=range(18))
 def test_what_a_header_must_not_say(content, error, tmp_path):
   (tmp_path / 'a.gguf').write_bytes(content)
   with pytest.raises(ValueError, match=f'a.gguf is no GGUF file, or a broken one: {error}'):

@@ -174,6 +174,9 @@ def test_a_chat_template_by_name():
     ({'tokenizer.ggml.tokens': 7}, 'tokenizer.ggml.tokens holds 7'),
     ({'tokenizer.ggml.token_type': [1.5]}, 'tokenizer.ggml.token_type holds 1.5'),
     ({'tokenizer.ggml.token_type': [1]}, 'token_type has 1 elements for 320 tokens'),
+    ({'tokenizer.ggml.add_bos_token': 'false'}, "add_bos_token='false' is not true or false"),
+    ({'tokenizer.ggml.add_bos_token': 0}, 'add_bos_token=0 is not true or false'),
+    ({'tokenizer.ggml.add_space_prefix': 'false'}, "add_space_prefix='false' is not true or false"),
     ({'tokenizer.ggml.eos_token_id': 320}, 'eos_token_id=320 is not an id below 320'),
     ({'tokenizer.ggml.eos_token_id': '</s>'}, "eos_token_id='</s>' is not an id below 320"),
     ({'tokenizer.ggml.eot_token_id': 999}, 'eot_token_id=999 is not an id below 320'),
@@ -196,5 +199,7 @@ def test_tokens_that_stand_twice(tmp_path):
 
 
 def test_scores_that_say_no_order():
+  with pytest.raises(ValueError, match='tokenizer.ggml.scores holds nan, which orders no merges'):
+    read_spm('ab', ['a', 'b', 'ab'], [1] * 3, [-1.0, -1.0, float('nan')])
   with pytest.raises(ValueError, match='all of tokenizer.ggml.scores are -1000.0, so the order of merges is lost'):
     read_spm('ab', ['a', 'b', 'ab', 'ba', 'aa'], [1] * 5, [-1000.0] * 5)

@@ -87,6 +87,37 @@ def test_llama_3_scaling_is_found_in_its_divisors():
       'original_max_position_embeddings': 32}
 
 
+def rotations(tmp_path, divisors: list[float], **fields):
+  """rope_scaling of a head of 8 in a file with these divisors of frequencies."""
+  of_llama = {f'llama.{key}': x for key, x in {
+      'attention.head_count': 4, 'embedding_length': 32, 'block_count': 1, 'feed_forward_length': 64, 'vocab_size': 9,
+      'attention.layer_norm_rms_epsilon': 1e-5, 'context_length': 64, 'rope.freq_base': 500_000.0}.items()}
+  make_gguf.write_raw(tmp_path / 'a.gguf', 'llama', of_llama | {f'llama.rope.scaling.{k}': x for k, x in fields.items()},
+                      {'rope_freqs.weight': np.array(divisors)})
+  return llama_cpp.Gguf(tmp_path / 'a.gguf').config['rope_scaling']
+
+
+def test_divisors_beside_another_scaling(tmp_path):
+  """Divisors of 1 leave it; others would scale twice."""
+  yarn = {'type': 'yarn', 'factor': 4.0, 'original_context_length': 16}
+  assert rotations(tmp_path, [1.0] * 4) is None
+  assert rotations(tmp_path, [1.0] * 4, **yarn) == {
+      'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 16}
+  llama_3 = [1.7358, 8.0, 8.0, 8.0]  # of 16 tokens, in which the first number turns 16 / (2 pi) = 2.546 times
+  assert rotations(tmp_path, llama_3)['original_max_position_embeddings'] == 16
+  with pytest.raises(ValueError, match="scaling.type='yarn' and the divisors in rope_freqs.weight scale .* twice"):
+    rotations(tmp_path, llama_3, **yarn)
+
+
+@pytest.mark.parametrize('divisors, error', [
+    ([1.0] * 3, r'has the shape \[3\], where 4 frequencies rotate'),
+    ([8.0] * 4, 'holds other divisors than Llama 3'), ([1.0, 1.0, 8.0, 8.0], 'holds other divisors than Llama 3'),
+    ([1.0, 0.0, 8.0, 8.0], 'holds numbers that divide no frequency')])
+def test_divisors_that_are_not_those_of_llama_3(divisors, error, tmp_path):
+  with pytest.raises(ValueError, match=f'a.gguf: rope_freqs.weight {error}'):
+    rotations(tmp_path, divisors)
+
+
 def test_layers_of_smollm3_that_do_not_rotate(tmp_path):
   """Every fourth, of which the file says nothing."""
   assert made_of('smollm3_kv1', tmp_path).config['no_rope_layers'] == [1, 1, 1, 0, 1]
@@ -186,6 +217,14 @@ def test_experts_that_are_not_as_many_as_the_file_says(tmp_path):
 def test_an_architecture_that_is_not_read(tmp_path):
   make_gguf.write_raw(tmp_path / 'a.gguf', 'mamba', {}, {'t': np.zeros(4)})
   with pytest.raises(ValueError, match="general.architecture='mamba' is not one of .*'llama'"):
+    llama_cpp.Gguf(tmp_path / 'a.gguf')
+
+
+@pytest.mark.parametrize('kind', ['adapter', 'mmproj'])
+def test_a_file_that_is_no_whole_model(kind, tmp_path):
+  tensors = {'blk.0.attn_q.weight.lora_a': np.zeros((2, 4))}
+  make_gguf.write_raw(tmp_path / 'a.gguf', 'llama', {'general.type': kind}, tensors)
+  with pytest.raises(ValueError, match=f"a.gguf: general.type='{kind}', and only a whole model is read; give the file"):
     llama_cpp.Gguf(tmp_path / 'a.gguf')
 
 

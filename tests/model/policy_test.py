@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kr_jax import types
+from kr_jax.model import attention
 from kr_jax.model import policy
 
 CONFIG = policy.Config(
@@ -16,8 +17,12 @@ CONFIG = policy.Config(
 PLAIN = CONFIG.replace(qk_norm=False, qkv_bias=False, tie_embeddings=True)
 GEMMA = CONFIG.replace(
     qkv_bias=False, tie_embeddings=True, activation='gelu', norm_offset=1.0, post_norms=True,
-    embedding_scale=True, query_scalar=9.0, window=3, global_every=3, local_rope_theta=10.0,
-    rope_scaling=(8.0,))
+    embedding_scale=True, query_scalar=9.0, window=3, local_layers=(True, True, False),
+    local_rope_theta=10.0, rope_scaling=attention.Scaling('linear', 8.0))
+OLMO = CONFIG.replace(
+    qkv_bias=False, qk_norm_whole=True, pre_norms=False, post_norms=True, rope_width=4,
+    no_rope_layers=(False, True, False))
+EXPERTS = CONFIG.replace(qkv_bias=False, num_experts=4, experts_per_token=2)
 LORA = CONFIG.replace(lora_rank=2, lora_alpha=6.0)
 B, T = 2, 8
 TOKEN_BT = np.random.default_rng(0).integers(0, 11, (B, T))
@@ -48,28 +53,43 @@ def reference_logits(c, params, token_T):
   norm = lambda x, scale: x / np.sqrt(np.mean(x * x) + c.norm_eps) * scale
 
   def rope(x_H, position):
-    half = c.head_width // 2
-    out = np.zeros_like(x_H)
+    width = c.rope_width or c.head_width
+    half, out = width // 2, x_H.copy()
     for i in range(half):
       angle = position * c.rope_theta ** (-i / half)
       out[i] = x_H[i] * np.cos(angle) - x_H[i + half] * np.sin(angle)
       out[i + half] = x_H[i + half] * np.cos(angle) + x_H[i] * np.sin(angle)
     return out
 
+  def mlp(gate, up, down, h_D):
+    gated = h_D @ gate
+    return (gated / (1 + np.exp(-gated)) * (h_D @ up)) @ down
+
+  def experts(w, h_D):
+    probability_E = np.exp(h_D @ w['router_DE']) / np.exp(h_D @ w['router_DE']).sum()
+    chosen = np.argsort(-probability_E)[:c.experts_per_token]
+    return sum(probability_E[e] / probability_E[chosen].sum() *
+               mlp(w['gate_EDF'][e], w['up_EDF'][e], w['down_EFD'][e], h_D) for e in chosen)
+
   x_TD = p['embed_VD'][np.asarray(token_T)]
   for l in range(c.num_layers):
     w = {name: x[l] for name, x in p['layers'].items()}
+    before = lambda x_D, name: norm(x_D, w[name]) if c.pre_norms else x_D
+    after = lambda x_D, name: norm(x_D, w[name]) if c.post_norms else x_D
     q, k, v = [], [], []
     for t, x_D in enumerate(x_TD):
-      h_D = norm(x_D, w['attention_norm_D'])
+      h_D = before(x_D, 'attention_norm_D')
       parts = []
       for name, heads in (('q', 'NH'), ('k', 'KH'), ('v', 'KH')):
         y = np.tensordot(h_D, w[f'{name}_D{heads}'], 1)
         if c.qkv_bias:
           y = y + w[f'{name}_bias_{heads}']
-        if c.qk_norm and name != 'v':
+        if c.qk_norm_whole and name != 'v':
+          y = norm(y.ravel(), w[f'{name}_norm_{heads}'].ravel()).reshape(y.shape)
+        elif c.qk_norm and name != 'v':
           y = np.stack([norm(y_H, w[f'{name}_norm_H']) for y_H in y])
-        parts.append(y if name == 'v' else np.stack([rope(y_H, t) for y_H in y]))
+        still = name == 'v' or c.no_rope_layers and c.no_rope_layers[l]
+        parts.append(y if still else np.stack([rope(y_H, t) for y_H in y]))
       for values, part in zip((q, k, v), parts):
         values.append(part)
     out_TD = []
@@ -81,16 +101,18 @@ def reference_logits(c, params, token_T):
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         context[n] = sum(weight * v[s][g] for s, weight in enumerate(weights))
-      x_D = x_D + np.tensordot(context, w['o_NHD'], 2)
-      h_D = norm(x_D, w['mlp_norm_D'])
-      gate = h_D @ w['gate_DF']
-      out_TD.append(x_D + (gate / (1 + np.exp(-gate)) * (h_D @ w['up_DF'])) @ w['down_FD'])
+      x_D = x_D + after(np.tensordot(context, w['o_NHD'], 2), 'attention_post_norm_D')
+      h_D = before(x_D, 'mlp_norm_D')
+      y_D = experts(w, h_D) if c.num_experts else mlp(w['gate_DF'], w['up_DF'], w['down_FD'], h_D)
+      out_TD.append(x_D + after(y_D, 'mlp_post_norm_D'))
     x_TD = np.stack(out_TD)
   output_DV = p['embed_VD'].T if c.tie_embeddings else p['output_DV']
   return np.stack([norm(x_D, p['norm_D']) @ output_DV for x_D in x_TD])
 
 
-@pytest.mark.parametrize('config', [CONFIG, pytest.param(PLAIN, marks=pytest.mark.slow)], ids=['qwen', 'llama'])
+@pytest.mark.parametrize('config', [
+    CONFIG, pytest.param(PLAIN, marks=pytest.mark.slow), pytest.param(OLMO, marks=pytest.mark.slow),
+    pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=['qwen', 'llama', 'olmo', 'experts'])
 def test_logits_and_gradients_are_those_of_the_plain_transformer(config):
   """Gradients of each parameter along one random direction, by central differences in float64."""
   params, rng = random_params(config), np.random.default_rng(3)
@@ -180,6 +202,18 @@ def test_layers_that_read_a_window_in_packed_rows():
   assert all(np.any(x != 0) for x in jax.tree.leaves(kept))
 
 
+def test_the_load_of_experts_counts_the_tokens_that_are_asked_for():
+  params = random_params(EXPERTS)
+  counted_BT = np.arange(T)[None] < np.array([[5], [2]])
+  position_BT, segment_BT = np.arange(T)[None] + np.zeros((B, 1), int), np.zeros((B, T), int)
+  all_of, load_LE = (policy.hidden_and_load(
+      EXPERTS, params, TOKEN_BT, position_BT, segment_BT, counted_BT=counted)[1] for counted in (None, counted_BT))
+  np.testing.assert_array_equal(np.sum(all_of, axis=1), [2 * B * T] * 3)
+  np.testing.assert_array_equal(np.sum(load_LE, axis=1), [2 * 7] * 3)
+  assert np.all(load_LE <= all_of)
+  assert policy.hidden_and_load(CONFIG, random_params(CONFIG), TOKEN_BT, position_BT, segment_BT)[1] is None
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_params():
   half, params = CONFIG.replace(dtype='bfloat16'), random_params(CONFIG)
   assert jax.tree.leaves(jax.eval_shape(lambda: policy.init(half, jax.random.key(0))))[0].dtype == jnp.float32
@@ -257,6 +291,15 @@ def test_new_adapters_change_nothing():
   assert any(np.any(x) for x in trained['layers'].values())
 
 
+def test_experts_have_no_adapters():
+  config = EXPERTS.replace(lora_rank=2)
+  trained, base = policy.split(config, random_params(config))
+  assert {name[0] for name in trained['layers']} == set('qkvo')
+  merged = policy.merge(config, trained, base)
+  np.testing.assert_array_equal(merged['layers']['up_EDF'], base['layers']['up_EDF'])
+  assert np.any(merged['layers']['q_DNH'] != base['layers']['q_DNH'])
+
+
 def test_split_and_join():
   params = random_params(LORA)
   trained, base = policy.split(LORA, params)
@@ -320,13 +363,20 @@ def test_what_is_kept_is_not_computed_again():
 @pytest.mark.parametrize('changed, named', [
     ({'vocab_size': 0}, 'policy.vocab_size=0 is below 1'),
     ({'activation': 'relu'}, "activation='relu' is not one of"),
-    ({'rope_scaling': (1.0, 2.0)}, 'is not .*factor, low, high, context'),
+    ({'local_layers': (True,)}, r'local_layers=\(True,\) must be of 3 layers'),
+    ({'local_layers': (True, False, False)}, 'policy.window=0 of local layers is below 1'),
+    ({'num_experts': 4}, 'experts_per_token=8 is more than policy.num_experts=4'),
     ({'num_heads': 3}, 'policy.num_heads=3 is not a multiple of policy.num_kv_heads=2')])
 def test_configs_that_are_none(changed, named):
   with pytest.raises(ValueError, match=named):
     CONFIG.replace(**changed)
 
 
-def test_which_layers_are_local():
-  assert [GEMMA.is_local(i) for i in range(7)] == [True, True, False, True, True, False, True]
-  assert not any(CONFIG.is_local(i) for i in range(3))
+def test_the_kinds_of_layers():
+  local, full = policy.Kind(3, True, True), policy.Kind(0, False, True)
+  assert GEMMA.kinds == (local, full) and GEMMA.kind_of_layer == (0, 0, 1)
+  assert CONFIG.kinds == (full,) and CONFIG.kind_of_layer == (0, 0, 0)
+  still = CONFIG.replace(no_rope_layers=(False, True, False))
+  assert still.kinds == (full, full._replace(rotates=False)) and still.kind_of_layer == (0, 1, 0)
+  # All are local, and rotate as any layer.
+  assert CONFIG.replace(window=3, local_layers=(True,) * 3).kinds == (policy.Kind(3, False, True),)

@@ -3,15 +3,21 @@
 from concurrent import futures
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import zipfile
 
+from huggingface_hub import constants
+from huggingface_hub import utils
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from kr_jax.model import pretrained
+from tests import hub as hub_lib
 
 ROOT = pathlib.Path(__file__).parents[1] / 'data' / 'checkpoints'
 
@@ -32,24 +38,6 @@ def test_part_of_a_tensor():
     assert x.shape == files.shapes['model.layers.1.mlp.down_proj.weight'] == (32, 64)
     part = files.tensor('model.layers.1.mlp.down_proj.weight', (slice(3, 5), slice(0, 64)))
     np.testing.assert_array_equal(part, x[3:5])
-
-
-@pytest.mark.parametrize('name', ['gemma3', 'llama3', 'qwen2'])
-def test_a_gguf_file_says_what_the_directory_says(name):
-  """Names, shapes and, where nothing is quantised, numbers."""
-  published, file = pretrained.read(ROOT / name), pretrained.read(ROOT / f'{name}.gguf')
-  assert published.shapes == file.shapes
-  for tensor in published.shapes:
-    np.testing.assert_allclose(whole(file, tensor), whole(published, tensor).astype(np.float32), atol=1e-6)
-  for field in ('model_type', 'vocab_size', 'hidden_size', 'num_key_value_heads', 'tie_word_embeddings',
-                'rms_norm_eps'):
-    assert file.config[field] == published.config[field]
-
-
-def test_llama_3_scaling_is_found_in_its_divisors():
-  assert pretrained.read(ROOT / 'llama3.gguf').config['rope_scaling'] == {
-      'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
-      'original_max_position_embeddings': 32}
 
 
 def wheel_of(directory, content: bytes, requirement: str) -> None:
@@ -107,6 +95,7 @@ def test_what_lies_in_a_bucket(tmp_path):
   (bucket / 'models' / 'llama3' / 'original' / 'params.json').write_text('{}')
   shutil.copytree(ROOT / 'llama', bucket / 'models' / 'llama3.1')  # whose name begins alike
   (bucket / 'models' / 'llama3.json').write_text('{}')
+  (bucket / 'models' / 'llama3' / 'consolidated.safetensors').write_text('the same in another form')
   shutil.copy(ROOT / 'llama.gguf', bucket / 'models')
   for name in ('llama3', 'llama3/'):
     found = pretrained.read(f'file://{bucket}/models/{name}')
@@ -121,6 +110,17 @@ def test_what_lies_in_a_bucket(tmp_path):
     pretrained.find(f'file://{bucket}/models/other')
   with pytest.raises(ValueError, match='cannot be read'):
     pretrained.find('nothing://there/is')
+
+
+def test_a_split_file_in_a_bucket(tmp_path):
+  bucket = tmp_path / 'bucket'
+  bucket.mkdir()
+  for name in ('m-00001-of-00002.gguf', 'm-00002-of-00002.gguf', 'm-00001-of-00003.gguf'):
+    (bucket / name).write_text(name)
+  for _ in range(2):  # and again, from the copy
+    found = pretrained.find(f'file://{bucket}/m-00001-of-00002.gguf')
+    assert found.read_text() == 'm-00001-of-00002.gguf'
+    assert sorted(p.name for p in found.parent.iterdir()) == ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
 
 
 def test_runs_that_start_together_copy_once(tmp_path, capfd):
@@ -141,6 +141,111 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path):
   (partial / 'one').write_text('{"half')
   found = pretrained.read(url)
   assert found.config == {'model_type': 'kept'} and not (found.path / 'one').exists()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """A hub on this machine, and an empty cache of its client."""
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as served:
+    yield served
+
+
+def files_of(directory) -> dict[str, bytes]:
+  return {p.name: p.read_bytes() for p in directory.iterdir() if p.suffix != '.npz'}
+
+
+def test_a_model_of_the_hub(hub):
+  """Of its files those that are read, each once, and safetensors only when they are read."""
+  llama3 = files_of(ROOT / 'llama3')
+  hub.push('org/model', llama3 | {
+      'README.md': b'#', 'consolidated.safetensors': b'x', 'original/params.json': b'{}', 'pytorch_model.bin': b'x',
+      'onnx/model.safetensors': b'x'})
+  found = pretrained.read('hf:org/model')
+  assert found.config['model_type'] == 'llama'
+  assert not [name for name in hub.fetched() if name.endswith('safetensors')]
+  assert found.shapes == pretrained.read(ROOT / 'llama3').shapes
+  assert sorted(hub.fetched()) == sorted(['.gitattributes', *(set(llama3) - {'expected.npz'})])
+  assert pretrained.find('hf:org/model') == found.path
+  assert len(hub.fetched()) == len(llama3) + 1
+
+
+def test_a_revision_of_the_hub(hub, capfd):
+  first = hub.push('org/model', files_of(ROOT / 'llama3'))
+  hub.push('org/model', files_of(ROOT / 'qwen2'), branch='pr/3')
+  assert pretrained.pin('hf:org/model') == f'hf:org/model@{first}'
+  assert f'hf:org/model is hf:org/model@{first}' in capfd.readouterr().err
+  last = hub.push('org/model', files_of(ROOT / 'qwen3'))
+  assert pretrained.pin('hf:org/model') == f'hf:org/model@{last}'
+  assert pretrained.pin(f'hf:org/model@{first}') == f'hf:org/model@{first}'
+  types = {name: pretrained.read(f'hf:org/model{name}').config['model_type'] for name in ('', '@pr/3', f'@{first}')}
+  assert types == {'': 'qwen3', '@pr/3': 'qwen2', f'@{first}': 'llama'}
+  assert pretrained.pin('gs://bucket/model') == 'gs://bucket/model'  # has no revisions
+
+
+def test_a_gguf_file_of_the_hub(hub):
+  hub.push('org/model', {'a.gguf': (ROOT / 'llama.gguf').read_bytes(), 'b.gguf': b'x',
+                         'sub/c-00001-of-00002.gguf': b'1', 'sub/c-00002-of-00002.gguf': b'2'})
+  assert pretrained.read('hf:org/model/a.gguf').config['model_type'] == 'llama'
+  found = pretrained.find('hf:org/model/sub/c-00001-of-00002.gguf@main')
+  assert (found.read_bytes(), found.with_name('c-00002-of-00002.gguf').read_bytes()) == (b'1', b'2')
+  assert sorted(hub.fetched()) == ['a.gguf', 'sub/c-00001-of-00002.gguf', 'sub/c-00002-of-00002.gguf']
+  with pytest.raises(ValueError, match="the repository has no file 'd.gguf'"):
+    pretrained.read('hf:org/model/d.gguf')
+  with pytest.raises(ValueError, match=r'no config.json; of .* hf:ORG/NAME/FILE.gguf'):
+    pretrained.read('hf:org/model')
+
+
+def test_the_cache_of_the_hub_is_enough(hub, monkeypatch):
+  """With HF_HUB_OFFLINE, and without a network."""
+  commit = hub.push('org/model', files_of(ROOT / 'qwen3'))
+  shapes = pretrained.read('hf:org/model').shapes
+  asked = len(hub.asked)
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  utils.close_session()  # which was made for a network
+  try:
+    assert pretrained.read('hf:org/model').shapes == shapes
+    assert pretrained.pin('hf:org/model') == f'hf:org/model@{commit}' and len(hub.asked) == asked
+    with pytest.raises(ValueError, match='org/other is not in the cache and the hub cannot be .*HF_HUB_OFFLINE'):
+      pretrained.read('hf:org/other')
+  finally:
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    utils.close_session()
+  monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+  assert pretrained.read('hf:org/model').shapes == shapes
+  with pytest.raises(ValueError, match='not in the cache and the hub cannot be reached'):
+    pretrained.read('hf:org/other')
+
+
+def test_what_the_hub_does_not_give(hub, monkeypatch):
+  hub.push('org/model', files_of(ROOT / 'qwen3'))
+  for repository, held in (('org/gated', hub.gated), ('org/private', hub.private)):
+    hub.push(repository, files_of(ROOT / 'qwen3'))
+    held.add(repository)
+  for name, said in (('org/gated', 'is gated: ask for access at https://huggingface.co/org/gated and set HF_TOKEN'),
+                     ('org/private', 'is not on the hub, or private: correct the name, or set HF_TOKEN'),
+                     ('org/nothing', 'is not on the hub, or private'),
+                     ('org/model@v2', "has no revision 'v2'; name a branch, a tag or a commit"),
+                     ('model', 'is not of the form hf:ORG/NAME'), ('org/..model', 'cannot be fetched from the hub')):
+    with pytest.raises(ValueError, match=said):
+      pretrained.read(f'hf:{name}')
+  monkeypatch.setenv('HF_TOKEN', 'hf_token')
+  assert pretrained.read('hf:org/gated').shapes == pretrained.read('hf:org/private').shapes
+
+
+def test_a_machine_without_the_client_of_the_hub(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+  with pytest.raises(ValueError, match=r"needs huggingface_hub: pip install 'kr_jax\[hub\]'"):
+    pretrained.read('hf:org/model')
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_fetch_once(hub, tmp_path):
+  hub.push('org/model', files_of(ROOT / 'qwen3'))
+  code = "from kr_jax.model import pretrained; print(len(pretrained.read('hf:org/model').shapes))"
+  env = os.environ | {'HF_ENDPOINT': hub.endpoint, 'HF_HOME': str(tmp_path / 'home')}
+  started = [subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE) for _ in range(3)]
+  assert {process.communicate()[0] for process in started} == {b'24\n'}
+  assert hub.fetched().count('model.safetensors') == 1
 
 
 def test_paths_that_are_no_checkpoint(tmp_path):
@@ -172,11 +277,121 @@ def test_a_directory_that_is_broken(tmp_path):
     _ = pretrained.read(path).tokenizer_json
 
 
-def test_old_weights_are_not_read(tmp_path):
+@pytest.mark.parametrize('files, said', [
+    (['pytorch_model.bin'], r"; of \['pytorch_model.bin'\] only safetensors in a directory"),
+    (['model.gguf', 'x.pth'], r"; of \['model.gguf', 'x.pth'\] only .* one .gguf file by its path"),
+    (['consolidated.safetensors'], 'in the format of Mistral or Meta .*; take the same model in that of transformers'),
+    (['adapter_model.safetensors'], "; of .*'adapter_model.safetensors'.* only safetensors")])
+def test_other_weights_are_not_read(tmp_path, files, said):
   shutil.copy(ROOT / 'llama' / 'config.json', tmp_path)
-  (tmp_path / 'pytorch_model.bin').write_text('')
-  with pytest.raises(ValueError, match=r"lacks \['model.safetensors'\]; of \['pytorch_model.bin'\] only"):
+  for name in files:
+    (tmp_path / name).write_text('x')
+  with pytest.raises(ValueError, match=r"lacks \['model.safetensors'\]" + '.*' + said):
     _ = pretrained.read(tmp_path).shapes
+
+
+def test_directories_that_hold_something_else(tmp_path):
+  """Adapters, another format, one .gguf file or several."""
+  adapters, mistral = tmp_path / 'adapters', tmp_path / 'mistral'
+  adapters.mkdir()
+  (adapters / 'adapter_config.json').write_text('{"base_model_name_or_path": "Qwen/Qwen3-4B"}')
+  (adapters / 'adapter_model.safetensors').write_text('x')
+  with pytest.raises(ValueError, match="adapters of 'Qwen/Qwen3-4B' alone: merge them .*merge_and_unload"):
+    pretrained.read(adapters)
+  mistral.mkdir()
+  (mistral / 'params.json').write_text('{}')
+  with pytest.raises(ValueError, match='no config.json. It is in the format of Mistral'):
+    pretrained.read(mistral)
+  ggufs = tmp_path / 'ggufs'
+  ggufs.mkdir()
+  shutil.copy(ROOT / 'llama.gguf', ggufs)
+  assert pretrained.read(ggufs).path == ggufs / 'llama.gguf'
+  (ggufs / 'b-00001-of-00002.gguf').write_text('x')
+  (ggufs / 'b-00002-of-00002.gguf').write_text('x')
+  with pytest.raises(ValueError, match='several checkpoints; .* of one: .*b-00001-of-00002.gguf.*llama.gguf') as error:
+    pretrained.read(ggufs)
+  assert 'b-00002' not in str(error.value)
+
+
+def test_an_index_beside_a_single_file(tmp_path, capfd):
+  """transformers reads model.safetensors then; and so after either export over the other."""
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama3', tmp_path / 'model'))
+  shutil.copy(ROOT / 'qwen2' / 'model.safetensors', path)
+  assert pretrained.read(path).shapes == pretrained.read(ROOT / 'qwen2').shapes
+  assert 'model.safetensors is read, and not the files of model.safetensors.index.json' in capfd.readouterr().err
+  (path / 'model.safetensors').unlink()
+  assert pretrained.read(path).shapes == pretrained.read(ROOT / 'llama3').shapes
+  assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize('index, said', [
+    ('[]', "index.json holds list '\\[\\]', not an object of JSON"),
+    ('{"weight_map": ["a"]}', 'has no weight_map of names of tensors to names of files'),
+    ('{"weight_map": {"a": 3}}', 'has no weight_map'),
+    ('{"metadata": {}}', r"lacks \['model.safetensors'\]"),
+    ('{"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}}',
+     r"2 tensors are not in the files that .* names, among them \['x', 'y'\]"),
+    ('{"weight_map": {"x": "model-00009-of-00009.safetensors"}}', r"lacks \['model-00009-of-00009.safetensors'\]")])
+def test_an_index_that_is_broken(tmp_path, index, said):
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama3', tmp_path / 'model'))
+  (path / 'model.safetensors.index.json').write_text(index)
+  with pytest.raises(ValueError, match=said):
+    _ = pretrained.read(path).shapes
+
+
+def test_the_file_that_the_index_names_is_read(tmp_path):
+  """Of a tensor that two files hold."""
+  path = tmp_path / 'model'
+  path.mkdir()
+  (path / 'config.json').write_text('{}')
+  for i in (1, 2):
+    safetensors.numpy.save_file({'x': np.full(3, i, np.float32)}, path / f'{i}.safetensors')
+  (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'x': '1.safetensors'}}))
+  assert whole(pretrained.read(path), 'x').tolist() == [1, 1, 1]
+  safetensors.numpy.save_file({'x': np.ones(3, np.float32), 'y': np.ones(2, np.float32)}, path / '1.safetensors')
+  safetensors.numpy.save_file({'x': np.zeros(3, np.float32), 'z': np.ones(2, np.float32)}, path / '2.safetensors')
+  (path / 'model.safetensors.index.json').write_text(json.dumps(
+      {'weight_map': {'x': '1.safetensors', 'z': '2.safetensors'}}))
+  files = pretrained.read(path)
+  assert whole(files, 'x').tolist() == [1, 1, 1]
+  assert files.shapes == {'x': (3,), 'y': (2,), 'z': (2,)}  # and what the index leaves out, as by transformers
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer_config.json', 'generation_config.json'])
+@pytest.mark.parametrize('content, said', [
+    (b'[1, 2]', r"holds list '\[1, 2\]', not an object of JSON"), (b'7', "holds int '7'"),
+    (b'{"a": \xff}', 'is not UTF-8: .*fetch it again'), ('{}'.encode('utf-16'), 'is not UTF-8'),
+    (b'<html>', 'is not JSON: .*fetch it again'), (b'[' * 99_999, 'is not JSON'), (b'', 'is empty; fetch it again'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'a pointer of Git LFS, .*run `git lfs pull`')])
+def test_files_of_json_that_are_none(tmp_path, name, content, said):
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama', tmp_path / 'model'))
+  (path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=f'{name} .*{said}'):
+    files = pretrained.read(path)
+    _ = files.config, files.tokenizer_config, files.generation_config
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama', tmp_path / 'model'))
+  for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json'):
+    (path / name).write_bytes(b'\xef\xbb\xbf' + (path / name).read_bytes())
+  files, others = pretrained.read(path), pretrained.read(ROOT / 'llama')
+  assert (files.config, files.tokenizer_config, files.tokenizer_json) == (
+      others.config, others.tokenizer_config, others.tokenizer_json)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json'])
+def test_files_that_are_names_alone(tmp_path, name):
+  """Pointers of Git LFS, links of a cache to what is no longer there."""
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama', tmp_path / 'model'))
+  read = lambda: [(files := pretrained.read(path)).config, files.shapes, files.tokenizer_json]
+  (path / name).write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n')
+  with pytest.raises(ValueError, match=f'{name} is a pointer of Git LFS, not the file; run `git lfs pull`'):
+    read()
+  (path / name).unlink()
+  (path / name).symlink_to('../blobs/abc')
+  with pytest.raises(ValueError, match=f'{name} is a link to ../blobs/abc, which is not there; fetch it again'):
+    read()
 
 
 def test_chat_templates_lie_in_two_places(tmp_path):

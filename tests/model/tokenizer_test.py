@@ -193,6 +193,13 @@ def test_a_system_message_needs_a_chat(tmp_path):
   path = changed(tmp_path, chat_template=None)
   with pytest.raises(ValueError, match='needs a chat template'):
     tokenizer.Subwords(path, system='Hi')
+  # A template that writes what the user says alone, and one that a system message changes without being written.
+  changed(tmp_path, chat_template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+  with pytest.raises(ValueError, match="the chat template leaves out tasks.system='Hi'; put the text in tasks.templ"):
+    tokenizer.Subwords(path, system='Hi')
+  changed(tmp_path, chat_template="{{ 'fast ' if messages[0].content == '/no_think' }}{{ messages[-1].content }}")
+  assert tokenizer.Subwords(path, system='/no_think').prompt('a') == tokenizer.Subwords(path).encode('fast a')
+  changed(tmp_path, chat_template=None)
   assert tokenizer.Subwords(path).prompt('Hi') == tokenizer.Subwords(path).encode('Hi')
 
 
@@ -201,15 +208,16 @@ def test_stop_tokens_that_are_none(tmp_path):
   with pytest.raises(ValueError, match=r"stop tokens \[1, 320\] \(texts: \['<\|im_end\|>', None\]\) are not ids below "
                      'vocab_size=320'):
     tokenizer.Subwords(path)
-  changed(tmp_path, file='generation_config.json', eos_token_id=['1'])
-  with pytest.raises(ValueError, match=r"stop tokens \[1, '1'\]"):
-    tokenizer.Subwords(path)
+  for wrong in ('1', True, [1], {'id': 1}, -1, 2.0):
+    changed(tmp_path, file='generation_config.json', eos_token_id=[wrong])
+    with pytest.raises(ValueError, match=rf'stop tokens {re.escape(str([1, wrong]))}.*; correct eos_token_id in gener'):
+      tokenizer.Subwords(path)
 
 
 def test_a_broken_tokenizer(tmp_path):
   path = changed(tmp_path)
   (path / 'tokenizer.json').write_text('{"version": "1.0"}')
-  with pytest.raises(ValueError, match='the tokenizer cannot be read'):
+  with pytest.raises(ValueError, match='model: the tokenizer cannot be read: .*; fetch .* or upgrade the package tok'):
     tokenizer.Subwords(path)
 
 
@@ -334,6 +342,7 @@ def test_a_name_of_a_special_token_is_given_to_the_template(tmp_path):
 
 @pytest.mark.parametrize('fields', [
     {'added_tokens_decoder': [1]}, {'added_tokens_decoder': {'x': {'content': 'y'}}}, {'eos_token': {'text': 'y'}},
+    {'eos_token': 5}, {'pad_token': ['y']}, {'additional_special_tokens': '<y>'}, {'additional_special_tokens': [None]},
     {'added_tokens_decoder': {'1': 'user'}, 'extra_special_tokens': 5}])
 def test_special_tokens_of_another_form(tmp_path, fields):
   with pytest.raises(ValueError, match='the special tokens of tokenizer_config.json cannot be read'):
@@ -341,8 +350,9 @@ def test_special_tokens_of_another_form(tmp_path, fields):
 
 
 def test_state_that_is_left_in_a_tokenizer_is_not_used(tmp_path):
+  model = json.loads((ROOT / 'llama' / 'tokenizer.json').read_text())['model']
   path = changed(
-      tmp_path, file='tokenizer.json',
+      tmp_path, file='tokenizer.json', model=model | {'dropout': 0.9},
       truncation={'direction': 'Right', 'max_length': 12, 'strategy': 'LongestFirst', 'stride': 0},
       padding={'strategy': {'Fixed': 48}, 'direction': 'Right', 'pad_to_multiple_of': None, 'pad_id': 257,
                'pad_type_id': 0, 'pad_token': '</s>'})
@@ -438,6 +448,18 @@ def test_the_size_of_the_vocabulary(tmp_path):
   assert tokenizer.Subwords(path).vocab_size == 350
   of_kind(tmp_path, 'legacy', file='config.json', vocab_size='334')
   with pytest.raises(ValueError, match="vocab_size='334' of config.json is not a number of tokens"):
+    tokenizer.Subwords(path)
+  of_kind(tmp_path, 'legacy', file='config.json', vocab_size=True, text_config='x')
+  with pytest.raises(ValueError, match='vocab_size=True of config.json is not a number of tokens'):
+    tokenizer.Subwords(path)
+
+
+def test_a_model_that_does_not_know_a_special_character(tmp_path):
+  path = of_kind(tmp_path, 'wordlevel', pad_token='§', chat_template='12 {{ messages[0].content }}')
+  of_json = json.loads((path / 'tokenizer.json').read_text())
+  of_json['model']['unk_token'] = 'none'
+  (path / 'tokenizer.json').write_text(json.dumps(of_json))
+  with pytest.raises(ValueError, match="the tokenizer cannot read '12 .': .*UNK.*; change or leave out this text"):
     tokenizer.Subwords(path)
 
 

@@ -1,11 +1,11 @@
-"""Published checkpoints: what transformers computes with them, and back again."""
+"""Reading published checkpoints: what transformers computes with them, in whatever form their tensors lie."""
 
 import json
 import pathlib
 import shutil
 
 import jax
-from jax.sharding import NamedSharding
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,6 +18,8 @@ from kr_jax.model import policy
 from kr_jax.model import pretrained
 from kr_jax.model import weights
 from tests import knobs
+from tests import make_sparse_checkpoint
+from tests.benchmarks import load as load_benchmark
 
 ROOT = pathlib.Path(__file__).parents[1] / 'data' / 'checkpoints'  # tests/make_checkpoints.py
 FAMILIES = ('gemma3', 'llama', 'llama3', 'qwen2', 'qwen3')
@@ -28,18 +30,6 @@ families = pytest.mark.parametrize('name', FAMILIES)
 
 def expected(name):
   return np.load(ROOT / name / 'expected.npz')
-
-
-def copied(name, directory) -> pathlib.Path:
-  return pathlib.Path(shutil.copytree(ROOT / name, directory / name))
-
-
-def changed(path, **fields) -> pathlib.Path:
-  """With other fields in its config.json; None takes one out."""
-  file = path / 'config.json'
-  config = json.loads(file.read_text()) | fields
-  file.write_text(json.dumps({name: x for name, x in config.items() if x is not None}))
-  return path
 
 
 def assert_same(params, others):
@@ -73,58 +63,8 @@ def test_greedy_tokens(name):
   np.testing.assert_array_equal(rollouts.token_RC, want['greedy_B64'])
 
 
-@families
-def test_what_is_saved_is_read_bit_for_bit(name, tmp_path):
-  config, params = weights.load(ROOT / name)
-  params = jax.tree.map(lambda x: x * 1.2345678, params)  # as many bits as training leaves
-  weights.save(tmp_path, config, params, source=ROOT / name)
-  found, again = weights.load(tmp_path)
-  assert found == config
-  assert_same(again, params)
-  assert json.loads((tmp_path / 'config.json').read_text())['max_position_embeddings'] == 512
-  assert (tmp_path / 'tokenizer.json').read_text() == (ROOT / name / 'tokenizer.json').read_text()
-
-
-def test_what_is_saved_of_a_gguf_file_or_of_nothing(tmp_path):
-  config, params = weights.load(ROOT / 'llama.gguf')
-  weights.save(tmp_path / 'gguf', config, params, source=ROOT / 'llama.gguf')
-  weights.save(tmp_path / 'alone', config, params, dtype='bfloat16')
-  assert_same(weights.load(tmp_path / 'gguf')[1], params)
-  assert {'tokenizer.json', 'tokenizer_config.json', 'generation_config.json'} <= {
-      p.name for p in (tmp_path / 'gguf').iterdir()}
-  config, rounded = weights.load(tmp_path / 'alone')
-  assert_same(rounded, jax.tree.map(lambda x: np.asarray(x, jax.numpy.bfloat16).astype(np.float32), params))
-
-
-def test_many_files(tmp_path, monkeypatch):
-  config, params = weights.load(ROOT / 'llama')
-  monkeypatch.setattr(weights, '_FILE_BYTES', 40_000)
-  weights.save(tmp_path, config, params)
-  files = sorted(p.name for p in tmp_path.glob('*.safetensors'))
-  assert len(files) > 2 and files[0] == f'model-00001-of-{len(files):05d}.safetensors'
-  assert_same(weights.load(tmp_path)[1], params)
-
-
-def test_a_policy_from_scratch_is_one_of_a_family(tmp_path):
-  """And one that has two families' parts is none's."""
-  c = policy.Config(
-      vocab_size=11, num_layers=2, width=8, num_heads=2, num_kv_heads=1, head_width=4, hidden_width=12,
-      rope_theta=100.0, norm_eps=1e-6, qk_norm=True, qkv_bias=False, tie_embeddings=True,
-      dtype='float32', remat='none', lora_rank=0, lora_alpha=16.0)
-  params = policy.init(c, jax.random.key(0))
-  weights.save(tmp_path, c, params)
-  assert json.loads((tmp_path / 'config.json').read_text())['model_type'] == 'qwen3'
-  found, again = weights.load(tmp_path)
-  assert found == c
-  assert_same(again, params)
-  for parts in ({'qkv_bias': True}, {'post_norms': True}, {'activation': 'gelu'}):
-    with pytest.raises(ValueError, match='no published family has the parts of'):
-      weights.save(tmp_path / 'none', c.replace(**parts), params)
-  assert not (tmp_path / 'none').exists()
-
-
 def test_parameters_come_to_their_shards():
-  """Of a file's bytes each device's part alone."""
+  """Of a file's bytes each device's part alone, and once for all that have the same part."""
   config, params = weights.load(ROOT / 'qwen2')
   mesh = sharding.mesh(data=2, fsdp=2, model=2)
   read, tensor = [], pretrained.Directory.tensor
@@ -140,71 +80,201 @@ def test_parameters_come_to_their_shards():
   assert_same(found, params)
   jax.tree.map(lambda x, want: x.sharding.is_equivalent_to(want, x.ndim) or pytest.fail(str(x.sharding)),
                found, sharding.of(mesh, params))
-  assert {size for name, size in read if name.endswith('q_proj.weight')} == {32 * 32 // 4}
+  of_q = [size for name, size in read if name == 'model.layers.0.self_attn.q_proj.weight']
+  assert of_q == [32 * 32 // 4] * 4
 
 
-def test_config_of_transformers_4_and_5(tmp_path):
-  """Rotations of both, local layers by a pattern, and what is not said."""
-  five = copied('gemma3', tmp_path)
-  c = weights.config(five)
-  assert (c.window, c.global_every, c.rope_theta, c.rope_scaling, c.local_rope_theta) == (
-      8, 3, 1e6, (8.0,), 1e4)
-  four = changed(five, rope_parameters=None, layer_types=None, rope_theta=1e6, rope_local_base_freq=1e4,
-                 rope_scaling={'type': 'linear', 'factor': 8.0}, sliding_window_pattern=3)
-  assert weights.config(four) == c
-  llama = weights.config(copied('llama3', tmp_path))
-  assert llama.rope_scaling == (8.0, 1.0, 4.0, 32.0)
-  four = changed(tmp_path / 'llama3', rope_parameters=None, rope_theta=1e4, rope_scaling={
-      'rope_type': 'llama3', 'factor': 8, 'low_freq_factor': 1, 'high_freq_factor': 4,
-      'original_max_position_embeddings': 32}, num_key_value_heads=2, tie_word_embeddings=None)
-  assert weights.config(four) == llama
-  small = changed(four, num_key_value_heads=None, head_dim=None)
-  assert weights.config(small).num_kv_heads == 4 and weights.config(small).head_width == 8
-  assert weights.config(small, dtype='bfloat16', remat='full', lora_rank=2).lora_rank == 2
+@pytest.mark.parametrize('block', [1, 40, 100])
+def test_blocks(block, monkeypatch):
+  """Tensors are read in blocks of whole rows or heads, as many as there are."""
+  for name in ('qwen2', 'llama.gguf'):
+    config, params = weights.load(ROOT / name)
+    with monkeypatch.context() as patch:
+      patch.setattr(weights, '_BLOCK', block)
+      assert_same(weights.params(ROOT / name, config), params)
+
+
+# Forms in which the same tensors lie.
+
+
+def tensors_of(name) -> dict[str, np.ndarray]:
+  return {tensor: x for file in sorted((ROOT / name).glob('*.safetensors'))
+          for tensor, x in safetensors.numpy.load_file(file).items()}
+
+
+def written(directory, like, tensors, **fields) -> pathlib.Path:
+  """A checkpoint of these tensors, with the config of another one but for some fields."""
+  directory.mkdir(parents=True, exist_ok=True)
+  config = json.loads((ROOT / like / 'config.json').read_text()) | fields
+  (directory / 'config.json').write_text(json.dumps({name: x for name, x in config.items() if x is not None}))
+  safetensors.numpy.save_file(tensors, directory / 'model.safetensors')
+  return directory
+
+
+def test_an_output_matrix_beside_tied_embeddings(tmp_path, capfd, monkeypatch):
+  """Is kept where it differs, be it in one number, and is none where it is a copy."""
+  monkeypatch.setattr(weights, '_BLOCK', 1000)
+  tensors = tensors_of('qwen3')
+  embedding = tensors['model.embed_tokens.weight']
+  config, params = weights.load(ROOT / 'qwen3')
+  assert config.tie_embeddings
+  copy = written(tmp_path / 'copy', 'qwen3', tensors | {'lm_head.weight': embedding.astype(np.float32)})
+  assert weights.load(copy)[0] == config
+  assert 'lm_head' not in capfd.readouterr().err
+  for at in (np.s_[:], np.s_[-1, -1]):
+    output = embedding.copy()
+    output[at] = -output[at] - 1
+    other = written(tmp_path / 'other', 'qwen3', tensors | {'lm_head.weight': output})
+    found, untied = weights.load(other)
+    assert found == config.replace(tie_embeddings=False)
+    assert 'lm_head.weight is kept' in capfd.readouterr().err
+    np.testing.assert_array_equal(untied['output_DV'], output.astype(np.float32).T)
+    np.testing.assert_array_equal(untied['embed_VD'], params['embed_VD'])
+  # transformers ties in both directions.
+  del tensors['model.embed_tokens.weight']
+  alone = written(tmp_path / 'alone', 'qwen3', tensors | {'lm_head.weight': embedding})
+  assert_same(weights.load(alone)[1], params)
+
+
+def test_a_config_without_tensors(tmp_path):
+  shutil.copy(ROOT / 'qwen3' / 'config.json', tmp_path)
+  assert weights.config(tmp_path) == weights.config(ROOT / 'qwen3')
+  with pytest.raises(ValueError, match=r"lacks \['model.safetensors'\]"):
+    weights.load(tmp_path)
+
+
+@pytest.mark.parametrize('old, new', [
+    ('model.', 'language_model.model.'), ('model.', 'model.language_model.'), ('model.', '')])
+def test_names_of_a_text_tower(old, new, tmp_path, capfd):
+  """In both spellings, beside other towers; and of a model that was saved without its output matrix."""
+  tensors = {new + name.removeprefix(old): x for name, x in tensors_of('gemma3').items()}
+  fields = {}
+  if new:
+    vision = 'model.' * new.startswith('model.')
+    tensors |= {f'{vision}vision_tower.layers.{i}.weight': np.zeros(3, np.float32) for i in range(4)}
+    tensors[f'{vision}multi_modal_projector.weight'] = np.zeros((3, 3), np.float32)
+    fields = {'model_type': 'gemma3', 'text_config': json.loads((ROOT / 'gemma3' / 'config.json').read_text())}
+  config, params = weights.load(written(tmp_path, 'gemma3', tensors, **fields))
+  want_config, want = weights.load(ROOT / 'gemma3')
+  assert config == want_config
+  assert_same(params, want)
+  if new:
+    said = f'{vision}multi_modal_projector.weight, {vision}vision_tower.* (4 tensors) left out'
+    assert said in capfd.readouterr().err
+
+
+def test_fused_matrices(tmp_path):
+  """Phi-3's, on a mesh that divides each part."""
+  tensors = tensors_of('llama')
+  for i in range(2):
+    layer = f'model.layers.{i}.'
+    for fused, parts in (('self_attn.qkv_proj', ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')),
+                         ('mlp.gate_up_proj', ('mlp.gate_proj', 'mlp.up_proj'))):
+      tensors[f'{layer}{fused}.weight'] = np.concatenate([tensors.pop(f'{layer}{part}.weight') for part in parts])
+  path = written(tmp_path, 'llama', tensors, model_type='phi3', rope_parameters=None, rope_theta=1e4)
+  config, want = weights.load(ROOT / 'llama')
+  found, params = weights.load(path)
+  assert found.family == 'phi3' and found.tie_embeddings == config.tie_embeddings
+  assert_same(params, want)
+  with jax.set_mesh(sharding.mesh(fsdp=4, model=2)):
+    assert_same(weights.params(path, found), want)
+
+
+def test_experts(tmp_path):
+  """Each in tensors of its own or all in two, on one device and on a mesh that divides them."""
+  rng, E, F, D, L = np.random.default_rng(0), 4, 6, 32, 2
+  tensors = tensors_of('qwen3')
+  alone, stacked = dict(tensors), dict(tensors)
+  want = {name: np.zeros(shape, np.float32) for name, shape in (
+      ('gate_EDF', (L, E, D, F)), ('up_EDF', (L, E, D, F)), ('down_EFD', (L, E, F, D)))}
+  for i in range(L):
+    layer = f'model.layers.{i}.mlp.'
+    of_all = {}
+    for name, part in (('gate_proj', 'gate_EDF'), ('up_proj', 'up_EDF'), ('down_proj', 'down_EFD')):
+      x = rng.normal(size=(E, *want[part].shape[:1:-1])).astype(np.float32)
+      want[part][i], of_all[name] = x.swapaxes(1, 2), x
+      alone |= {f'{layer}experts.{e}.{name}.weight': x[e].copy() for e in range(E)}
+      del alone[f'{layer}{name}.weight'], stacked[f'{layer}{name}.weight']
+    stacked |= {f'{layer}experts.gate_up_proj': np.concatenate([of_all['gate_proj'], of_all['up_proj']], axis=1),
+                f'{layer}experts.down_proj': of_all['down_proj']}
+    alone[f'{layer}gate.weight'] = stacked[f'{layer}gate.weight'] = rng.normal(size=(E, D)).astype(np.float32)
+  fields = dict(model_type='qwen3_moe', num_experts=E, num_experts_per_tok=2, moe_intermediate_size=F)
+  for form, tensors in (('alone', alone), ('stacked', stacked)):
+    path = written(tmp_path / form, 'qwen3', tensors, **fields)
+    config, params = weights.load(path)
+    layers = params['layers']
+    assert_same({name: layers[name] for name in want}, want)
+    np.testing.assert_array_equal(layers['router_DE'][1], alone['model.layers.1.mlp.gate.weight'].T)
+    with jax.set_mesh(sharding.mesh(expert=4, fsdp=2)):
+      assert_same(weights.params(path, config), params)
+
+
+def test_dtypes_that_are_read(tmp_path):
+  tensors = {name: x.astype(np.float32).astype(np.float16) for name, x in tensors_of('llama').items()}
+  want = weights.load(written(tmp_path / 'float16', 'llama', tensors))[1]
+  for dtype in (np.float32, np.float64):
+    path = written(tmp_path / dtype.__name__, 'llama', {name: x.astype(dtype) for name, x in tensors.items()})
+    assert_same(weights.load(path)[1], want)
+
+
+# What does not fit.
+
+
+def raw(path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
+  """Writes a file of safetensors whose dtypes are said, not looked at."""
+  header, end = {}, 0
+  for name, (dtype, x) in tensors.items():
+    header[name] = {'dtype': dtype, 'shape': x.shape, 'data_offsets': (end, end := end + x.nbytes)}
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, 'little') + text + b''.join(x.tobytes() for _, x in tensors.values()))
+
+
+def test_dtypes_that_are_not_read_are_named_once(tmp_path):
+  """Of weights quantised without a word in the config."""
+  path, tensors = written(tmp_path, 'llama', {}), tensors_of('llama')
+  stored = {name: ('BF16', x) for name, x in tensors.items()}
+  stored |= {name: (('F8_E5M2', x.astype(ml_dtypes.float8_e5m2)) if 'down_proj' in name else
+                    ('F8_E4M3', x.astype(ml_dtypes.float8_e4m3fn)))
+             for name, x in tensors.items() if '_proj' in name}
+  stored['model.norm.weight'] = 'I8', np.zeros(32, np.int8)
+  raw(path / 'model.safetensors', stored)
+  with pytest.raises(ValueError) as error:
+    weights.load(path)
+  said = str(error.value).split('asks for: ')[1].split('; ')
+  assert len(said) == 6  # three dtypes, each with what to do about it
+  assert 'model.layers.0.mlp.gate_proj.weight and 11 others of dtype F8_E4M3 cannot be read, only BF16, F16' in str(
+      error.value)
+  assert 'model.norm.weight of dtype I8 cannot be read' in str(error.value)
+  assert 'take the checkpoint that is not quantised' in str(error.value)
 
 
 def test_tensors_that_do_not_fit_are_all_named(tmp_path):
-  path = copied('llama', tmp_path) / 'model.safetensors'
-  tensors = safetensors.numpy.load_file(path)
+  tensors = tensors_of('llama')
   del tensors['model.norm.weight']
-  tensors['model.layers.1.mlp.up_proj.weight'] = tensors['model.layers.1.mlp.up_proj.weight'][:, :-1].copy()
+  for i in range(2):
+    del tensors[f'model.layers.{i}.mlp.down_proj.weight']
+    name = f'model.layers.{i}.mlp.up_proj.weight'
+    tensors[name] = tensors[name][:, :-1].copy()
   tensors['model.layers.0.self_attn.q_proj.bias'] = np.zeros(32, np.float32)
+  tensors |= {f'model.visual.blocks.{i}.weight': np.zeros(2, np.float32) for i in range(30)}
+  tensors |= {f'{name}.weight': np.zeros(2, np.float32) for name in ('_orig_mod.norm', '_orig_mod.head', 'score')}
   tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']  # tied: a copy
   tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.zeros(4, np.float32)
-  safetensors.numpy.save_file(tensors, path)
   with pytest.raises(ValueError) as error:
-    weights.load(path.parent)
+    weights.load(written(tmp_path, 'llama', tensors))
   assert str(error.value).endswith(
-      'does not hold the tensors that its config asks for: model.norm.weight is missing; '
-      'model.layers.0.self_attn.q_proj.bias [32] is unknown; '
-      'model.layers.1.mlp.up_proj.weight has the shape [64, 31], not [64, 32]')
+      'does not hold the tensors that its config asks for: '
+      'model.layers.*.mlp.down_proj.weight (2 tensors) is missing; model.norm.weight is missing; '
+      '_orig_mod.* (2 tensors) is unknown; model.layers.0.self_attn.q_proj.bias [32] is unknown; '
+      'model.visual.* (30 tensors) is unknown; score.weight [2] is unknown; '
+      'model.layers.*.mlp.up_proj.weight has the shape [64, 31], not [64, 32] (2 tensors)')
 
 
-@pytest.mark.parametrize('fields, named', [
-    ({'model_type': 'mamba'}, "model_type 'mamba' is not one of .*'qwen3'"),
-    ({'attention_bias': True, 'mlp_bias': True, 'hidden_size': None, 'vocab_size': 'many',
-      'hidden_act': 'relu', 'num_hidden_layers': None},
-     "vocab_size is 'many', not a number above 0; num_hidden_layers is None.*; hidden_size is None.*; "
-     "attention_bias=True is not supported; mlp_bias=True.*; the activation 'relu' is not one of"),
-    ({'hidden_act': 'relu', 'rope_parameters': {'rope_type': 'yarn', 'factor': 4},
-      'layer_types': ['sliding_attention', 'full_attention']},
-     "'relu' is not one of .*; rope scaling of the type 'yarn' .*; layers that read a window"),
-    ({'rope_parameters': {'rope_type': 'llama3', 'factor': 4}}, "lacks \\['low_freq_factor', 'high"),
-    ({'quantization_config': {'bits': 4}}, 'quantization_config=.* is not supported'),
-    ({'layer_types': ['chunked_attention'] * 2}, 'chunked_attention')])
-def test_a_config_that_is_not_supported(tmp_path, fields, named):
-  path = changed(copied('llama', tmp_path), **fields)
-  with pytest.raises(ValueError, match=named):
-    weights.config(path)
-
-
-def test_local_layers_without_a_period(tmp_path):
-  kinds = ['sliding_attention', 'full_attention', 'full_attention', 'sliding_attention', 'full_attention']
-  with pytest.raises(ValueError, match='has no period that ends'):
-    weights.config(changed(copied('gemma3', tmp_path), layer_types=kinds))
-
-
-def test_an_export_in_another_dtype(tmp_path):
-  config, params = weights.load(ROOT / 'llama')
-  with pytest.raises(ValueError, match="'float16'; only 'float32' and 'bfloat16'"):
-    weights.save(tmp_path, config, params, dtype='float16')
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{'fsdp': 8}, {'data': 2, 'model': 4}])
+def test_a_host_holds_little_more_than_its_shards(axes, tmp_path):
+  """All shards are this process's here; tests/benchmarks/load.py measures one of several processes."""
+  make_sparse_checkpoint.write(tmp_path, 0.1)
+  found = load_benchmark.measure(tmp_path, sharding.mesh(**axes))
+  assert found['shard_bytes'] > 100e6
+  assert 0.8 < found['ratio'] < 1.2

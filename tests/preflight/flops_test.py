@@ -10,6 +10,7 @@ import pytest
 
 from kr_jax import sharding
 from kr_jax.learning import update
+from kr_jax.model import moe
 from kr_jax.preflight import flops
 from kr_jax.preflight import resources
 from tests import tpu_test
@@ -133,6 +134,17 @@ def test_kernels_count_by_name_and_shapes():
     count(run('other'), *args)
 
 
+@pytest.mark.parametrize('times, outer', [(moe.plain_times, moe.plain_outer), (moe.kernel_times, moe.kernel_outer)])
+def test_of_a_grouped_product_each_row_counts_once(times, outer):
+  groups = lambda size_E: moe.Groups(size_E, tile=128)
+  of = lambda *shape, dtype='float32': jax.ShapeDtypeStruct(shape, dtype)
+  x, y, w, size_E = of(256, 20), of(256, 136), of(3, 20, 136), of(3, dtype='int32')
+  want = 2 * 256 * 20 * 136
+  assert count(lambda x, w, size_E: times(x, w, groups(size_E), False), x, w, size_E) == want
+  assert count(lambda y, w, size_E: times(y, w, groups(size_E), True), y, w, size_E) == want
+  assert count(lambda x, y, size_E: outer(x, y, groups(size_E)), x, y, size_E) == want
+
+
 def test_products_of_another_kind_are_an_error():
   image = jax.ShapeDtypeStruct((1, 2, 8, 8), 'float32')
   with pytest.raises(ValueError, match='conv_general_dilated are not counted'):
@@ -150,7 +162,8 @@ def of_update(policy_config=POLICY, microbatches=1, **axes):
   """FLOPs of a chip, of an update of rows of which each is one rollout."""
   config = tpu_test.UPDATE.replace(row_length=T, microbatch_rows=ROWS, prompt_sharing=1.0)
   traced, _ = tpu_test.traced_update('v5e:2x2', policy_config, config, T // 2, **axes)
-  return flops.count(traced.jaxpr.jaxpr, {update.MICROBATCHES: microbatches}) / 4
+  return flops.count(traced.jaxpr.jaxpr, {
+      update.MICROBATCHES: microbatches, moe.CHUNKS: 1 / moe.HEADROOM}) / 4
 
 
 def test_an_update_executes_what_it_uses_and_a_third_of_outputs_and_half_of_attention():
@@ -184,3 +197,14 @@ def test_a_mesh_divides_the_work_of_an_update():
   c = dataclasses.replace(POLICY, num_kv_heads=2, vocab_size=8192)  # of which each half is a kernel's
   # Half as many rows at once.
   assert of_update(c, data=2, model=2) == pytest.approx(of_update(c, fsdp=4) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize('axes', [{'fsdp': 4}, {'expert': 4}, {'fsdp': 2, 'expert': 2}], ids=str)
+def test_of_experts_the_active_ones_count(axes):
+  """Three products forward, two of them again, and six back; however experts are divided."""
+  c = dataclasses.replace(POLICY, num_experts=8, experts_per_token=2)
+  dense = dataclasses.replace(c, num_experts=0)
+  experts = 2 * ROWS * T * c.num_layers * c.experts_per_token * c.width * c.hidden_width
+  router = 2 * ROWS * T * c.num_layers * c.width * c.num_experts
+  mlp = 2 * ROWS * T * c.num_layers * c.width * c.hidden_width
+  assert of_update(c, **axes) == pytest.approx(of_update(dense, fsdp=4) - 9 * mlp + 11 * experts + 3 * router, rel=1e-6)

@@ -63,10 +63,24 @@ def phases_of(report):
   return {name: types.SimpleNamespace(**phase) for name, phase in report['phases'].items()}
 
 
+def test_few_tokens_read_few_experts():
+  """Of four experts, of which a token meets two, one token reads half, two three quarters."""
+  c = policy.Config(vocab_size=8, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_width=4, hidden_width=8,
+                    num_experts=4, experts_per_token=2)
+  mesh = sharding.mesh(preflight.devices('v5e:2x2'), model=4)
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(lambda: decode.sampling_params(c, policy.init(c, jax.random.key(0))))
+  params = preflight._at(params, sharding.of(mesh, params, ('model',)))
+  experts = 2 * 4 * 3 * 8 * 8  # bytes, of one of four, of two layers
+  of = lambda tokens, c=c: preflight._weight_bytes(c, params, tokens)
+  assert of(2) - of(1) == experts / 4 and preflight.device_bytes(params) - of(2) == experts / 4
+  assert of(1, c.replace(num_experts=0)) == preflight.device_bytes(params)
+
+
 @pytest.mark.slow
 def test_a_report_is_of_the_programs_of_a_step(report):
   assert list(report['phases']) == ['reshard', 'sample', 'update'] and report['fits']
-  assert report['chips'] == 4 and report['mesh']['learn'] == {'data': 1, 'fsdp': 4, 'model': 1}
+  assert report['chips'] == 4 and report['mesh']['learn'] == {'data': 1, 'fsdp': 4, 'expert': 1, 'model': 1}
   params, phases = weights_of(small(**TILED)), phases_of(report)
   for phase in phases.values():
     assert phase.hbm_bytes == 15.75 * 2 ** 30 and phase.fits

@@ -33,6 +33,22 @@ def test_weights_of_a_layer_by_hand():
   assert resources.layer_weights(TINY) == 2 * 32 + 2 * 16 + 3 * 20 == 156
 
 
+EXPERTS = TINY.replace(num_experts=4, experts_per_token=2)
+
+
+def test_weights_of_experts_by_hand():
+  """Four MLPs of three 4 x 5 and a router of 4 x 4, of which a token meets two, and the router."""
+  assert resources.layer_weights(EXPERTS) == 96 + 4 * 60 + 16
+  assert resources.active_weights(EXPERTS) == 96 + 2 * 60 + 16 == 232
+  assert resources.forward_flops(EXPERTS, 5) == 5 * 2 * 3 * 232 + 25 * 48 + 5 * 88
+  assert resources.active_weights(TINY) == resources.layer_weights(TINY)
+
+
+@pytest.mark.parametrize('tokens, share', [(0, 0), (1, 1 / 2), (2, 3 / 4), (1000, 1)])
+def test_experts_that_tokens_touch(tokens, share):
+  assert resources.touched_experts(EXPERTS, tokens) == pytest.approx(share)
+
+
 @pytest.mark.parametrize('own, shared, outputs, flops', [
     (5, 0, None, 5 * 936 + 25 * 48 + 5 * 88), (5, 0, 0, 5880), (5, 0, 1, 5968), (5, 0, 5, 6320),
     (5, 10, None, 5 * 936 + (225 - 100) * 48 + 5 * 88), (5, 10, 0, 10680), (5, 10, 1, 10768),
@@ -62,11 +78,11 @@ def test_a_column_is_as_large_as_that_of_a_cache(dtype, cache, size):
   assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches)) == B * P * size
 
 
-@pytest.mark.parametrize('c', [TINY, WIDE], ids=['tiny', 'wide'])
+@pytest.mark.parametrize('c', [TINY, WIDE, EXPERTS], ids=['tiny', 'wide', 'experts'])
 def test_weights_are_the_parameters_of_matrices(c):
   layers = abstract_params(c)['layers']
   sizes = {name: x.size for name, x in layers.items() if 'norm' not in name and 'bias' not in name}
-  assert len(sizes) == 7 and sum(sizes.values()) == c.num_layers * resources.layer_weights(c)
+  assert len(sizes) == 7 + bool(c.num_experts) and sum(sizes.values()) == c.num_layers * resources.layer_weights(c)
 
 
 @pytest.mark.parametrize('c', [TINY, WIDE], ids=['tiny', 'wide'])

@@ -83,6 +83,21 @@ def test_comes_back_on_the_devices_of_the_arguments(tmp_path):
     assert state.params['layers']['w_LDF'].sharding == asked
 
 
+def test_parameters_alone(tmp_path):
+  """Without the optimiser, on whatever devices."""
+  other = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+  shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=other), tree)
+  state, stats = run(0)
+  with checkpoint.Checkpoints(str(tmp_path / 'checkpoints')) as checkpoints:
+    checkpoints.save(7, state, stats)
+  with checkpoint.Checkpoints(str(tmp_path / 'checkpoints')) as checkpoints:
+    step, params = checkpoints.params(shapes(state.params))
+    assert step == 7 and params['odd'].devices() == {jax.devices()[3]}
+    same(params, state.params)
+    with pytest.raises(ValueError, match='holds other parameters than the config asks for'):
+      checkpoints.params(shapes(state.params | {'others': jnp.zeros(3)}))
+
+
 def test_latest_and_keep(tmp_path):
   with checkpoint.Checkpoints(str(tmp_path), keep=2) as checkpoints:
     assert checkpoints.latest() is None

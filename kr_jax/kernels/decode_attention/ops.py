@@ -174,9 +174,9 @@ def decode_attention(q_SNH: jax.Array, prefix: Sequence, own: Sequence[Sequence]
                      length_S: jax.Array, *, layer: int | jax.Array | None = None) -> jax.Array:
   """softmax(q k / sqrt(H)) v over a slot's prompt and its completion, computed in float32.
 
-  Query head n reads key/value head n // (N // K). Under a mesh with the axes 'data', 'fsdp' and 'model'
-  (jax.set_mesh) slots are split over the first two axes and heads over the last, wherever the arguments are. The
-  prefix is whole on each shard of slots. Inside a jax.shard_map over some of the three axes, which needs
+  Query head n reads key/value head n // (N // K). Under a mesh with the axes of chip.AXES
+  (jax.set_mesh) slots are split over 'data', 'fsdp' and 'expert' and heads over 'model', wherever the arguments are.
+  The prefix is whole on each shard of slots. Inside a jax.shard_map over some of these axes, which needs
   check_vma=False, slots and heads are split over the other axes.
 
   Keys and values are (k, v) in bfloat16 or float32, or (k, v, k_scale, v_scale) with k and v in int8. The scales

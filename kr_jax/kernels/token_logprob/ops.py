@@ -232,10 +232,10 @@ def token_logprob(hidden_TD: jax.Array, output_DV: jax.Array, target_T: jax.Arra
                   temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
   """Log-probability of each target, and entropy, of softmax(hidden @ output / temperature).
 
-  Both have gradients, to hidden and output in their own dtype. Under a mesh with the axes 'data', 'fsdp' and
-  'model' (jax.set_mesh) tokens are split over the first two axes and the vocabulary over the last, wherever the
-  arguments are. Inside a jax.shard_map over 'data' or 'fsdp' they are split over the other axes, and the gradient
-  to the output is the one of the shard's own tokens.
+  Both have gradients, to hidden and output in their own dtype. Under a mesh with the axes of chip.AXES
+  (jax.set_mesh) tokens are split over 'data', 'fsdp' and 'expert' and the vocabulary over 'model', wherever the
+  arguments are. Inside a jax.shard_map over some of the first three they are split over the other axes, and the
+  gradient to the output is the one of the shard's own tokens.
 
   Args:
     hidden_TD: bfloat16 or float32, the state that each token is predicted from.

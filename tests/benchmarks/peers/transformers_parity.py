@@ -2,9 +2,10 @@
 
     PYTHON transformers_parity.py REQUEST.json ANSWER.npz
 
-REQUEST: {'models': {name: {'path', 'file': of a GGUF file in it or null, 'tokens': rows, 'greedy': most}},
-'gguf', 'texts'}. ANSWER: NAME/logits/ROW and NAME/greedy/ROW of each row of tokens, NAME/texts the tokens
-of the texts, and 'slow' those by the rule of SmolLM2, with -1 after each text.
+REQUEST: {'models': {name: {'path', 'file': of a GGUF file in it or null, 'tokens': rows, 'prompts': rows, 'greedy':
+tokens after each prompt, 'texts'}}, 'gguf', 'texts'}. ANSWER: NAME/logits/ROW of each row of tokens, NAME/greedy/ROW of
+each prompt, NAME/texts the tokens of its texts, and 'slow' those of the texts by the rule of SmolLM2, with -1 after
+each text.
 """
 
 import json
@@ -60,17 +61,18 @@ def main() -> None:
     of_file = {'gguf_file': model['file']} if model['file'] else {}
     made = transformers.AutoModelForCausalLM.from_pretrained(
         model['path'], dtype=torch.float32, **of_file).eval()
-    for i, row in enumerate(model['tokens']):
-      with torch.no_grad():
+    with torch.no_grad():
+      for i, row in enumerate(model['tokens']):
         found[f'{name}/logits/{i}'] = made(torch.tensor([row])).logits[0].float().numpy()
-        if model['greedy']:
-          written = made.generate(torch.tensor([row]), attention_mask=torch.ones(1, len(row)).long(),
-                                  max_new_tokens=model['greedy'], do_sample=False)
-          found[f'{name}/greedy/{i}'] = written[0, len(row):].numpy()
-    if not model['file']:
+      if not model['file']:
+        made.generation_config.eos_token_id = None  # no random token ends a text
+      for i, row in enumerate(model['prompts']):
+        written = made.generate(torch.tensor([row]), attention_mask=torch.ones(1, len(row)).long(),
+                                max_new_tokens=model['greedy'], do_sample=False)
+        found[f'{name}/greedy/{i}'] = written[0, len(row):].numpy()
+    if model['texts'] and not model['file']:
       tokenizer = transformers.AutoTokenizer.from_pretrained(model['path'])
-      found[f'{name}/texts'] = joined(tokenizer.encode(text, add_special_tokens=False)
-                                      for text in request['texts'])
+      found[f'{name}/texts'] = joined(tokenizer.encode(text, add_special_tokens=False) for text in model['texts'])
   found['slow'] = joined(map(Slow(request['gguf']), request['texts']))
   np.savez(sys.argv[2], **found)
 
