@@ -6,8 +6,8 @@
 and the files of kr_jax/datasets/README.md's table in data/. Rule and loss are the paper's (configs/presets.py);
 `--config.alloc.estimate=posterior` is this project's rule.
 
-Prompts of 2048 tokens and completions of 4096 are the paper's, of a checkpoint that was made to read 4096 tokens in all:
-a run warns of it, and completions that reach positions beyond them are likely to be bad. `--config.policy.yarn=2`
+Prompts of 2048 tokens and completions of 4096 are the paper's, of a checkpoint that was made to read 4096 tokens in
+all: a run warns of it, and completions that reach positions beyond them are likely to be bad. `--config.policy.yarn=2`
 stretches the checkpoint's context, `--config.sample.completion_length=2048` stays within it; neither is the paper's.
 
 Hardware: v5p:2x2x4 (16 chips) or v5e:8x8 (64).

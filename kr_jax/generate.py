@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import os
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -12,6 +13,7 @@ from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax.model import decode
+from kr_jax.model import families
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
 
@@ -39,7 +41,11 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
       slots=64, refill=1, prefill=8, prompt_length=-(-max(map(len, tokens)) // 64) * 64,
       completion_length=max_tokens, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, cache='',
       stop_strings=(), stop_ids=tokenizer.stop_ids)
-  policy_config, params = weights.load(path, dtype=dtype, length=max(map(len, tokens)) + max_tokens)
+  longest = max(map(len, tokens)) + max_tokens
+  policy_config, params = weights.load(path, dtype=dtype, length=longest)
+  if 0 < (context := families.longest(policy_config)) < longest:
+    logging.warning('%d tokens of a prompt and of max_tokens are more than the %d that %s was made to read '
+                    '(max_position_embeddings): what it writes beyond them is likely to be bad', longest, context, path)
   tasks = [types.Task(id=prompt, index=i, prompt=prompt, answer='', difficulty=0, solution='', tokens=t)
            for i, (prompt, t) in enumerate(zip(prompts, tokens))]
   rollouts = sample.rollouts(

@@ -143,15 +143,16 @@ def _warn_of_context(config: knobs.Config, found: policy.Config) -> None:
   context, longest = families.longest(found), _longest(config)
   if not context or longest <= context or not processes.is_first():
     return
-  offer = '' if found.rope_scaling else (
-      f', or set policy.yarn={math.ceil(longest / context)}, which stretches its context and changes how it reads '
-      'shorter sequences a little')
+  offer = ''
+  if config.policy.yarn or not found.rope_scaling and found.family != 'phi3':
+    offer = (f', or set policy.yarn={math.ceil(longest / found.context)}, which stretches its context and changes how '
+             'it reads shorter sequences a little')
   logging.warning(
       'sample.prompt_length=%d and sample.completion_length=%d make sequences of up to %d tokens, and %s was made to '
       'read %d (max_position_embeddings): later tokens have positions that it was not trained on, and completions that '
-      'reach them are likely to be bad. Set sample.completion_length=%d or less%s.',
-      config.sample.prompt_length, config.sample.completion_length, longest, config.policy.checkpoint, context,
-      max(context - config.sample.prompt_length, 1), offer)
+      'reach them are likely to be bad. Set both so that their sum is at most %d%s.',
+      config.sample.prompt_length, config.sample.completion_length, longest, config.policy.checkpoint, context, context,
+      offer)
 
 
 def _datasets(c: knobs.Tasks) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:

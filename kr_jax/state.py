@@ -33,6 +33,10 @@ from kr_jax.record import checkpoint
 
 # Streams of random keys.
 INIT, ROLLOUTS, EVALUATE, NOISE = range(4)
+# Knobs that say which policy a run trains; those of them that say how it is computed may change.
+_OF_POLICY = ('policy', 'seed', 'tasks.dataset', 'tasks.mixture', 'tasks.test', 'warm_start.num_steps',
+              'sample.prompt_length', 'sample.completion_length')
+_OF_COMPUTATION = ('policy.dtype', 'policy.remat')
 
 
 def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
@@ -152,9 +156,12 @@ def export_checkpoint(setup: Setup, workdir: str, directory: str, *, dtype: str 
     setup: as prepare.without_tasks makes it. The devices of this process are taken as they are, whichever the run had.
     dtype: as export.save takes it.
 
-  Raises ValueError where there is no checkpoint, or the policy is of no published family.
+  Raises ValueError where there is no checkpoint, the config is not the run's, or the policy is of no published family.
   """
-  _check_revision(setup, workdir)
+  if changed := checkpoint.changes(
+      workdir, knobs.as_dict(setup.config), of=_OF_POLICY, may_change=_OF_COMPUTATION):
+    raise ValueError(f'the run in {workdir} trained another policy: {"; ".join(changed)}; set these knobs back (where '
+                     f'a checkpoint has moved, correct its path in {os.path.join(workdir, "config.json")})')
   c, source = setup.trained, setup.config.policy.checkpoint
   families.published(setup.policy)  # refused before anything is read
   mesh = sharding.mesh(fsdp=jax.device_count()) if jax.device_count() > 1 else None

@@ -29,6 +29,7 @@ from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.learning import noise
 from kr_jax.learning import update
+from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
 from kr_jax.record import steps
@@ -41,8 +42,12 @@ MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 
 
 
 def claim(setup: Setup, workdir: str) -> None:
-  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, and
-  RuntimeError where the processes of a run have other configs or data."""
+  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, or a new run
+  would begin with a checkpoint that cannot be read, and RuntimeError where the processes of a run have other configs
+  or data."""
+  source = setup.config.policy.checkpoint
+  if source and checkpoint.recorded(workdir, 'seed') is None:
+    weights.check(source, setup.policy)
   config = knobs.as_dict(setup.config)
   # Statistics are kept by row: the rows must be the tasks that they were.
   ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()

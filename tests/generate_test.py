@@ -1,6 +1,8 @@
 """Texts of a checkpoint, against a loop over its logits."""
 
+import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -45,3 +47,16 @@ def test_sampled_texts_follow_the_seed():
 def test_bad_arguments(options, named):
   with pytest.raises(ValueError, match=named):
     generate.texts(PATH, **{'prompts': ['a'], **options})
+
+
+@pytest.mark.slow
+def test_more_tokens_than_the_checkpoint_reads(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(generate.logging, 'warning', lambda text, *args: said.append(text % args))
+  shutil.copytree(PATH, tmp_path / 'model')
+  path = tmp_path / 'model' / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'max_position_embeddings': 8}))
+  generate.texts(path.parent, ['x'], max_tokens=7, chat=False)
+  assert not said
+  generate.texts(path.parent, ['x'], max_tokens=8, chat=False)
+  assert said[0].startswith('9 tokens of a prompt and of max_tokens are more than the 8 that')

@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+import shutil
 
 import pytest
 
@@ -134,16 +135,18 @@ def test_sequences_beyond_the_context_of_a_checkpoint(monkeypatch):
     said.clear()
     return prepare.prepare(debug_config(
         '', policy__checkpoint=str(CHECKPOINTS / name), warm_start__num_steps=0, sample__prompt_length=64,
-        sample__completion_length=completion_length, pack__row_length=1024, **changed)).policy
+        sample__completion_length=completion_length, pack__row_length=1088, **changed)).policy
 
   assert of('llama', 448).rope_scaling is None and not said
   of('llama', 449)
   assert 'make sequences of up to 513 tokens, and' in said[0]
-  assert 'was made to read 512' in said[0] and 'completion_length=448 or less, or set policy.yarn=2,' in said[0]
+  assert 'was made to read 512' in said[0] and 'sum is at most 512, or set policy.yarn=2,' in said[0]
   of('llama3', 449)  # which scales its rotations already
   assert said and 'yarn' not in said[0]
   stretched = of('llama', 449, policy__yarn=2.0).rope_scaling
   assert not said and (stretched.kind, stretched.factor, stretched.context) == ('yarn', 2.0, 512.0)
+  of('llama', 961, policy__yarn=2.0)
+  assert 'was made to read 1024' in said[0] and 'sum is at most 1024, or set policy.yarn=3,' in said[0]
   with pytest.raises(ValueError, match="policy.yarn=2: the checkpoint scales its rotations itself, by 'llama3'"):
     of('llama3', 449, policy__yarn=2.0)
 
@@ -174,3 +177,21 @@ def test_a_run_begins_and_goes_on_with_one_commit_of_the_hub(tmp_path, monkeypat
     with pytest.raises(ValueError, match=f"began with hf:org/model@{first}, .* set policy.checkpoint='hf:org/mo"):
       state.start(other, workdir, None)
     assert prepared(f'hf:org/model@{first}').config == setup.config
+
+
+def test_a_new_run_begins_with_a_checkpoint_that_can_be_read(tmp_path, data_dir):
+  """Or leaves no workdir. A run that goes on needs the tensors of the checkpoint no more."""
+  source = tmp_path / 'source'
+  shutil.copytree(CHECKPOINTS / 'llama', source)
+  tensors = (source / 'model.safetensors').rename(tmp_path / 'tensors')
+  setup = prepare.prepare(debug_config(
+      data_dir, policy__checkpoint=str(source), warm_start__num_steps=0, sample__prompt_length=64,
+      pack__row_length=128))
+  workdir = str(tmp_path / 'run')
+  with pytest.raises(ValueError, match=r"source lacks \['model.safetensors'\]"):
+    train.claim(setup, workdir)
+  assert not (tmp_path / 'run').exists()
+  shutil.copy(tensors, source / 'model.safetensors')
+  train.claim(setup, workdir)
+  (source / 'model.safetensors').unlink()
+  train.claim(setup, workdir)

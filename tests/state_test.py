@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kr_jax import evaluate
+from kr_jax import knobs
 from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
@@ -70,6 +71,16 @@ def test_an_export_needs_no_data_and_no_devices_of_the_run(finished, data_dir, t
   jax.tree.map(np.testing.assert_array_equal, params, rounded)
   text = '12+34'
   assert tokenizer.Subwords(tmp_path / 'export', chat=False).encode(text) == setup.tokenizer.encode(text)
+
+
+def test_an_export_of_another_config_than_the_run_had(tmp_path):
+  """It would scale the adapters otherwise, or write the config and the tokenizer of another checkpoint."""
+  setup = prepare.without_tasks(debug_config('/nowhere', policy__lora_rank=2, warm_start__num_steps=0))
+  checkpoint.claim(str(tmp_path), knobs.as_dict(setup.config), may_change=())
+  other = setup._replace(config=setup.config.replace(
+      num_steps=9, policy=setup.config.policy.replace(lora_alpha=99.0, dtype='bfloat16')))
+  with pytest.raises(ValueError, match='trained another policy: policy.lora_alpha was 16.0, is 99.0; set these knobs'):
+    state.export_checkpoint(other, str(tmp_path), str(tmp_path / 'export'))
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Scaling(NamedTuple):
   attention_factor: float = 1.0  # cosines and sines are multiplied by it
   truncate: bool = True  # yarn: whether the bounds are whole pairs
   divisors: tuple[float, ...] = ()  # longrope: of each pair
-  long_divisors: tuple[float, ...] = ()  # longrope: the divisors of sequences beyond the context, which are not in force
+  long_divisors: tuple[float, ...] = ()  # longrope: those of sequences beyond the context, which are not in force
 
 
 def frequencies(theta: float, rope_width: int, scaling: Scaling | None = None) -> np.ndarray:

@@ -45,7 +45,8 @@ def choose(stored: Any) -> str | None:
   except (TypeError, KeyError, ValueError):
     named = {}
   if not named or not all(isinstance(x, str) for pair in named.items() for x in pair):
-    raise ValueError(f'chat_template is neither a text nor texts by name: {str(stored)[:99]}')
+    raise ValueError(f'chat_template is neither a text nor texts by name: {str(stored)[:99]}; correct it in '
+                     'tokenizer_config.json, or set tasks.chat=False')
   if 'default' not in named and len(named) > 1:
     raise ValueError(f'there are the chat templates {sorted(named)}, and none of them is named default; name one of '
                      'them so in tokenizer_config.json, or set tasks.chat=False')

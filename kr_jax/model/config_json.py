@@ -15,6 +15,7 @@ from kr_jax.model import attention
 
 _BY_KIND = ('full_attention', 'sliding_attention')  # kinds of layers with rotations of their own
 _ORIGINAL = 'original_max_position_embeddings'
+_MOST, _MOST_WHOLE = 1e300, 2 ** 31  # what a float holds, and an axis of an array
 
 
 class Reader:
@@ -29,7 +30,9 @@ class Reader:
     kind = (int, float) if at_least is None else int
     if isinstance(value, bool) or not isinstance(value, kind):
       self.wrong.append(f'{name} is {value!r}, not a {"whole number" if kind is int else "number"}')
-    elif not 0 < value < math.inf if at_least is None else value < at_least:
+    elif value >= (most := _MOST if at_least is None else _MOST_WHOLE):
+      self.wrong.append(f'{name} is {value!r}, not below {most}')
+    elif not value > 0 if at_least is None else value < at_least:
       self.wrong.append(f'{name} is {value!r}, not {"above 0" if at_least is None else f"at least {at_least}"}')
     else:
       return value
@@ -53,7 +56,7 @@ class Reader:
   def divisors(self, name: str, of: Mapping[str, Any], pairs: int) -> tuple[float, ...]:
     """A list of numbers above 0, one of each pair that rotates."""
     value = of.get(name)
-    is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
+    is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < _MOST
     if not isinstance(value, list) or len(value) != pairs or not all(map(is_number, value)):
       held = f'{len(value)} values' if isinstance(value, list) else repr(value)
       self.wrong.append(f'{name} holds {held}, not {pairs} numbers above 0, one of each pair that rotates')
@@ -109,15 +112,19 @@ def _by_kind(read: Reader) -> tuple[dict[str, Any], dict[str, Any]]:
   if both and not any(kind in both for kind in _BY_KIND):
     read.wrong.append(f'rope_parameters={both} must hold an object for each of {_BY_KIND}')
   full, local = (read.mapping(kind, both) for kind in _BY_KIND)
+  scaling = read.mapping('rope_scaling')
+  if not both and 'rope_type' not in scaling and scaling.get('type', 'default') != 'default':
+    read.wrong.append(f'rope_scaling={scaling} of {read.of["model_type"]!r} names its type as "type", which '
+                      'transformers 5 does not read here and 4 does; name it "rope_type", or set rope_scaling to null')
   # As in transformers 5, which looks for `truncate` beside the kinds.
-  full |= read.mapping('rope_scaling') | {'truncate': both.get('truncate', True)}
+  full |= scaling | {'truncate': both.get('truncate', True)}
   if _kind(local) != 'default':
     read.wrong.append(f'rotations of local layers that are scaled, by {_kind(local)!r}, are not supported')
   return full, {'rope_theta': read.of['rope_local_base_freq']} | local
 
 
 def _kind(scaling: Mapping[str, Any]) -> Any:
-  return scaling.get('rope_type', scaling.get('type')) or 'default'
+  return scaling.get('rope_type', scaling.get('type', 'default'))
 
 
 def _scaling(read: Reader, kind: Any, full: Mapping[str, Any], context: int, pairs: int, *, may_stand_beside: bool
@@ -137,6 +144,7 @@ def _scaling(read: Reader, kind: Any, full: Mapping[str, Any], context: int, pai
   def number(name: str, usual: float | None = None) -> float:
     return usual if usual is not None and full.get(name) is None else float(read.number(name, full))
 
+  bound = lambda name, usual: usual if full.get(name) == 0 else number(name, usual)  # as in transformers
   if kind == 'linear':
     return attention.Scaling(kind, number('factor'))
   beside = read.of.get(_ORIGINAL) if may_stand_beside else None
@@ -155,7 +163,7 @@ def _scaling(read: Reader, kind: Any, full: Mapping[str, Any], context: int, pai
     if full.get('mscale') and full.get('mscale_all_dim'):
       usual = _yarn_attention(factor, number('mscale')) / _yarn_attention(factor, number('mscale_all_dim'))
     return attention.Scaling(
-        kind, factor, number('beta_slow', 1.0), number('beta_fast', 32.0), original,
+        kind, factor, bound('beta_slow', 1.0), bound('beta_fast', 32.0), original,
         number('attention_factor', usual), read.flag('truncate', {'truncate': True} | full))
   return attention.Scaling(
       kind, context=original, attention_factor=number('attention_factor', _longrope_attention(factor, original)),

@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 import ml_dtypes
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from kr_jax import processes
@@ -32,7 +33,8 @@ _FILE_BYTES = 4_000_000_000  # a new file is begun after about so many
 # Fields of a source's config.json that are other forms of fields that a policy has, or code beside it.
 _DROPPED = ('rope_parameters', 'rope_scaling', 'rope_local_base_freq', 'partial_rotary_factor',
             'original_max_position_embeddings', 'sliding_window_pattern', '_sliding_window_pattern',
-            'max_window_layers', 'no_rope_layer_interval', 'num_local_experts', 'auto_map')
+            'max_window_layers', 'no_rope_layer_interval', 'num_local_experts', 'auto_map', '_name_or_path',
+            'attn_implementation', '_attn_implementation')
 
 
 class _Piece(NamedTuple):
@@ -70,17 +72,18 @@ def save(directory: str | os.PathLike, config: policy.Config, params: Any, *,
   files = None if source is None else pretrained.read(source)
   of_json, dtype = _config(config, files, dtype)
   tensors = _tensors(config, params)
-  if processes.is_first():
-    partial = target.with_name(f'.{target.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-  else:
-    partial = None
+  partial = target.with_name(f'.{target.name}.partial') if processes.is_first() else None
   try:
+    if partial:
+      shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+      partial.mkdir(parents=True)
     _save_tensors(partial, tensors, np.dtype(DTYPES[dtype]))
     if partial:
       _save_text(partial, of_json, files, tokenizer)
       _move(partial, target)
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ValueError(
+        f'{target} cannot be written: {error}; name a directory that can be, on a disk with room') from error
   finally:
     if partial:
       shutil.rmtree(partial, ignore_errors=True)
@@ -99,19 +102,20 @@ def _target(directory: str | os.PathLike, source: str | os.PathLike | None) -> p
   if target.exists() and (held := sorted(os.listdir(target))) and _MARK not in held:
     raise ValueError(f'{target} holds {held[:9]}, which no export wrote: an export replaces none but its own files; '
                      'name a new directory, or empty this one')
+  _listed(target)
   return target
 
 
 def _config(config: policy.Config, files: Any, dtype: str) -> tuple[dict[str, Any], str]:
-  """config.json, and the dtype of the tensors."""
+  """config.json, and the dtype of the tensors: of the source's config, or else of its tensors."""
   published = families.published(config)
   of_source = {} if files is None else files.config
   if isinstance(tower := of_source.get('text_config'), dict):
     of_whole = {name: x for name, x in of_source.items() if name.endswith(('_token_id', 'dtype'))}
     of_source = of_whole | tower | {'model_type': published['model_type']}
   if not dtype:
-    found = of_source.get('dtype') or of_source.get('torch_dtype')
-    dtype = found if found in DTYPES else 'float32'
+    found = str(of_source.get('dtype') or of_source.get('torch_dtype'))
+    dtype = found if found in DTYPES else _usual_dtype(files)
   if dtype not in DTYPES:
     raise ValueError(f'export in dtype {dtype!r}, which is not one of {sorted(DTYPES)}')
   if of_source.get('model_type') != published['model_type']:
@@ -120,6 +124,17 @@ def _config(config: policy.Config, files: Any, dtype: str) -> tuple[dict[str, An
   if not kept:  # the ids that are usual in the family are of its own vocabulary
     kept = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
   return kept | published | {'dtype': dtype, 'torch_dtype': dtype}, dtype  # transformers 5 and 4
+
+
+def _usual_dtype(files: Any) -> str:
+  """The dtype of most tensors of a directory; 'float32' where they are of another one, or not there."""
+  if not isinstance(files, pretrained.Directory):
+    return 'float32'
+  try:
+    held = list(files.dtypes.values())
+  except ValueError:
+    return 'float32'
+  return {'BF16': 'bfloat16', 'F16': 'float16'}.get(max(held, key=held.count, default=''), 'float32')
 
 
 def _tensors(config: policy.Config, params: Any) -> dict[str, list[_Piece]]:
@@ -197,13 +212,24 @@ def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   path.write_text(json.dumps(content, indent=2), encoding='utf-8')
 
 
+def _listed(directory: pathlib.Path) -> list[str]:
+  """The files of an older export. Raises ValueError where its list is broken."""
+  try:
+    found = json.loads((directory / _MARK).read_text(encoding='utf-8'))['files']
+  except FileNotFoundError:
+    return []
+  except (ValueError, KeyError, TypeError):
+    found = None
+  if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    raise ValueError(f'{directory / _MARK} is not the list of files that an export wrote; name a new directory, or '
+                     'empty this one')
+  return found
+
+
 def _move(partial: pathlib.Path, target: pathlib.Path) -> None:
   """Moves the files of an export to their directory, where those of an older export are removed."""
   target.mkdir(exist_ok=True)
-  try:
-    old = json.loads((target / _MARK).read_text(encoding='utf-8'))['files']
-  except FileNotFoundError:
-    old = []
+  old = _listed(target)
   # Without config.json a directory is no checkpoint; the list stays, so that a later export may go on here.
   in_order = lambda names: sorted(set(names), key=lambda name: (name == 'config.json', name != _MARK))
   for name in reversed(in_order(old)):

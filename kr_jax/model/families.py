@@ -123,10 +123,11 @@ _FAMILIES = {
 _TOWERS = {'gemma3': 'gemma3_text'}  # multimodal models, and the family of their text towers
 _ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
 _KINDS = {'full_attention': False, 'attention': False, 'sliding_attention': True}  # of layers: whether they are local
-# Fields that change the computation, with the values beside null that are supported.
+# Fields that change the computation or what is read, with the values beside null that are supported.
 _ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_bidirectional_attention': (False,),
          'rope_interleaved': (False,), 'use_mrope': (False,), 'attn_logit_softcapping': (),
-         'final_logit_softcapping': (), 'mlp_only_layers': ([],), 'decoder_sparse_step': (1,), 'per_layer_config': ()}
+         'final_logit_softcapping': (), 'mlp_only_layers': ([],), 'decoder_sparse_step': (1,), 'per_layer_config': (),
+         'transformers_weights': ('model.safetensors',)}
 
 
 def fields(published: Mapping[str, Any], path: str | os.PathLike, length: int = 0) -> dict[str, Any]:
@@ -261,7 +262,8 @@ def _no_rope_layers(read: config_json.Reader, layers: int) -> tuple[bool, ...]:
 def stretched(config: policy.Config, factor: float) -> policy.Config:
   """The policy with its checkpoint's context times `factor`, by yarn.
 
-  Raises ValueError where the context is not known, or the checkpoint scales its rotations itself.
+  Raises ValueError where the context is not known, the checkpoint scales its rotations itself, or its family is not
+  published with yarn.
   """
   if config.rope_scaling:
     raise ValueError(f'policy.yarn={factor:g}: the checkpoint scales its rotations itself, by '
@@ -269,6 +271,8 @@ def stretched(config: policy.Config, factor: float) -> policy.Config:
   if not config.context:
     raise ValueError(f'policy.yarn={factor:g} stretches the context of a checkpoint, and there is none; '
                      'set policy.yarn=0')
+  if config.family == 'phi3':
+    raise ValueError(f"policy.yarn={factor:g}: models of 'phi3' are not published with yarn; set policy.yarn=0")
   return config.replace(rope_scaling=config_json.yarn(factor, config.context))
 
 

@@ -101,14 +101,17 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
       of_part, found = _read_one(part)
       if (of_part.get('split.no'), of_part.get('split.count')) != (k, count):
         raise ValueError(f'{part} says that it is part {of_part.get("split.no")} (from 0) of '
-                         f'{of_part.get("split.count")}, not part {k} of {count}: it belongs to another file')
+                         f'{of_part.get("split.count")}, not part {k} of {count}: it belongs to another file; fetch '
+                         'all parts again')
       if both := tensors.keys() & found:
-        raise ValueError(f'{part} holds tensors that an earlier part holds too: {sorted(both)[:3]}')
+        raise ValueError(f'{part} holds tensors that an earlier part holds too: {sorted(both)[:3]}; fetch all '
+                         'parts again')
       tensors |= found
       if k == 0:
         fields = of_part  # the others have none beside those of the split
     if (wanted := fields.get('split.tensors.count', len(tensors))) != len(tensors):
-      raise ValueError(f'the {count} parts of {path} hold {len(tensors)} tensors, not {wanted} as they say')
+      raise ValueError(f'the {count} parts of {path} hold {len(tensors)} tensors, not {wanted} as they say; '
+                       'fetch all parts again')
   if unread := {name: tensor.kind.name for name, tensor in tensors.items() if not _is_read(tensor.kind)}:
     raise ValueError(f'{path}: tensors of the types {sorted(set(unread.values()))} are not read, such as '
                      f'{min(unread)}; take another quantisation of this model, or its safetensors')

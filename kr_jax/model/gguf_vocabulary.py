@@ -14,6 +14,7 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
+_AGAIN = 'convert the model again with a newer llama.cpp'  # at the end of errors
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # token types
 _SPACE = '\u2581'  # a blank of sentencepiece
 
@@ -77,8 +78,8 @@ _ENDS = frozenset((
 # Control tokens of the Phi family take the blanks around them (Phi-4) or after them (others), but these do not. No
 # file says so.
 _NO_STRIPS = frozenset(('<s>', '<|endoftext|>', '<|endofprompt|>'))
-# Ids where a file does not say them.
-_DEFAULTS = {'llama': {'bos': 1, 'eos': 2, 'unknown': 0}, 'gpt2': {}}
+# Texts of tokens whose ids a file may leave out.
+_UNTOLD = {'llama': {'bos': ('<bos>', '<s>'), 'eos': ('<eos>', '</s>'), 'unknown': ('<unk>',)}, 'gpt2': {}}
 
 
 class Vocabulary(NamedTuple):
@@ -112,50 +113,49 @@ def read(path: pathlib.Path, architecture: str, fields: Mapping[str, Any]) -> Vo
   or where the rule of words is not known.
   """
   model = fields.get('tokenizer.ggml.model')
-  if model not in tuple(_DEFAULTS):  # it may be a list, which no dict looks up
-    raise ValueError(f'{path}: tokenizer.ggml.model={model!r} is not one of {sorted(_DEFAULTS)}; take the safetensors '
+  if model not in tuple(_UNTOLD):  # it may be a list, which no dict looks up
+    raise ValueError(f'{path}: tokenizer.ggml.model={model!r} is not one of {sorted(_UNTOLD)}; take the safetensors '
                      'of this model, with its tokenizer.json')
   tokens, kinds = _list(path, fields, 'tokens', str), _list(path, fields, 'token_type', int)
   if len(tokens) != len(kinds):
-    raise ValueError(f'{path}: tokenizer.ggml.token_type has {len(kinds)} elements for {len(tokens)} tokens')
+    raise ValueError(f'{path}: tokenizer.ggml.token_type has {len(kinds)} elements for {len(tokens)} tokens; {_AGAIN}')
   kinds = [_CONTROL if token in _ENDS else kind for token, kind in zip(tokens, kinds)]
   if model == 'llama':  # llama.cpp's converter writes blanks into tokens of blanks alone (Gemma)
     tokens = [token.replace(' ', _SPACE) if kind == _USER_DEFINED and not token.strip(' ') else token
               for token, kind in zip(tokens, kinds)]
   _one_of_each(path, tokens, kinds)
-  special = _special(path, fields, len(tokens), _DEFAULTS[model])
+  special = _special(path, fields, tokens, _UNTOLD[model])
   rule = _rule(path, architecture, fields, tokens) if model == 'gpt2' else None
+  merges = _merges(path, fields, tokens) if rule else _merges_of_scores(path, fields, tokens, kinds)
+  template = _template(path, fields)
+  kinds = _corrected(tokens, kinds, merges, str(template))
   add_bos = _switch(path, fields, 'add_bos_token', rule.add_bos if rule else True)
   if add_bos and 'bos' not in special:
-    raise ValueError(f'{path}: texts begin with BOS, but the field tokenizer.ggml.bos_token_id is missing')
+    raise ValueError(f'{path}: texts begin with BOS, but the field tokenizer.ggml.bos_token_id is missing; {_AGAIN}')
   ends = {special[name] for name in ('eos', 'eot', 'eom') if name in special}
   ends |= {i for i, token in enumerate(tokens) if token in _ENDS}
   add_blank = _switch(path, fields, 'add_space_prefix', rule is None and architecture != 'gemma3')
   strips = {token for token, kind in zip(tokens, kinds) if kind in (_CONTROL, _USER_DEFINED)} - _NO_STRIPS
   return Vocabulary(
-      tuple(tokens), tuple(kinds), rule,
-      _merges(path, fields, tokens) if rule else _merges_of_scores(path, fields, tokens, kinds),
-      special, tuple(sorted(ends)), add_bos, add_blank, frozenset(strips if architecture == 'phi3' else ()),
-      rule == _RULES['dbrx'], _template(path, fields))
+      tuple(tokens), tuple(kinds), rule, merges, special, tuple(sorted(ends)), add_bos, add_blank,
+      frozenset(strips if architecture == 'phi3' else ()), rule == _RULES['dbrx'], template)
 
 
 def _list(path: pathlib.Path, fields: Mapping[str, Any], name: str, kind: type) -> list[Any]:
   found = fields.get(f'tokenizer.ggml.{name}')
   if found is None:
-    raise ValueError(f'{path} lacks the field tokenizer.ggml.{name}, so its tokenizer cannot be read; convert the '
-                     'model again with a newer llama.cpp')
+    raise ValueError(f'{path} lacks the field tokenizer.ggml.{name}, so its tokenizer cannot be read; {_AGAIN}')
   is_list = isinstance(found, list) and found
   wrong = next((x for x in found if not isinstance(x, kind)), None) if is_list else found
   if wrong is not None:
-    raise ValueError(f'{path}: tokenizer.ggml.{name} holds {wrong!r}; it is to be a list of {kind.__name__}s')
+    raise ValueError(f'{path}: tokenizer.ggml.{name} holds {wrong!r}; it is to be a list of {kind.__name__}s; {_AGAIN}')
   return found
 
 
 def _switch(path: pathlib.Path, fields: Mapping[str, Any], name: str, default: bool) -> bool:
   found = fields.get(f'tokenizer.ggml.{name}', default)
   if not isinstance(found, bool):
-    raise ValueError(f'{path}: tokenizer.ggml.{name}={found!r} is not true or false; convert the model again with '
-                     'llama.cpp')
+    raise ValueError(f'{path}: tokenizer.ggml.{name}={found!r} is not true or false; {_AGAIN}')
   return found
 
 
@@ -164,17 +164,29 @@ def _one_of_each(path: pathlib.Path, tokens: list[str], kinds: list[int]) -> Non
   first = {}
   for i, (token, kind) in enumerate(zip(tokens, kinds)):
     if token and kind != _UNUSED and first.setdefault(token, i) != i:
-      raise ValueError(f'{path}: tokenizer.ggml.tokens holds {token!r} twice, as {first[token]} and {i}')
+      raise ValueError(f'{path}: tokenizer.ggml.tokens holds {token!r} twice, as {first[token]} and {i}; {_AGAIN}')
 
 
-def _special(path: pathlib.Path, fields: Mapping[str, Any], count: int, defaults: Mapping[str, int]) -> dict[str, int]:
+def _corrected(tokens: list[str], kinds: list[int], merges: list[tuple[str, str]], template: str) -> list[int]:
+  """Kinds of tokens, where some converters take control tokens for normal ones: those in brackets that the chat
+  template writes and no merge makes, so that a text would never be read as them.
+  """
+  made = {''.join(pair) for pair in merges}
+  return [_CONTROL if kind == _NORMAL and token[:1] + token[-1:] in ('<>', '[]', '{}', '||') and len(token) > 2 and
+          token in template and token not in made else kind for token, kind in zip(tokens, kinds)]
+
+
+def _special(path: pathlib.Path, fields: Mapping[str, Any], tokens: list[str], untold: Mapping[str, tuple[str, ...]]
+             ) -> dict[str, int]:
   found = {}
   for name in ('bos', 'eos', 'eot', 'eom', 'unknown', 'padding'):
-    i = fields.get(key := f'tokenizer.ggml.{name}_token_id', defaults.get(name))
+    i = fields.get(key := f'tokenizer.ggml.{name}_token_id')
+    if i is None:
+      i = next((tokens.index(text) for text in untold.get(name, ()) if text in tokens), None)
     if i is None:
       continue
-    if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < count:
-      raise ValueError(f'{path}: {key}={i!r} is not an id below {count}, the number of tokens')
+    if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(tokens):
+      raise ValueError(f'{path}: {key}={i!r} is not an id below {len(tokens)}, the number of tokens; {_AGAIN}')
     found[name] = i
   return found
 
@@ -202,7 +214,8 @@ def _merges(path: pathlib.Path, fields: Mapping[str, Any], tokens: list[str]) ->
     cut = merge.find(' ', 1)  # a token may begin with a blank
     pair = merge[:cut], merge[cut + 1:]
     if cut < 1 or not known.issuperset((*pair, ''.join(pair))):
-      raise ValueError(f'{path}: tokenizer.ggml.merges[{i}]={merge!r} is not two tokens whose union is a token')
+      raise ValueError(f'{path}: tokenizer.ggml.merges[{i}]={merge!r} is not two tokens whose union is a token; '
+                       f'{_AGAIN}')
     found.append(pair)
   return found
 
@@ -212,9 +225,9 @@ def _merges_of_scores(path: pathlib.Path, fields: Mapping[str, Any], tokens: lis
   """The merges of a sentencepiece vocabulary: the pair whose union has the highest score is merged first."""
   scores = _list(path, fields, 'scores', float)
   if len(scores) != len(tokens):
-    raise ValueError(f'{path}: tokenizer.ggml.scores has {len(scores)} elements for {len(tokens)} tokens')
+    raise ValueError(f'{path}: tokenizer.ggml.scores has {len(scores)} elements for {len(tokens)} tokens; {_AGAIN}')
   if any(map(math.isnan, scores)):
-    raise ValueError(f'{path}: tokenizer.ggml.scores holds nan, which orders no merges; convert the model again')
+    raise ValueError(f'{path}: tokenizer.ggml.scores holds nan, which orders no merges; {_AGAIN}')
   # A user-defined token comes before all others; the converter writes another score.
   score_of = {token: 0.0 if kind == _USER_DEFINED else score for token, kind, score in zip(tokens, kinds, scores)
               if kind in (_NORMAL, _USER_DEFINED)}
@@ -238,7 +251,7 @@ def _template(path: pathlib.Path, fields: Mapping[str, Any]) -> Any:
   found = {key[len(prefix):].lstrip('.'): text for key, text in fields.items()
            if key == prefix or key.startswith(f'{prefix}.')}
   if wrong := [name for name, text in found.items() if not isinstance(text, str)]:
-    raise ValueError(f'{path}: {prefix} is no text, but {found[wrong[0]]!r}')
+    raise ValueError(f'{path}: {prefix} is no text, but {found[wrong[0]]!r}; {_AGAIN}')
   return found.get('') or [{'name': name, 'template': text} for name, text in found.items()] or None
 
 
@@ -257,9 +270,10 @@ def tokenizer(vocabulary: Vocabulary) -> Any:
       made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
   else:
-    unknown = vocabulary.special['unknown']
+    unknown = vocabulary.special.get('unknown')
     made = tokenizers.Tokenizer(models.BPE(
-        vocab, vocabulary.merges, byte_fallback=True, fuse_unk=True, unk_token=tokens[unknown]))
+        vocab, vocabulary.merges, byte_fallback=True, fuse_unk=True,
+        unk_token=None if unknown is None else tokens[unknown]))
     blank = normalizers.Replace(' ', _SPACE)
     made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), blank]) if vocabulary.add_blank else blank
     made.decoder = decoders.Sequence([

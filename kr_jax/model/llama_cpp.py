@@ -91,7 +91,7 @@ class Gguf:
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind) or value < 0 or (
         not math.isfinite(value)):
       raise ValueError(f'{self.path}: {key}={value!r} is not {"a number" if kind is float else "a whole number"} of 0 '
-                       'or more')
+                       'or more; convert the model again')
     return value
 
   @functools.cached_property
@@ -210,10 +210,11 @@ class Gguf:
     if kind == 'none' or (kind, factor) == ('linear', 1):
       return found
     if found:
-      raise ValueError(f'{self.path}: {key}={kind!r} and the divisors in rope_freqs.weight scale rotations twice, which '
-                       'is not supported; take the safetensors of this model')
+      raise ValueError(f'{self.path}: {key}={kind!r} and the divisors in rope_freqs.weight scale rotations twice, '
+                       'which is not supported; take the safetensors of this model')
     if not factor:
-      raise ValueError(f'{self.path}: {key}={kind!r}, but {self._architecture}.rope.scaling.factor is missing')
+      raise ValueError(f'{self.path}: {key}={kind!r}, but {self._architecture}.rope.scaling.factor is missing; '
+                       'convert the model again')
     found = {'rope_type': kind, 'factor': factor}
     if kind == 'yarn':
       found['original_max_position_embeddings'] = self._of('rope.scaling.original_context_length', int)
@@ -226,13 +227,14 @@ class Gguf:
   def _divisors(self, config: dict[str, Any], name: str) -> np.ndarray:
     count = round(config['head_dim'] * config.get('partial_rotary_factor', 1)) // 2
     if name not in self._tensors:
-      raise ValueError(f'{self.path} lacks the tensor {name}')
+      raise ValueError(f'{self.path} lacks the tensor {name}; convert the model again')
     divisor_H = gguf_file.part(self._tensors[name], (), slice(None)).astype(np.float64)
     if divisor_H.shape != (count,):
       raise ValueError(f'{self.path}: {name} has the shape {list(divisor_H.shape)}, where {count} frequencies rotate; '
                        'take another file of this model')
     if not (np.isfinite(divisor_H).all() and divisor_H.min() > 0):
-      raise ValueError(f'{self.path}: {name} holds numbers that divide no frequency: {divisor_H.ravel()[:9]}')
+      raise ValueError(f'{self.path}: {name} holds numbers that divide no frequency: {divisor_H[:9]}; take another '
+                       'file of this model')
     return np.array([float(str(np.float32(x))) for x in divisor_H])  # as they were written in config.json
 
   def _llama_3_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -301,7 +303,8 @@ class Gguf:
     """The row of the file that each published row is: number i of half j of a head lies at 2 i + j."""
     count, width = source.tensor.shape[0], source.head_width
     if width % 2 or count % width:
-      raise ValueError(f'{self.path}: {name} has {count} rows, which are no heads of {width}')
+      raise ValueError(f'{self.path}: {name} has {count} rows, which are no heads of {width}; take another file of '
+                       'this model')
     return np.arange(count).reshape(-1, width // 2, 2).swapaxes(1, 2).reshape(-1)
 
   # Text.

@@ -68,6 +68,8 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     return _of_wheel(name)
   if is_of_hub(name):
     return _of_hub(name)
+  if name.startswith(('http://', 'https://')):
+    raise ValueError(f'checkpoint {name!r} is an address of the web; give {_FORMS}')
   if '://' in name:
     return _of_bucket(name.rstrip('/'))
   found = pathlib.Path(name).expanduser()
@@ -205,7 +207,7 @@ def _copy(url: str, kept: pathlib.Path) -> None:
       is_file = re.compile(re.escape(part) + r'(/(?!consolidated)[^/]*\.(safetensors|json|jinja|txt|model))?')
       wanted |= {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
   except Exception as error:
-    raise ValueError(f'checkpoint {url!r} cannot be read: {error}') from error
+    raise ValueError(f'checkpoint {url!r} cannot be read: {error}; give {_FORMS}') from error
   if not wanted:
     raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor one .gguf file')
   partial = kept.parent / 'partial'
@@ -237,6 +239,12 @@ def read(path: str | os.PathLike) -> Directory | Gguf:
   if len(files) > 1:
     raise ValueError(f'{found} holds several checkpoints; give the path of one: {[str(file) for file in files]}')
   return Gguf(files[0])
+
+
+@functools.cache
+def note(text: str) -> None:
+  """Says something of a checkpoint, once: its files are opened several times."""
+  print(text, file=sys.stderr)
 
 
 def split_names(name: str) -> list[str]:
@@ -282,6 +290,9 @@ class Directory:
     if 'params.json' in names or 'consolidated.safetensors' in names:
       return ('. It is in the format of Mistral or Meta (params.json, consolidated files); take the same model in '
               'that of transformers')
+    if files := [name for name in names if name.endswith('.safetensors')]:
+      return (f'. Of its {files[:9]} those are read that are named model.safetensors, or by {_INDEX}: fetch what is '
+              'missing')
     others = [name for name in names if name.endswith(('.bin', '.pth', '.pt', '.gguf'))]
     return (f'; of {others[:9] or names[:9]} only safetensors in a directory, or one .gguf file by its path or as '
             'hf:ORG/NAME/FILE.gguf, are read')
@@ -317,8 +328,8 @@ class Directory:
   @functools.cached_property
   def tokenizer_config(self) -> dict[str, Any]:
     config = self.json('tokenizer_config.json')
-    template = self.path / 'chat_template.jinja'
-    return config | ({'chat_template': template.read_text(encoding='utf-8')} if template.exists() else {})
+    template = self._text('chat_template.jinja')
+    return config if template is None else config | {'chat_template': template}
 
   @functools.cached_property
   def tokenizer_json(self) -> str:
@@ -330,26 +341,37 @@ class Directory:
 
   @functools.cached_property
   def _file(self) -> dict[str, Any]:
-    """The open file of each tensor. As for transformers, model.safetensors goes before an index."""
+    """The open file of each tensor. As for transformers, model.safetensors goes before an index, and an index names
+    files alone.
+    """
     self._fetch()
     alone, of_index = _is_there(self.path / 'model.safetensors'), {}
     if alone and _is_there(self.path / _INDEX):
-      print(f'{self.path}: model.safetensors is read, and not the files of {_INDEX}, as transformers does; remove '
-            'what is not meant', file=sys.stderr)
+      note(f'{self.path}: model.safetensors is read, and not the files of {_INDEX}, as transformers does; remove '
+           'what is not meant')
     elif not alone:
       of_index = self.json(_INDEX).get('weight_map', {})
       if not isinstance(of_index, dict) or not all(isinstance(name, str) for name in of_index.values()):
         raise ValueError(f'{self.path / _INDEX} has no weight_map of names of tensors to names of files')
     names = sorted(set(of_index.values())) or ['model.safetensors']
+    if _is_there(self.path / 'adapter_config.json'):
+      note(f'{self.path}: the adapters of adapter_config.json are not read, {names[0]} is; merge them where they are '
+           'meant: merge_and_unload of peft')
     if missing := [name for name in names if not _is_there(self.path / name)]:
       raise ValueError(f'{self.path} lacks {missing}{self._instead()}')
-    files = {name: _opened(self.path / name) for name in names}
-    found = {tensor: file for file in files.values() for tensor in file.keys()}
-    held = {name: set(file.keys()) for name, file in files.items()}
-    if absent := [tensor for tensor, name in of_index.items() if tensor not in held[name]]:
-      raise ValueError(f'{self.path}: {len(absent)} tensors are not in the files that {_INDEX} names, among them '
-                       f'{absent[:3]}; fetch the index and the files again')
-    return found | {tensor: files[name] for tensor, name in of_index.items()}
+    found, file_of = {}, {}
+    for name in names:
+      file = _opened(self.path / name)
+      if twice := file_of.keys() & file.keys():
+        tensor = min(twice)
+        raise ValueError(f'{self.path}: {tensor} is both in {file_of[tensor]} and in {name}; fetch {_INDEX} and the '
+                         'files again')
+      found |= dict.fromkeys(file.keys(), file)
+      file_of |= dict.fromkeys(file.keys(), name)
+    if absent := sorted(tensor for tensor, name in of_index.items() if file_of.get(tensor) != name):
+      note(f'{self.path}: {len(absent)} tensors are not in the files that {_INDEX} names, among them {absent[:3]}; '
+           'fetch it again if it is not meant so')
+    return found
 
   @functools.cached_property
   def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 from kr_jax.model import chat as chat_lib
@@ -126,6 +127,10 @@ class Subwords:
     if system and self._template is None:
       raise ValueError(f'tasks.system={system!r} needs a chat template, which {self._name} does not have or '
                        'tasks.chat=False leaves out; put the text in tasks.template')
+    if thinking is not None and 'enable_thinking' not in (template or ''):
+      print(f'{self._name}: tasks.thinking={thinking} changes nothing: '
+            f'{"the chat template knows no enable_thinking" if template else "no chat template is used"}',
+            file=sys.stderr)
     self._first = self._before_a_text()
     self._chat = self._place() if template else _Place()
     self.stop_ids = self._stops()
@@ -168,13 +173,15 @@ class Subwords:
     """The control token that follows a message of an assistant; none where the template writes no such message."""
     if self._template is None:
       return []
-    try:
-      chat = self._rendered(_NEUTRAL, {'role': 'assistant', 'content': _MARK}, prompt=False)
-    except ValueError:
-      return []
-    _, mark, after = chat.rpartition(_MARK)
-    found = self._any_control.match(after.lstrip()) if mark else None
-    return [self._control[found[0]]] if found else []
+    answer, question = {'role': 'assistant', 'content': _MARK}, {'role': 'user', 'content': _NEUTRAL}
+    for more in ([answer], [answer, question]):  # some write it between messages alone
+      try:
+        _, mark, after = self._rendered(_NEUTRAL, *more, prompt=False).rpartition(_MARK)
+      except ValueError:
+        continue
+      if mark and (found := self._any_control.match(after.lstrip())):
+        return [self._control[found[0]]]
+    return []
 
   def _rendered(self, text: str, *more: dict[str, str], prompt: bool = True, system: str = '') -> str:
     """A chat of a user's text and more messages; system: one to take instead of the system message."""
@@ -191,8 +198,8 @@ class Subwords:
                        'is (one for images may want a list of parts); set tasks.chat=False, or change the template')
     before, after = parts
     if self._system and self._rendered(_NEUTRAL, system=_MARK) == self._rendered(_NEUTRAL):
-      raise ValueError(f'{self._name}: the chat template leaves out tasks.system={self._system[0]["content"]!r}; put '
-                       'the text in tasks.template')
+      print(f'{self._name}: the chat template leaves out tasks.system={self._system[0]["content"]!r}; put the text in '
+            'tasks.template', file=sys.stderr)
     return _Place(before, after, self._control_of(self._ids(f'{before}{_NEUTRAL}{after}')))
 
   def _ids(self, text: str) -> list[int]:
@@ -208,15 +215,23 @@ class Subwords:
   def _encode(self, text: str, place: _Place) -> tuple[int, ...]:
     """Tokens of a text in its place, of which no control token comes from the text."""
     tokens = self._ids(f'{place.before}{text}{place.after}')
-    if self._any_control.search(text) or self._control_of(tokens) != place.control:
-      tokens = self._encode_by_twin(text, place)
+    control, is_spelt = self._control_of(tokens), bool(self._any_control.search(text))
+    if is_spelt or control != place.control:
+      by_twin = self._encode_by_twin(text, place)
+      # One of the template's may be text beside this text, as published: |end| that is to be a word of its own.
+      if by_twin is None and (is_spelt or not _is_part(control, place.control)):
+        raise ValueError(f'{self._name}: the text {text!r} spells a control token that the tokenizer cannot read as '
+                         'text; leave it out')
+      tokens = tokens if by_twin is None else by_twin
     if tokens and max(tokens) >= self.vocab_size:
       raise ValueError(f'{self._name}: a prompt or text of {text!r} needs the token '
                        f'{self._published.id_to_token(max(tokens))!r} with the id {max(tokens)}, which is not below '
-                       f'vocab_size={self.vocab_size}: the checkpoint has no embedding of it')
+                       f'vocab_size={self.vocab_size}: the checkpoint has no embedding of it; take the tokenizer that '
+                       'these weights were trained with')
     return tuple(tokens)
 
-  def _encode_by_twin(self, text: str, place: _Place) -> list[int]:
+  def _encode_by_twin(self, text: str, place: _Place) -> list[int] | None:
+    """The tokens, of which the template's control tokens alone are control; None where the twin cannot do it."""
     twin, names = self._twin
     if any(name in text for name in names.values()):
       raise ValueError(f'the text {text!r} spells a control token, and holds a character for private use above '
@@ -225,10 +240,7 @@ class Subwords:
                      for part in (place.before, place.after))
     encode = lambda message: twin.encode(f'{before}{message}{after}', add_special_tokens=False).ids
     tokens, as_published = encode(text), self._ids(f'{place.before}{_NEUTRAL}{place.after}')
-    if encode(_NEUTRAL) != as_published or self._control_of(tokens) != place.control:
-      raise ValueError(f'{self._name}: the text {text!r} spells a control token that the tokenizer cannot read as '
-                       'text; leave it out')
-    return tokens
+    return tokens if encode(_NEUTRAL) == as_published and self._control_of(tokens) == place.control else None
 
   @functools.cached_property
   def _any_added(self) -> re.Pattern[str]:
@@ -284,8 +296,8 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
   """The published tokenizer, which neither truncates nor pads nor drops merges, and its special tokens by name.
 
   The special tokens of all files are added to it as transformers adds them: those of added_tokens_decoder, or else
-  those of special_tokens_map.json, come before those of tokenizer.json; what no file lists as an added token is a
-  special one. Raises ValueError for a file that is not of this form.
+  those of special_tokens_map.json and added_tokens.json, come before those of tokenizer.json; what no file lists as an
+  added token is a special one. Raises ValueError for a file that is not of this form.
   """
   import tokenizers  # a policy from scratch does not need it
   try:
@@ -297,19 +309,24 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
   made.no_padding()
   if getattr(made.model, 'dropout', None):
     made.model.dropout = None
-  fields = dict(files.tokenizer_config)
-  if 'added_tokens_decoder' not in fields and isinstance(files, pretrained.Directory):
-    fields |= files.json('special_tokens_map.json')
+  config, older = files.tokenizer_config, {}
+  if 'added_tokens_decoder' not in config:
+    older = files.json('special_tokens_map.json')
   try:
-    more = _more_special(fields)
-    named = {name: x for name, x in (fields | (more if isinstance(more, dict) else {})).items()
-             if (name.endswith('_token') or name in more) and isinstance(x, (str, dict))}
-    listed = [x for _, x in sorted((fields.get('added_tokens_decoder') or {}).items(), key=lambda x: int(x[0]))]
+    named, more = _special_tokens(config, older)
+    listed = [x for _, x in sorted((config.get('added_tokens_decoder') or {}).items(), key=lambda x: int(x[0]))]
     texts = {name: _text(x) for name, x in named.items()}
-    known = {token.content: token for token in made.get_added_tokens_decoder().values()}
+    added = made.get_added_tokens_decoder()
+    known = {token.content: token for token in added.values()}
     changed = {_text(x): _added_token(x, special=x.get('special', False) or _text(x) in texts.values()) for x in listed}
-    for x in [*named.values(), *([] if isinstance(more, dict) else more)]:
-      if _text(x) not in {*known, *changed}:
+    if 'added_tokens_decoder' not in config:
+      special = {*texts.values(), *map(_text, more)}
+      for text, i in sorted(files.json('added_tokens.json').items(), key=lambda x: x[1]):
+        if i not in added:
+          changed[text] = _added_token({'content': text, 'normalized': text not in special}, special=text in special)
+    of_files = {*known, *changed}
+    for x in [*named.values(), *more]:
+      if _text(x) not in of_files:
         changed[_text(x)] = _added_token(x, special=True)
     if not listed:
       for token in known.values():
@@ -323,16 +340,25 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
   return made, texts
 
 
-def _more_special(fields: Mapping[str, Any]) -> list[Any] | dict[str, Any]:
-  """The special tokens that have no name of their own, or one of the model's. Raises TypeError where these or the
-  named ones are of another form.
+def _special_tokens(config: Mapping[str, Any], older: Mapping[str, Any]
+                    ) -> tuple[dict[str, str | dict[str, Any]], list[str | dict[str, Any]]]:
+  """Special tokens by name, in the order of transformers, and those without a name.
+
+  config, older: the fields of tokenizer_config.json, and of special_tokens_map.json, which go first. Raises TypeError
+  for a token or a list of another form.
   """
-  more = fields.get('extra_special_tokens') or fields.get('additional_special_tokens') or []
-  if isinstance(more, str) or not all(isinstance(x, (str, dict)) for x in more):
-    raise TypeError(f'extra or additional special tokens {more!r} are no list of tokens')
+  more = [x for fields in (config, older) for name in ('extra_special_tokens', 'additional_special_tokens')
+          if (x := fields.get(name))]
+  lists = [x for x in more if not isinstance(x, dict)]
+  if wrong := [x for x in lists if not isinstance(x, list) or not all(isinstance(y, (str, dict)) for y in x)]:
+    raise TypeError(f'extra or additional special tokens {wrong[0]!r} are no list of tokens')
+  fields = {**config, **older}
   if wrong := {name: fields[name] for name in _NAMED if not isinstance(fields.get(name), (str, dict, type(None)))}:
     raise TypeError(f'{wrong} are no tokens')
-  return more
+  own = {name: token for x in more if isinstance(x, dict) for name, token in x.items()}
+  names = [*_NAMED, *(name for name in fields if name.endswith('_token') and name not in _NAMED), *own]
+  named = {name: x for name in names if isinstance(x := own.get(name, fields.get(name)), (str, dict))}
+  return named, lists[0] if lists else []
 
 
 def _text(token: str | dict[str, Any]) -> str:
@@ -386,6 +412,12 @@ def _is_character(model: Any, text: str, i: int) -> bool:
     return [x.id for x in model.tokenize(text)] == [i]
   except Exception:  # tokenizers raises the bare class for what the model does not know
     return False
+
+
+def _is_part(found: Iterable[int], all_: Iterable[int]) -> bool:
+  """Whether all of `found` is in `all_`, in this order."""
+  rest = iter(all_)
+  return all(x in rest for x in found)
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import math
 import os
 import re
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +54,7 @@ def config(path: str | os.PathLike, *, dtype: str = 'float32', remat: str = 'non
   files = pretrained.read(path)
   fields = families.fields(files.config, files.path, length)
   if fields['tie_embeddings'] and _has_another_output(files):
-    print(f'{files.path}: {_OUTPUT} is kept, which is not {_EMBEDDING}, though tie_word_embeddings is true',
-          file=sys.stderr)
+    pretrained.note(f'{files.path}: {_OUTPUT} is kept, which is not {_EMBEDDING}, though tie_word_embeddings is true')
     fields['tie_embeddings'] = False
   return policy.Config(**fields, dtype=dtype, remat=remat, lora_rank=lora_rank, lora_alpha=lora_alpha)
 
@@ -89,10 +87,12 @@ class _Source(NamedTuple):
 
 
 def _sources(files: Any) -> dict[str, _Source]:
-  """By the name that the model of text alone has for a tensor."""
+  """By the name that the model of text alone has for a tensor. Raises ValueError where two tensors have one name."""
   found = {}
   for name, shape in files.shapes.items():
     own = next((new + name[len(old):] for old, new in _PREFIXES.items() if name.startswith(old)), name)
+    if own in found:
+      raise ValueError(f'{files.path}: {found[own].name} and {name} both are {own}; save it again with one of them')
     stacked = _OF_EXPERTS.fullmatch(own)
     if stacked and len(shape) == 3:
       parts = _STACKED[stacked[2]]
@@ -125,18 +125,29 @@ def _has_another_output(files: Any) -> bool:
   return any((block(embedding, i) != block(output, i)).any() for i in range(0, rows, step))
 
 
+def check(path: str | os.PathLike, config: policy.Config) -> None:
+  """Raises ValueError where `params` does, and reads no tensor."""
+  _checked(path, config)
+
+
+def _checked(path: str | os.PathLike, config: policy.Config) -> tuple[Any, dict[str, _Source], Any]:
+  """The files, where their tensors lie, and the shapes of the parameters, which they hold."""
+  files = pretrained.read(path)
+  shapes = jax.eval_shape(lambda: policy.init(policy.without_lora(config), jax.random.key(0)))
+  sources = _sources(files)
+  if config.tie_embeddings and _EMBEDDING not in sources and _OUTPUT in sources:
+    sources[_EMBEDDING] = sources[_OUTPUT]
+  _check(files, sources, config, jax.tree_util.tree_leaves_with_path(shapes))
+  return files, sources, shapes
+
+
 def params(path: str | os.PathLike, config: policy.Config) -> Any:
   """The parameters of a checkpoint, without adapters: nested dicts of float32, on the mesh that is set.
 
   Raises ValueError that names all tensors that are missing, unknown, of other shapes or of dtypes that are not read.
   """
-  files = pretrained.read(path)
-  shapes = jax.eval_shape(lambda: policy.init(policy.without_lora(config), jax.random.key(0)))
+  files, sources, shapes = _checked(path, config)
   leaves = jax.tree_util.tree_leaves_with_path(shapes)
-  sources = _sources(files)
-  if config.tie_embeddings and _EMBEDDING not in sources and _OUTPUT in sources:
-    sources[_EMBEDDING] = sources[_OUTPUT]
-  _check(files, sources, config, leaves)
   mesh = jax.sharding.get_mesh()
 
   def parts(path, leaf):
@@ -229,7 +240,7 @@ def _check(files: Any, sources: Mapping[str, _Source], config: policy.Config, le
   shapes = {name: source.shape for name, source in sources.items() if not ignored(name)}
   others = [name for name in shapes if name.startswith(families.OTHER_TOWERS)]
   if others:
-    print(f'{files.path}: {", ".join(_grouped(others))} left out: no text is read by them', file=sys.stderr)
+    pretrained.note(f'{files.path}: {", ".join(_grouped(others))} left out: no text is read by them')
   wrong = [f'{group} is missing' for group in _grouped(wanted.keys() - shapes)]
   wrong += [f'{group} is unknown' for group in _grouped(
       f'{name} {list(shapes[name])}' for name in shapes.keys() - wanted - set(others))]
@@ -237,7 +248,8 @@ def _check(files: Any, sources: Mapping[str, _Source], config: policy.Config, le
                     for name, shape in wanted.items() if shapes.get(name, shape) != shape)
   wrong += pretrained.unreadable(files, {sources[name].name for name in wanted.keys() & shapes})
   if wrong:
-    raise ValueError(f'{files.path} does not hold the tensors that its config asks for: {"; ".join(wrong)}')
+    raise ValueError(f'{files.path} does not hold the tensors that its config asks for: {"; ".join(wrong)}. Take the '
+                     'checkpoint that save_pretrained of the whole model writes')
 
 
 def _grouped(texts: Iterable[str]) -> list[str]:

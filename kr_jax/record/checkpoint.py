@@ -113,17 +113,10 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
   except OSError as error:
     raise ValueError(f'cannot write to --workdir={workdir}: {error.strerror}; '
                      'name a directory that can be written') from error
-  new = _flatten(json.loads(json.dumps(config)))  # as it will be read: tuples are lists
-  if os.path.exists(path):
-    with open(path) as file:
-      old = _flatten(json.load(file))
-    changed = [f'{name} was {old.get(name)!r}, is {new.get(name)!r}'
-               for name in sorted(old | new)
-               if old.get(name) != new.get(name)
-               and not any(f'{name}.'.startswith(f'{free}.') for free in may_change)]
-    if changed:
-      raise ValueError(f'--workdir={workdir} holds a run of another config: {"; ".join(changed)}. '
-                       'Name another --workdir, or set these knobs back')
+  changed = changes(workdir, config, may_change=may_change)
+  if changed:
+    raise ValueError(f'--workdir={workdir} holds a run of another config: {"; ".join(changed)}. '
+                     'Name another --workdir, or set these knobs back')
   temporary = f'{path}.tmp'
   with open(temporary, 'w') as file:
     json.dump(config, file, indent=1, sort_keys=True)
@@ -132,11 +125,31 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) 
 
 def recorded(workdir: str, knob: str) -> Any:
   """The value of a knob, 'section.knob', of the run in a workdir; None where there is no record of it."""
+  return _recorded(workdir).get(knob)
+
+
+def changes(workdir: str, config: dict[str, Any], *, of: tuple[str, ...] = ('',), may_change: tuple[str, ...] = ()
+            ) -> list[str]:
+  """How a config differs from that of the run in a workdir: 'seed was 0, is 1'; [] where there is no record of it.
+
+  Args:
+    config: nested dicts of plain values.
+    of: knobs ('section.knob') and sections that are compared; '': all.
+    may_change: those of them that are not.
+  """
+  old, new = _recorded(workdir), _flatten(json.loads(json.dumps(config)))  # as it is read: tuples are lists
+  is_of = lambda name, parts: any(not part or f'{name}.'.startswith(f'{part}.') for part in parts)
+  return [f'{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old | new)
+          if old and old.get(name) != new.get(name) and is_of(name, of) and not is_of(name, may_change)]
+
+
+def _recorded(workdir: str) -> dict[str, Any]:
+  """The knobs of the run in a workdir; {} where there is no record of it."""
   try:
     with open(os.path.join(workdir, _CONFIG)) as file:
-      return _flatten(json.load(file)).get(knob)
+      return _flatten(json.load(file))
   except FileNotFoundError:
-    return None
+    return {}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -98,7 +98,7 @@ def assert_nothing_left_out(budget_M, cost_M, capacity: float, low: int, high: i
   more_M = np.minimum(budget_M + 1, high)
   gain_M = value_MJ[rows, more_M - low] - value_MJ[rows, budget_M - low]
   fits_M = np.array([np.where(rows == m, more_M, budget_M) @ cost_M <= capacity for m in rows])
-  assert not np.any(fits_M & (gain_M > max(1e-12 * value_MJ.max(), np.finfo(float).tiny)))
+  assert not np.any(fits_M & (gain_M > max(1e-12 * np.abs(value_MJ).max(), np.finfo(float).tiny)))
 
 
 rates, parameters = st.floats(0, 1), st.floats(0.05, 1000)
@@ -713,7 +713,7 @@ def test_another_trainer_can_import_it_alone():
   heavy = {'flax', 'optax', 'orbax', 'tensorflow_datasets', 'tensorflow', 'matplotlib', 'scipy', 'tqdm'}
   assert 'jax' in loaded and not heavy & set(loaded)
   ours = {name.split('.')[1] for name in loaded if name.startswith('kr_jax.')}
-  assert ours == {'allocation', 'kernels', 'knobs', 'types'}
+  assert ours == {'allocation', 'kernels', 'knobs', 'sections', 'types'}
 
 
 def test_a_loop_of_another_trainer():

@@ -61,7 +61,8 @@ def test_the_original_context():
      attention.Scaling('yarn', 4.0, 2.0, 16.0, 32.0, 1.5, False)),
     ({'mscale': 2, 'mscale_all_dim': 1}, attention.Scaling(
         'yarn', 4.0, 1.0, 32.0, 32.0, (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1))),
-    ({'mscale': 2}, attention.Scaling('yarn', 4.0, 1.0, 32.0, 32.0, 0.1 * math.log(4) + 1))])
+    ({'mscale': 2}, attention.Scaling('yarn', 4.0, 1.0, 32.0, 32.0, 0.1 * math.log(4) + 1)),
+    ({'beta_fast': 0, 'beta_slow': None}, attention.Scaling('yarn', 4.0, 1.0, 32.0, 32.0, 0.1 * math.log(4) + 1))])
 def test_yarn(changed, want):
   found = scaling(rope_scaling=YARN | changed)
   assert found._replace(attention_factor=0) == want._replace(attention_factor=0)
@@ -95,7 +96,7 @@ def test_rotations_by_kind_of_layer():
   assert (found['rope_theta'], found['local_rope_theta'], found['rope_scaling']) == (
       1e6, 2e3, attention.Scaling('linear', 8.0))
   # Of transformers 4; and both, of which rope_scaling changes what it says alone.
-  four = read('gemma3_text', True, rope_theta=1e6, rope_scaling={'type': 'linear', 'factor': 8})[0]
+  four = read('gemma3_text', True, rope_theta=1e6, rope_scaling={'rope_type': 'linear', 'factor': 8})[0]
   assert (four['rope_theta'], four['local_rope_theta'], four['rope_scaling']) == (1e6, 5e3, found['rope_scaling'])
   mixed = read('gemma3_text', True, rope_parameters=both, rope_scaling={'factor': 2})[0]
   assert (mixed['rope_theta'], mixed['rope_scaling']) == (1e6, attention.Scaling('linear', 2.0))
@@ -104,6 +105,7 @@ def test_rotations_by_kind_of_layer():
 @pytest.mark.parametrize('published, named', [
     ({'rope_scaling': {'type': 'dynamic', 'factor': 2}}, "'dynamic' is not supported: .* take a checkpoint with an"),
     ({'rope_scaling': {'type': 'ntk'}}, "'ntk' is not one of \\['default', 'linear'"),
+    ({'rope_scaling': {'rope_type': None, 'type': 'linear', 'factor': 2}}, 'the type None is not one of'),
     ({'rope_scaling': [1]}, 'rope_scaling is \\[1\\], not an object'),
     ({'rope_scaling': {'type': 'linear', 'factor': '2'}}, "factor is '2', not a number"),
     ({'rope_scaling': LLAMA_3 | {'low_freq_factor': 8.0}}, 'high_freq_factor=4.0 is not above low_freq_factor=8.0'),
@@ -117,6 +119,8 @@ def test_rotations_by_kind_of_layer():
     ({'rope_parameters': {'full_attention': {}}}, "by kind of layer are not supported of 'llama'"),
     ({'family': 'phi3', 'rope_scaling': {'type': 'linear', 'factor': 2}}, "'linear' is not supported of 'phi3'"),
     ({'family': 'olmo3', 'by_kind': True, 'rope_parameters': {'rope_type': 'default'}}, 'must hold an object for each'),
+    ({'family': 'olmo3', 'by_kind': True, 'rope_scaling': {'type': 'linear', 'factor': 2}},
+     'names its type as "type", which transformers 5 does not read here and 4 does; name it "rope_type"'),
     ({'family': 'olmo3', 'by_kind': True, 'rope_parameters': {'sliding_attention': {'type': 'yarn'}}},
      "of local layers that are scaled, by 'yarn'")])
 def test_rotations_that_are_not_supported(published, named):
@@ -124,14 +128,14 @@ def test_rotations_that_are_not_supported(published, named):
     assert not '; '.join(read(**published)[1])
 
 
-@pytest.mark.parametrize('value', [True, '4', 4.0, None, 0, [4]])
+@pytest.mark.parametrize('value', [True, '4', 4.0, None, 0, [4], 10 ** 400])
 def test_a_whole_number(value):
   reader = config_json.Reader({'layers': value}, {})
   assert reader.number('layers', at_least=1) == 1 and reader.wrong[0].startswith(f'layers is {value!r}, not ')
   assert config_json.Reader({'layers': 4}, {}).number('layers', at_least=1) == 4
 
 
-@pytest.mark.parametrize('value', [True, '1e-5', 0.0, -1, math.inf, math.nan, None])
+@pytest.mark.parametrize('value', [True, '1e-5', 0.0, -1, math.inf, math.nan, None, 10 ** 400])
 def test_a_number(value):
   reader = config_json.Reader({'eps': value}, {})
   assert reader.number('eps') == 1 and reader.wrong

@@ -108,6 +108,12 @@ def test_an_older_export_is_replaced(tmp_path, params, monkeypatch):
     (directory / 'README.md').write_text('mine')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out']
   assert held(directory)['README.md'] == b'mine'
+  for broken in ('', '[]', '{"files": 3}', '{"files": [3]}'):
+    (directory / 'kr_jax_export.json').write_text(broken)
+    before = held(directory)
+    with pytest.raises(ValueError, match='kr_jax_export.json is not the list of files that an export wrote; name'):
+      export.save(directory, C, params)
+    assert held(directory) == before
 
 
 def test_what_must_not_be_overwritten(tmp_path):
@@ -131,6 +137,8 @@ def test_what_must_not_be_overwritten(tmp_path):
     save(source / 'config.json')
   with pytest.raises(ValueError, match="'gs://bucket/out' is not a directory of this machine"):
     save('gs://bucket/out')
+  with pytest.raises(ValueError, match='x/out cannot be written: .*a directory that can be, on a disk with room'):
+    save('/proc/x/out')
   assert held(source) == before
   assert sorted(p.name for p in tmp_path.iterdir()) == ['link', 'notes', 'source']
 
@@ -169,6 +177,12 @@ def test_the_dtype_of_the_source_is_kept(tmp_path):
   export.save(tmp_path / 'kept', config, params, source=ROOT / 'qwen2')
   assert {x.dtype for x in tensors(tmp_path / 'kept').values()} == {np.dtype(ml_dtypes.bfloat16)}
   assert of_json(tmp_path / 'kept')['dtype'] == of_json(tmp_path / 'kept')['torch_dtype'] == 'bfloat16'
+  # Its config need not say it.
+  source = pathlib.Path(shutil.copytree(ROOT / 'qwen2', tmp_path / 'source'))
+  for said in (None, 'auto', ['bfloat16']):
+    (source / 'config.json').write_text(json.dumps(of_json(source) | {'torch_dtype': said, 'dtype': None}))
+    export.save(tmp_path / 'again', config, params, source=source)
+    assert of_json(tmp_path / 'again')['dtype'] == of_json(tmp_path / 'again')['torch_dtype'] == 'bfloat16'
   rounded = jax.tree.map(lambda x: np.asarray(x, ml_dtypes.bfloat16).astype(np.float32), params)
   assert_same(weights.load(tmp_path / 'kept')[1], rounded)
   export.save(tmp_path / 'half', config, params, source=ROOT / 'qwen2', dtype='float16')
@@ -178,7 +192,7 @@ def test_the_dtype_of_the_source_is_kept(tmp_path):
   large = params | {'embed_VD': params['embed_VD'].at[3, 4].set(-1e5)}
   with pytest.raises(ValueError, match='model.embed_tokens.weight holds 100000, beyond the largest number of float16'):
     export.save(tmp_path / 'none', config, large, dtype='float16')
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['half', 'kept']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['again', 'half', 'kept', 'source']
 
 
 def test_what_is_saved_of_a_gguf_file(tmp_path):

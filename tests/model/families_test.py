@@ -114,6 +114,7 @@ def test_experts():
      'whole number; num_hidden_layers is 4.0, not a whole number; attention_bias=True is not supported; mlp_bias=True '
      "is not supported; the activation 'relu' is not one of .*; rms_norm_eps is '1e-5', not a number; "
      'tie_word_embeddings is 1, not true or false'),
+    ('llama', {'transformers_weights': 'b.safetensors'}, "transformers_weights='b.safetensors' is not supported"),
     ('llama', {'hidden_act': ['silu']}, "the activation \\['silu'\\] is not one of"),
     ('llama', {'num_key_value_heads': 3}, 'num_attention_heads=4 is not a multiple of num_key_value_heads=3'),
     ('llama', {'head_dim': 7}, '7 numbers of a head of head_dim=7 cannot rotate in pairs'),
@@ -153,7 +154,7 @@ VARIANTS = [
     ('qwen3_moe', {'num_experts': 8, 'num_experts_per_tok': 2, 'use_sliding_window': True, 'sliding_window': 16}),
     ('phi3', {'partial_rotary_factor': 0.75}), ('phi3', {'rope_scaling': LONG, 'original_max_position_embeddings': 32}),
     ('gemma3_text', {'query_pre_attn_scalar': 20.5, 'sliding_window_pattern': 2}),
-    ('olmo3', {'rope_scaling': {'type': 'yarn', 'factor': 2.0}, 'rope_theta': 1e4})]
+    ('olmo3', {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0}, 'rope_theta': 1e4})]
 
 
 @pytest.mark.parametrize('family, published', [*((name, {}) for name in NAMES), *VARIANTS])
@@ -233,6 +234,8 @@ def test_a_context_that_is_stretched():
     families.stretched(longer, 4.0)
   with pytest.raises(ValueError, match='policy.yarn=4 stretches the context of a checkpoint, and there is none'):
     families.stretched(c.replace(context=0), 4.0)
+  with pytest.raises(ValueError, match="policy.yarn=4: models of 'phi3' are not published with yarn; set"):
+    families.stretched(config('phi3'), 4.0)
 
 
 def test_configs_of_transformers_4_and_5():

@@ -157,6 +157,31 @@ def test_tokens_that_end_a_completion(tmp_path):
   assert gguf_vocabulary.tokenizer(vocabulary).encode('<|im_end|>', add_special_tokens=False).ids == [4]
 
 
+def test_control_tokens_that_are_said_to_be_normal():
+  """Those that the template writes are read as one token, if no merge makes them."""
+  fields = spm(['<', 'b', '>', 'a', '<turn>', '<other>', '<b', '<b>'], [1] * 8, [-1.0] * 6 + [-2.0, -3.0],
+               add_space_prefix=False, add_bos_token=False)
+  found = {}
+  for template in ('', '<turn>{{ a }}<b>'):
+    made = gguf_vocabulary.tokenizer(gguf_vocabulary.read(
+        pathlib.Path('a.gguf'), 'llama', fields | {'tokenizer.chat_template': template}))
+    special = {x.content for x in made.get_added_tokens_decoder().values() if x.special}
+    found[template] = special - {'<unk>', '<s>', '</s>'}, '<turn>' in made.encode('a<turn>').tokens
+    assert made.encode('a<b>').tokens == ['a', '<b>']
+  assert found == {'': (set(), False), '<turn>{{ a }}<b>': ({'<turn>'}, True)}
+
+
+def test_ids_that_a_file_of_sentencepiece_does_not_say():
+  """Of Gemma other ids than of Llama; without an unknown token there is none."""
+  read = lambda tokens: gguf_vocabulary.read(pathlib.Path('a.gguf'), 'llama', spm([], [], []) | {
+      'tokenizer.ggml.tokens': tokens, 'tokenizer.ggml.token_type': [3] * 3 + [1], 'tokenizer.ggml.scores': [-1.0] * 4})
+  assert read(['<unk>', '<s>', '</s>', 'a']).special == {'bos': 1, 'eos': 2, 'unknown': 0}
+  gemma = read(['<pad>', '<eos>', '<bos>', 'a'])
+  assert gemma.special == {'bos': 2, 'eos': 1} and gguf_vocabulary.tokenizer(gemma).encode('').ids == [2]
+  with pytest.raises(ValueError, match='texts begin with BOS, but the field tokenizer.ggml.bos_token_id is missing'):
+    read(['<pad>', '<end>', '<begin>', 'a'])
+
+
 def test_a_chat_template_by_name():
   make = lambda **more: gguf_vocabulary.read(pathlib.Path('a.gguf'), 'llama', spm([], [], []) | more).template
   named = {'tokenizer.chat_template.tool_use': 'tools'}

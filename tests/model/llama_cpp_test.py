@@ -92,8 +92,8 @@ def rotations(tmp_path, divisors: list[float], **fields):
   of_llama = {f'llama.{key}': x for key, x in {
       'attention.head_count': 4, 'embedding_length': 32, 'block_count': 1, 'feed_forward_length': 64, 'vocab_size': 9,
       'attention.layer_norm_rms_epsilon': 1e-5, 'context_length': 64, 'rope.freq_base': 500_000.0}.items()}
-  make_gguf.write_raw(tmp_path / 'a.gguf', 'llama', of_llama | {f'llama.rope.scaling.{k}': x for k, x in fields.items()},
-                      {'rope_freqs.weight': np.array(divisors)})
+  of_llama |= {f'llama.rope.scaling.{key}': x for key, x in fields.items()}
+  make_gguf.write_raw(tmp_path / 'a.gguf', 'llama', of_llama, {'rope_freqs.weight': np.array(divisors)})
   return llama_cpp.Gguf(tmp_path / 'a.gguf').config['rope_scaling']
 
 

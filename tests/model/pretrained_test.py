@@ -281,7 +281,7 @@ def test_a_directory_that_is_broken(tmp_path):
     (['pytorch_model.bin'], r"; of \['pytorch_model.bin'\] only safetensors in a directory"),
     (['model.gguf', 'x.pth'], r"; of \['model.gguf', 'x.pth'\] only .* one .gguf file by its path"),
     (['consolidated.safetensors'], 'in the format of Mistral or Meta .*; take the same model in that of transformers'),
-    (['adapter_model.safetensors'], "; of .*'adapter_model.safetensors'.* only safetensors")])
+    (['model.fp16.safetensors'], r"\. Of its \['model.fp16.safetensors'\] those are read that are named model.saf")])
 def test_other_weights_are_not_read(tmp_path, files, said):
   shutil.copy(ROOT / 'llama' / 'config.json', tmp_path)
   for name in files:
@@ -313,6 +313,13 @@ def test_directories_that_hold_something_else(tmp_path):
   assert 'b-00002' not in str(error.value)
 
 
+def test_adapters_beside_a_checkpoint(tmp_path, capfd):
+  path = pathlib.Path(shutil.copytree(ROOT / 'llama', tmp_path / 'model'))
+  (path / 'adapter_config.json').write_text('{}')
+  assert pretrained.read(path).shapes
+  assert 'the adapters of adapter_config.json are not read, model.safetensors is; merge them' in capfd.readouterr().err
+
+
 def test_an_index_beside_a_single_file(tmp_path, capfd):
   """transformers reads model.safetensors then; and so after either export over the other."""
   path = pathlib.Path(shutil.copytree(ROOT / 'llama3', tmp_path / 'model'))
@@ -329,8 +336,6 @@ def test_an_index_beside_a_single_file(tmp_path, capfd):
     ('{"weight_map": ["a"]}', 'has no weight_map of names of tensors to names of files'),
     ('{"weight_map": {"a": 3}}', 'has no weight_map'),
     ('{"metadata": {}}', r"lacks \['model.safetensors'\]"),
-    ('{"weight_map": {"x": "model-00001-of-00002.safetensors", "y": "model-00002-of-00002.safetensors"}}',
-     r"2 tensors are not in the files that .* names, among them \['x', 'y'\]"),
     ('{"weight_map": {"x": "model-00009-of-00009.safetensors"}}', r"lacks \['model-00009-of-00009.safetensors'\]")])
 def test_an_index_that_is_broken(tmp_path, index, said):
   path = pathlib.Path(shutil.copytree(ROOT / 'llama3', tmp_path / 'model'))
@@ -339,22 +344,25 @@ def test_an_index_that_is_broken(tmp_path, index, said):
     _ = pretrained.read(path).shapes
 
 
-def test_the_file_that_the_index_names_is_read(tmp_path):
-  """Of a tensor that two files hold."""
+def test_an_index_names_files(tmp_path, capfd):
+  """And no others are read; which tensors they hold, they say themselves, as for transformers."""
   path = tmp_path / 'model'
   path.mkdir()
   (path / 'config.json').write_text('{}')
-  for i in (1, 2):
-    safetensors.numpy.save_file({'x': np.full(3, i, np.float32)}, path / f'{i}.safetensors')
-  (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'x': '1.safetensors'}}))
-  assert whole(pretrained.read(path), 'x').tolist() == [1, 1, 1]
-  safetensors.numpy.save_file({'x': np.ones(3, np.float32), 'y': np.ones(2, np.float32)}, path / '1.safetensors')
-  safetensors.numpy.save_file({'x': np.zeros(3, np.float32), 'z': np.ones(2, np.float32)}, path / '2.safetensors')
-  (path / 'model.safetensors.index.json').write_text(json.dumps(
-      {'weight_map': {'x': '1.safetensors', 'z': '2.safetensors'}}))
-  files = pretrained.read(path)
-  assert whole(files, 'x').tolist() == [1, 1, 1]
-  assert files.shapes == {'x': (3,), 'y': (2,), 'z': (2,)}  # and what the index leaves out, as by transformers
+
+  def written(weight_map, **files):
+    for name, tensors in files.items():
+      safetensors.numpy.save_file({x: np.full(3, ord(name), np.float32) for x in tensors}, path / f'{name}.safetensors')
+    (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    return pretrained.read(path)
+
+  assert whole(written({'x': 'a.safetensors'}, a='x', b='x'), 'x').tolist() == [97, 97, 97]
+  files = written({'x': 'a.safetensors', 'z': 'b.safetensors', 'w': 'a.safetensors'}, a='xy', b='z')
+  assert files.shapes == {'x': (3,), 'y': (3,), 'z': (3,)}
+  assert "1 tensors are not in the files that model.safetensors.index.json names, among them ['w']" in (
+      capfd.readouterr().err)
+  with pytest.raises(ValueError, match='x is both in a.safetensors and in b.safetensors; fetch model.safetensors.in'):
+    _ = written({'x': 'a.safetensors', 'z': 'b.safetensors'}, a='xy', b='xz').shapes
 
 
 @pytest.mark.parametrize('name', ['config.json', 'tokenizer_config.json', 'generation_config.json'])
@@ -400,3 +408,9 @@ def test_chat_templates_lie_in_two_places(tmp_path):
   (path / 'chat_template.jinja').write_text('another')
   assert pretrained.read(path).tokenizer_config['chat_template'] == 'another'
   assert json.loads((path / 'tokenizer_config.json').read_text())['chat_template'] != 'another'
+  (path / 'chat_template.jinja').write_text('')
+  with pytest.raises(ValueError, match='chat_template.jinja is empty; fetch it again'):
+    _ = pretrained.read(path).tokenizer_config
+  (path / 'chat_template.jinja').write_bytes('Bär'.encode('latin-1'))
+  with pytest.raises(ValueError, match='chat_template.jinja is not UTF-8'):
+    _ = pretrained.read(path).tokenizer_config

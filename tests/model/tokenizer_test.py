@@ -193,14 +193,17 @@ def test_a_system_message_needs_a_chat(tmp_path):
   path = changed(tmp_path, chat_template=None)
   with pytest.raises(ValueError, match='needs a chat template'):
     tokenizer.Subwords(path, system='Hi')
-  # A template that writes what the user says alone, and one that a system message changes without being written.
-  changed(tmp_path, chat_template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
-  with pytest.raises(ValueError, match="the chat template leaves out tasks.system='Hi'; put the text in tasks.templ"):
-    tokenizer.Subwords(path, system='Hi')
+  assert tokenizer.Subwords(path).prompt('Hi') == tokenizer.Subwords(path).encode('Hi')
+
+
+def test_a_system_message_that_the_template_leaves_out_is_said(tmp_path, capsys):
+  path = changed(tmp_path, chat_template="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+  assert tokenizer.Subwords(path, system='Hi').prompt('a') == tokenizer.Subwords(path).encode('a')
+  assert "the chat template leaves out tasks.system='Hi'; put the text in tasks.template" in capsys.readouterr().err
+  # One that acts on it does not write it.
   changed(tmp_path, chat_template="{{ 'fast ' if messages[0].content == '/no_think' }}{{ messages[-1].content }}")
   assert tokenizer.Subwords(path, system='/no_think').prompt('a') == tokenizer.Subwords(path).encode('fast a')
-  changed(tmp_path, chat_template=None)
-  assert tokenizer.Subwords(path).prompt('Hi') == tokenizer.Subwords(path).encode('Hi')
+  assert not capsys.readouterr().err
 
 
 def test_stop_tokens_that_are_none(tmp_path):
@@ -318,6 +321,7 @@ def test_a_character_that_pads_is_text():
     ('tokenizer_config.json', {'additional_special_tokens': ['user']}),
     ('tokenizer_config.json', {'extra_special_tokens': ['user'], 'additional_special_tokens': ['12']}),
     ('tokenizer_config.json', {'extra_special_tokens': {'user_token': 'user'}}),
+    ('tokenizer_config.json', {'extra_special_tokens': {'sum_token': 'sum'}, 'additional_special_tokens': ['user']}),
     ('tokenizer_config.json', {'user_token': {'content': 'user', '__type': 'AddedToken', 'lstrip': False}}),
     ('tokenizer_config.json', {'pad_token': 'user'}),
     ('tokenizer_config.json', {'added_tokens_decoder': {'43': {'content': 'user', 'special': True}}}),
@@ -332,6 +336,31 @@ def test_special_tokens_are_those_of_all_files(tmp_path, file, fields):
   assert found._control['user'] == 43
   assert found.encode('user 12') == (0, 5)  # an unknown word
   assert 43 in found.prompt('12')  # the template writes it as control
+
+
+def test_special_tokens_of_several_files(tmp_path):
+  """Lists do not replace each other, and of one token the flags that are read last hold, as in transformers."""
+  path = of_kind(tmp_path, 'wordlevel', additional_special_tokens=['user'])
+  of_kind(tmp_path, 'wordlevel', file='special_tokens_map.json', additional_special_tokens=['assistant'])
+  assert {'user', '[BOS]'} < tokenizer.Subwords(path)._control.keys()
+  pieces = lambda: tokenizer.Subwords(path, chat=False)._published.encode('=  a', add_special_tokens=False).tokens
+  path = of_kind(tmp_path, 'bytes', eos_token={'content': '=', 'rstrip': True}, additional_special_tokens=['='])
+  assert pieces() == ['=', '\u0120', '\u0120a']
+  of_kind(tmp_path, 'bytes', added_tokens_decoder={'296': {'content': '=', 'rstrip': True, 'special': True}})
+  assert pieces() == ['=  ', '\u0120a']  # with the blanks that it takes
+
+
+def test_tokens_of_the_oldest_file(tmp_path):
+  """added_tokens.json has what tokenizer.json does not, if no newer file lists added tokens."""
+  path = of_kind(tmp_path, 'wordlevel', file='added_tokens.json', **{'<late>': 900, '<later>': 901, '[UNK]': 0})
+  usual = tokenizer.Subwords(KINDS / 'wordlevel')._published.get_vocab_size()
+  usual_control, published = tokenizer.Subwords(KINDS / 'wordlevel')._control, tokenizer.Subwords(path)._published
+  assert [published.token_to_id(x) for x in ('[UNK]', '<late>', '<later>')] == [0, usual, usual + 1]
+  of_kind(tmp_path, 'wordlevel', additional_special_tokens=['<late>'])
+  assert {'<late>'} == tokenizer.Subwords(path)._control.keys() - usual_control.keys()
+  of_kind(tmp_path, 'wordlevel', additional_special_tokens=None,
+          added_tokens_decoder={'0': {'content': '[UNK]', 'special': True}})
+  assert tokenizer.Subwords(path, chat=False)._published.token_to_id('<late>') is None
 
 
 def test_a_name_of_a_special_token_is_given_to_the_template(tmp_path):
@@ -376,6 +405,16 @@ def test_a_bare_prompt_has_what_is_before_a_text_alone():
   assert nothing.prompt('a') == nothing.encode('a')
 
 
+def test_thinking_that_the_template_does_not_know_is_said(capsys):
+  for thinking, said in ((None, False), (True, True), (False, True)):
+    tokenizer.Subwords(ROOT / 'llama', thinking=thinking)
+    assert (f'thinking={thinking} changes nothing: the chat template knows no' in capsys.readouterr().err) == said
+  tokenizer.Subwords(ROOT / 'qwen3', thinking=False)
+  assert not capsys.readouterr().err
+  tokenizer.Subwords(ROOT / 'qwen3', thinking=False, chat=False)
+  assert 'tasks.thinking=False changes nothing: no chat template is used' in capsys.readouterr().err
+
+
 def test_the_published_default_of_thinking_holds(tmp_path):
   template = ('{% if not enable_thinking is defined %}{% set enable_thinking = false %}{% endif %}'
               "{{ 'think ' if enable_thinking }}{{ messages[0].content }}")
@@ -403,6 +442,11 @@ def test_a_completion_ends_where_the_template_ends_a_message(tmp_path):
   assert tokenizer.Subwords(path, chat=False).stop_ids == (2,)
   of_kind(tmp_path, 'legacy', file='generation_config.json', eos_token_id=[333, 2])
   assert tokenizer.Subwords(path).stop_ids == (2, 333)
+  # Templates that end a message where another follows, and that take no such message last.
+  for template in ('{% for m in messages %}{{ m.content }}{{ "<|end|>" if not loop.last }}{% endfor %}',
+                   "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+                   '{% for m in messages %}{{ m.content }}<|end|>{% endfor %}'):
+    assert tokenizer.Subwords(of_kind(tmp_path, 'legacy', chat_template=template)).stop_ids == (2, 333)
   # A template that has no such message, or ends it with text.
   of_kind(tmp_path, 'legacy', file='generation_config.json', eos_token_id=2)
   for template in ('{{ messages[0].content }}', '{% for m in messages %}{{ m.content }}.{% endfor %}<|end|>',
@@ -476,6 +520,20 @@ def test_byte_pairs_do_not_make_a_control_token_of_a_text(tmp_path, ignore_merge
   assert bare.encode('a<sa') == (0, 4, 0)
   assert bare.encode('<s>') == (4, 3)
   assert bare.encode('a<s>') == ((6,) if ignore_merges else (0, 4, 3))  # 6 is a word like others
+
+
+def test_a_control_token_that_is_text_beside_a_text(tmp_path):
+  """As published: |end| is to be a word of its own, and beside a letter it is none."""
+  path = of_kind(tmp_path, 'bytes', added_tokens_decoder=None)
+  of_json = json.loads((path / 'tokenizer.json').read_text())
+  for token in of_json['added_tokens']:
+    token['single_word'] = token['content'] == '|end|'
+  (path / 'tokenizer.json').write_text(json.dumps(of_json))
+  chat = tokenizer.Subwords(path)
+  end = chat._control['|end|']
+  assert [chat.prompt(text).count(end) for text in ('a.', 'a', '7')] == [1, 0, 0]
+  assert list(chat.prompt('a')) == chat._published.encode(
+      '<s>|user|\na|end|\n|assistant|\n', add_special_tokens=False).ids
 
 
 def test_texts_that_cannot_be_told_from_control_tokens(tmp_path):

@@ -121,10 +121,10 @@ def test_an_output_matrix_beside_tied_embeddings(tmp_path, capfd, monkeypatch):
   copy = written(tmp_path / 'copy', 'qwen3', tensors | {'lm_head.weight': embedding.astype(np.float32)})
   assert weights.load(copy)[0] == config
   assert 'lm_head' not in capfd.readouterr().err
-  for at in (np.s_[:], np.s_[-1, -1]):
+  for name, at in (('all', np.s_[:]), ('one', np.s_[-1, -1])):
     output = embedding.copy()
     output[at] = -output[at] - 1
-    other = written(tmp_path / 'other', 'qwen3', tensors | {'lm_head.weight': output})
+    other = written(tmp_path / name, 'qwen3', tensors | {'lm_head.weight': output})
     found, untied = weights.load(other)
     assert found == config.replace(tie_embeddings=False)
     assert 'lm_head.weight is kept' in capfd.readouterr().err
@@ -161,6 +161,13 @@ def test_names_of_a_text_tower(old, new, tmp_path, capfd):
   if new:
     said = f'{vision}multi_modal_projector.weight, {vision}vision_tower.* (4 tensors) left out'
     assert said in capfd.readouterr().err
+
+
+def test_two_tensors_of_one_name(tmp_path):
+  tensors = tensors_of('gemma3')
+  path = written(tmp_path, 'gemma3', tensors | {'norm.weight': tensors['model.norm.weight']})
+  with pytest.raises(ValueError, match='model.norm.weight and norm.weight both are model.norm.weight; save it again'):
+    weights.check(path, weights.config(path))
 
 
 def test_fused_matrices(tmp_path):
@@ -267,7 +274,8 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
       'model.layers.*.mlp.down_proj.weight (2 tensors) is missing; model.norm.weight is missing; '
       '_orig_mod.* (2 tensors) is unknown; model.layers.0.self_attn.q_proj.bias [32] is unknown; '
       'model.visual.* (30 tensors) is unknown; score.weight [2] is unknown; '
-      'model.layers.*.mlp.up_proj.weight has the shape [64, 31], not [64, 32] (2 tensors)')
+      'model.layers.*.mlp.up_proj.weight has the shape [64, 31], not [64, 32] (2 tensors). '
+      'Take the checkpoint that save_pretrained of the whole model writes')
 
 
 @pytest.mark.slow
@@ -277,4 +285,4 @@ def test_a_host_holds_little_more_than_its_shards(axes, tmp_path):
   make_sparse_checkpoint.write(tmp_path, 0.1)
   found = load_benchmark.measure(tmp_path, sharding.mesh(**axes))
   assert found['shard_bytes'] > 100e6
-  assert 0.8 < found['ratio'] < 1.2
+  assert found['ratio'] < 1.2  # less than 1 where memory of earlier tests is taken again

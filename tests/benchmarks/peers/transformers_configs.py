@@ -1,4 +1,4 @@
-"""What transformers computes with config.json files: for tests/benchmarks/configs.py.
+"""What transformers computes with config.json files: for tests/benchmarks/published_configs.py.
 
     PYTHON transformers_configs.py REQUEST.json ANSWER.json
 

@@ -1,6 +1,6 @@
 """config.json as we read it, and as transformers does: made-up ones of all families, and those of a folder.
 
-    .venv/bin/python -m tests.benchmarks.configs --parity=PYTHON [--configs=FOLDER] [--json]
+    .venv/bin/python -m tests.benchmarks.published_configs --parity=PYTHON [--configs=FOLDER] [--json]
 
 Compares sizes, windows, which layers rotate, frequencies and factors of rotations, and the same of what we write back.
 FOLDER holds *.json. PYTHON has the [parity] extra.

@@ -1,6 +1,6 @@
-"""What transformers makes of templates and tokenizers: for tests/benchmarks/tokenizers.py.
+"""What transformers makes of templates and tokenizers: for tests/benchmarks/published_text.py.
 
-    PYTHON transformers_tokenizers.py REQUEST.json ANSWER.json
+    PYTHON transformers_text.py REQUEST.json ANSWER.json
 
 REQUEST: {'day': of strftime_now, 'tokens': special tokens by name, 'templates': {name: text}, 'chats': messages of
 each chat, 'tokenizers': {name: directory}, 'texts'}. ANSWER: {'templates': {name: the text of each chat, or

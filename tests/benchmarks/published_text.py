@@ -1,6 +1,6 @@
 """Published chat templates and tokenizers: what we make of them, and what transformers does.
 
-    .venv/bin/python -m tests.benchmarks.tokenizers --templates DIR --tokenizers DIR --parity=PYTHON [--json]
+    .venv/bin/python -m tests.benchmarks.published_text --templates DIR --tokenizers DIR --parity=PYTHON [--json]
 
 --templates has files NAME.jinja, --tokenizers directories with tokenizer.json. Each template writes a chat with a
 system message and one without; the chat is equal to transformers', or refused with the reason, or different. Each
@@ -71,7 +71,7 @@ def main() -> None:
     (root / 'request.json').write_text(json.dumps({
         'day': chat_lib.DAY.isoformat(), 'tokens': TOKENS, 'templates': templates, 'chats': chats,
         'tokenizers': {name: str(path) for name, path in paths.items()}, 'texts': texts}))
-    peer = pathlib.Path(__file__).parent / 'peers' / 'transformers_tokenizers.py'
+    peer = pathlib.Path(__file__).parent / 'peers' / 'transformers_text.py'
     subprocess.run([args.parity, peer, root / 'request.json', root / 'answer.json'], check=True)
     theirs = json.loads((root / 'answer.json').read_text())
     tiny = shutil.copytree(parity.FIXTURES / 'llama', root / 'tiny')
