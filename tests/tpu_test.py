@@ -322,7 +322,7 @@ def lowered_knapsack(M, J, capacity):
 @pytest.mark.parametrize('variant', ['', 'debug'])
 @pytest.mark.parametrize('name', [
     'arithmetic', 'smollm2_arithmetic', 'gsm8k_qwen3_1p7b', 'r1_distill_1p5b', 'qwen3_4b', 'qwen25_math_7b',
-    'mbpp_qwen25_coder_1p5b'])
+    'mbpp_qwen25_coder_1p5b', 'qwen3_30b_a3b'])
 def test_a_shipped_config_is_lowered_for_a_tpu(name, variant):
   config, topology = shipped(name, variant)
   alloc, tasks = config.alloc, config.tasks.per_step
