@@ -71,6 +71,7 @@ for i, flags in enumerate(json.load(sys.stdin)):
 '''
 
 
+@pytest.mark.slow
 def test_bad_flags_are_short_errors(tmp_path, data_dir):
   arithmetic = ('--config=configs/arithmetic.py:debug', f'--workdir={tmp_path}/none',
                 f'--config.tasks.data_dir={data_dir}')

@@ -100,6 +100,7 @@ def test_rollouts_equal_the_naive_sampler(params, temperature):
     assert set(rollouts.ended_R.tolist()) == {types.ENDED_STOP, types.ENDED_LENGTH}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('V, words', [(7, 1), (12, 2), (64, 8), (1000, 8), (1024, 32)])
 def test_a_draw_inverts_the_distribution(V, words):
   logits_SV = np.random.default_rng(V).normal(0, 3, (200, V)).astype(np.float32)

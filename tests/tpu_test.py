@@ -319,7 +319,7 @@ def lowered_knapsack(M, J, capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['', 'debug'])
+@pytest.mark.parametrize('variant', ['', pytest.param('debug', marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize('name', [
     'arithmetic', 'smollm2_arithmetic', 'gsm8k_qwen3_1p7b', 'r1_distill_1p5b', 'qwen3_4b', 'qwen25_math_7b',
     'mbpp_qwen25_coder_1p5b', 'qwen3_30b_a3b'])

@@ -95,6 +95,7 @@ def test_the_record_of_a_run(finished):
   assert wall_s == sorted(wall_s)
 
 
+@pytest.mark.slow
 def test_each_step_has_noise_of_its_own(tmp_path, data_dir):
   """Of the same policy and the same eight tasks two steps sample other tokens."""
   workdir = run(tmp_path, data_dir, num_steps=2, tasks__train_split='train[:8]', optimizer__learning_rate=0.0,
@@ -360,6 +361,7 @@ def test_a_kill_repeats_the_steps_after_the_last_checkpoint(finished, tmp_path, 
   assert_same_run(workdir, finished, data_dir)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(finished, data_dir):
   before = records(finished, keep_times=True)
   run(finished, data_dir)
@@ -375,6 +377,7 @@ def test_evaluations_leave_the_training_as_it_is(finished, tmp_path, data_dir, m
   assert_same_run(other, finished, data_dir, evaluations=False)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, data_dir, monkeypatch):
   """In the last step before a checkpoint, whose record would be written after it."""
   original = update.step

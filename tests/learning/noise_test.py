@@ -40,6 +40,7 @@ def noise_by_loops(score_RG, verdict_R, task_R, sign_M):
   return np.array([signal, signal_scale, noise, squares])
 
 
+@pytest.mark.slow
 def test_gradient_noise_equals_a_loop_over_rollouts():
   """Rows beyond the rollouts change nothing."""
   rollouts, params = update_test.make_rollouts(), update_test.params_of()
@@ -58,6 +59,7 @@ def test_gradient_noise_equals_a_loop_over_rollouts():
   np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_halves_are_of_what_is_not_left_out():
   """A rollout that is left out counts in no half, wherever it stands in its group."""
   task_R = np.repeat([0, 1], [12, 2])

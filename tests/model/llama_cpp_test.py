@@ -72,8 +72,9 @@ def test_a_file_of_each_family(name, tmp_path):
     np.testing.assert_allclose(whole(file, x), whole(published, y).astype(np.float32), rtol=0, atol=tolerance)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name', sorted(set(FAMILIES) - set(UNTOLD) | {'mistral_wide'}))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow if name in QUICK else pytest.mark.exhaustive)
+    for name in sorted(set(FAMILIES) - set(UNTOLD) | {'mistral_wide'})])
 def test_logits_of_a_file_are_those_of_transformers(name, tmp_path):
   expected = np.load(DATA / 'families' / name / 'expected.npz')
   tokens_BT = expected['token_BT']

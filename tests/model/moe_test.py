@@ -251,7 +251,7 @@ def test_one_of_several_layers_is_read(axes):
 
 
 @pytest.mark.parametrize('size_E', [
-    (3, 0, 200, 7), (0, 0, 0, 256), *(pytest.param(x, marks=exhaustive) for x in (
+    (3, 0, 200, 7), pytest.param((0, 0, 0, 256), marks=slow), *(pytest.param(x, marks=exhaustive) for x in (
         (0, 1, 0, 0), (256, 0, 0, 0), (10, 20, 30, 40), (128, 0, 128, 0), (0, 0, 0, 0)))], ids=str)
 @pytest.mark.parametrize('dtype', [np.float32, pytest.param(jnp.bfloat16, marks=exhaustive)])
 def test_the_kernel_computes_the_products_of_the_reference(size_E, dtype):

@@ -94,7 +94,7 @@ def test_each_field_of_a_config_counts(name, tmp_path):
   assert not differ
 
 
-@each(NAMES, slow=('gemma3_kv1', 'olmo3_wide_yarn', 'phi3_long', 'qwen3_moe_wide', 'smollm3_window'))
+@each(NAMES, slow=('gemma3_kv1', 'phi3_long', 'qwen3_moe_wide'))
 def test_greedy_tokens(name):
   """64 after each of three prompts of different lengths, sampled together."""
   want = expected(name)
@@ -108,7 +108,7 @@ def test_greedy_tokens(name):
   np.testing.assert_array_equal(rollouts.token_RC, want['greedy_B64'])
 
 
-@each(NAMES, QUICK, slow=NAMES)
+@each(NAMES, slow=NAMES)
 def test_what_is_saved_is_read_bit_for_bit(name, tmp_path):
   length = length_of(expected(name))
   config, params = weights.load(ROOT / name, length=length)

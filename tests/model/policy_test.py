@@ -202,6 +202,7 @@ def test_layers_that_read_a_window_in_packed_rows():
   assert all(np.any(x != 0) for x in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 def test_the_load_of_experts_counts_the_tokens_that_are_asked_for():
   params = random_params(EXPERTS)
   counted_BT = np.arange(T)[None] < np.array([[5], [2]])
@@ -291,6 +292,7 @@ def test_new_adapters_change_nothing():
   assert any(np.any(x) for x in trained['layers'].values())
 
 
+@pytest.mark.slow
 def test_experts_have_no_adapters():
   config = EXPERTS.replace(lora_rank=2)
   trained, base = policy.split(config, random_params(config))

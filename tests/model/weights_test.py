@@ -48,8 +48,7 @@ def test_logits(name):
 
 
 @pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow if name in ('gemma3', 'llama') else pytest.mark.exhaustive)
-    for name in FAMILIES])
+    pytest.param(name, marks=pytest.mark.slow if name == 'gemma3' else pytest.mark.exhaustive) for name in FAMILIES])
 def test_greedy_tokens(name):
   """64 after each of three prompts of different lengths, sampled together."""
   config, params = weights.load(ROOT / name)

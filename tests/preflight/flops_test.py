@@ -193,12 +193,14 @@ def test_what_remat_computes_again():
   assert full - kept == attention
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_the_work_of_an_update():
   c = dataclasses.replace(POLICY, num_kv_heads=2, vocab_size=8192)  # of which each half is a kernel's
   # Half as many rows at once.
   assert of_update(c, data=2, model=2) == pytest.approx(of_update(c, fsdp=4) / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'fsdp': 4}, {'expert': 4}, {'fsdp': 2, 'expert': 2}], ids=str)
 def test_of_experts_the_active_ones_count(axes):
   """Three products forward, two of them again, and six back; however experts are divided."""

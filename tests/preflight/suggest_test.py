@@ -39,6 +39,7 @@ def test_what_is_too_large_is_refused_with_what_fits(monkeypatch):
   assert text.startswith('fits v5e:2x2: --config.') and all(f'--config.{x}=' in text for x in overrides)
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_it_says_so(monkeypatch):
   chips_of(monkeypatch, 10 ** 6)
   assert preflight.suggest(small(), 'v5e:2x2') is None
