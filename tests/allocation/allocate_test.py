@@ -98,6 +98,7 @@ def assert_nothing_left_out(budget_M, cost_M, capacity: float, low: int, high: i
   more_M = np.minimum(budget_M + 1, high)
   gain_M = value_MJ[rows, more_M - low] - value_MJ[rows, budget_M - low]
   fits_M = np.array([np.where(rows == m, more_M, budget_M) @ cost_M <= capacity for m in rows])
+  # Of values that are all below 0 the largest may be 0, and float64 sums them to 1e-16 of the least.
   assert not np.any(fits_M & (gain_M > max(1e-12 * np.abs(value_MJ).max(), np.finfo(float).tiny)))
 
 
