@@ -62,8 +62,19 @@ class Tasks(Section):
   test_split: str = knob('test', 'TFDS split')
   warm_start_split: str = knob('warm_start', 'TFDS split')
   per_step: int = knob(32, 'M, tasks of a step', low=1)
+  candidates_per_step: int = knob(
+      0, 'tasks that a step considers, of which per_step at the most get rollouts; 0: per_step, which all get some',
+      low=0)
+  prior: str = knob('', "success rates known before training: 'FILE.json' of id -> rate, or 'FILE.jsonl:COLUMN' (.csv, "
+                    ".parquet) beside a column id; '': none")
+  prior_rollouts: float = knob(4.0, 'rollouts of a task that its rate in tasks.prior is worth', above=0)
   files: Files = Files()
   reasoning_gym: ReasoningGym = ReasoningGym()
+
+  def conflicts(self):
+    if 0 < self.candidates_per_step < self.per_step:
+      yield (f'tasks.candidates_per_step={self.candidates_per_step} is below tasks.per_step={self.per_step}; set it to '
+             '0, or to at least that')
 
 
 @section
@@ -71,12 +82,15 @@ class Alloc(Section):
   SECTION = 'alloc'
   rule: str = knob('knapsack', 'who gets how many rollouts', choices=('knapsack', 'uniform'))
   rollouts_per_step: int = knob(256, 'R; where the cost is tokens, R at the most', low=1)
-  low: int = knob(2, 'least rollouts of a task, each of which must be observed', low=1)
+  low: int = knob(2, 'least rollouts of a task, each of which must be observed; 0: a task may get none', low=0)
   high: int = knob(128, 'most rollouts of a task', low=1)
   estimate: str = knob('posterior', "of success rates; 'window' is the paper's", choices=('posterior', 'window'))
-  discount: float = knob(0.98, 'share of the evidence on success rates that a step leaves', above=0, high=1)
+  pass_discount: float = knob(
+      0.75, 'share of the evidence on success rates that a pass over the split leaves', above=0, high=1)
+  recalibrate: bool = knob(True, 'whether posteriors are fitted to the verdicts of the last steps')
   value: str = knob('infogain', "of a task's rollouts (kr_jax/allocation/value.py)",
-                    choices=('infogain', 'variance', 'snr'))
+                    choices=('infogain', 'variance', 'snr', 'mixed', 'hit', 'coba'))
+  waves: int = knob(1, "parts of a step's rollouts, each with budgets by the verdicts of those before", choices=(1, 2, 3))
   nu: float = knob(2.0, "noise-to-signal ratio of a rollout's gradient, of 'snr', until it is measured", above=0)
   nu_every: int = knob(0, 'steps from one measurement of nu, of 1.6 updates, to the next; 0: none', low=0)
   solver: str = knob('dp', "of the knapsack; 'greedy' is for tens of thousands of tasks", choices=('dp', 'greedy'))
@@ -89,6 +103,11 @@ class Alloc(Section):
     if self.nu_every and self.value != 'snr':
       yield (f"alloc.nu_every={self.nu_every} measures what alloc.value={self.value!r} does not read; set "
              "alloc.value='snr', or alloc.nu_every=0")
+    if self.waves > 1 and self.estimate == 'window':
+      yield (f"alloc.waves={self.waves} needs posteriors, which the verdicts of a wave change; set "
+             "alloc.estimate='posterior', or alloc.waves=1")
+    if self.waves > self.rollouts_per_step:
+      yield f'alloc.waves={self.waves} is more than alloc.rollouts_per_step={self.rollouts_per_step}'
 
 
 @section
@@ -236,8 +255,11 @@ class Rewards(Section):
 @section
 class Grpo(Section):
   SECTION = 'grpo'
-  advantage: str = knob('std', "reward - mean of the group, over its std; or 'loo', leave-one-out; or 'mean'",
-                        choices=('std', 'loo', 'mean'))
+  advantage: str = knob('std', "reward - mean of the group, over its std; or 'loo', minus the mean of the others; or "
+                        "'mean'; 'maxrl', over the mean; 'posterior', minus what the others and earlier steps predict",
+                        choices=('std', 'loo', 'mean', 'maxrl', 'posterior'))
+  keep: float = knob(1.0, "share of a step's rollouts that updates learn from, on average: those of small |advantage| "
+                     'are dropped at random, and weighed more where they stay', above=0, high=1)
   weight: str = knob('rollout', "of a task of N rollouts: N; or 'task', 1; or 'sqrt', sqrt(N)",
                      choices=('rollout', 'task', 'sqrt'))
   aggregate: str = knob('token', "mean over tokens; or 'rollout', over rollouts' means; or 'constant'",
@@ -255,6 +277,9 @@ class Grpo(Section):
   def conflicts(self):
     if 0 < self.dual_clip <= 1 + self.clip_high:
       yield f'grpo.dual_clip={self.dual_clip} must be above 1 + grpo.clip_high={1 + self.clip_high}, or 0 for none'
+    if self.keep < 1 and (self.kl_coef or self.entropy_coef):
+      yield (f'grpo.keep={self.keep:g} saves nothing with grpo.kl_coef={self.kl_coef:g} and grpo.entropy_coef='
+             f'{self.entropy_coef:g}, as every rollout then has a gradient; set grpo.keep=1, or both to 0')
 
 
 @section

@@ -16,6 +16,7 @@ import numpy as np
 
 from kr_jax import evaluate
 from kr_jax import knobs
+from kr_jax import prior_rates
 from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sample
@@ -54,6 +55,7 @@ class Setup(NamedTuple):
   sample_mesh: Mesh | None
   train_tasks: Sequence[types.Task] = ()
   shares: dict[str, float] = {}  # of the datasets that they are from
+  prior_rate_I: np.ndarray | None = None  # of the training tasks, where tasks.prior knows them; nan elsewhere
   test_tasks: Sequence[types.Task] = ()
   warm_start_tasks: Sequence[types.Task] = ()
 
@@ -80,6 +82,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
       test_tasks=_read_tasks(test, config, tokenizer, most=config.evaluate.tasks),
       warm_start_tasks=[] if not config.warm_start.num_steps else _read_tasks(
           [(dataset, config.tasks.warm_start_split) for dataset, _ in train], config, tokenizer))
+  setup = setup._replace(prior_rate_I=prior_rates.read(config.tasks.prior, setup.train_tasks))
   _check_tasks(setup)
   return setup
 
@@ -217,14 +220,21 @@ def _sft(c: knobs.WarmStart, like: update.Config) -> update.Config:
 def _check_alloc(c: knobs.Config) -> None:
   """Raises ValueError for budgets that no step could follow."""
   M, R, C = c.tasks.per_step, c.alloc.rollouts_per_step, c.sample.completion_length
-  allocate.check(M, R, c.alloc.low, c.alloc.high, c.alloc.rule)
+  allocate.check(M, R, c.alloc.low, c.alloc.high, c.alloc.rule, c.alloc.waves)
   if c.alloc.cost == 'tokens' and not c.alloc.low * M <= c.alloc.tokens_per_step <= R * C:
     raise ValueError(
         f'alloc.tokens_per_step={c.alloc.tokens_per_step} is not in {c.alloc.low * M}..{R * C}: from a '
         'token for each of alloc.low * tasks.per_step rollouts to sample.completion_length for each of '
         'alloc.rollouts_per_step')
+  if c.tasks.candidates_per_step > M and c.alloc.low:
+    raise ValueError(
+        f'tasks.candidates_per_step={c.tasks.candidates_per_step} is more than tasks.per_step={M}, so some tasks get no '
+        f'rollouts, and alloc.low={c.alloc.low} gives each task some; set alloc.low=0, or '
+        'tasks.candidates_per_step=0')
   # And what the allocator itself refuses.
-  allocate.of_step(c.alloc, estimate.init(M), np.arange(M), completion_length=C)
+  considered = tasks_lib.considered(c.tasks)
+  allocate.of_step(c.alloc, estimate.init(considered), np.arange(considered), completion_length=C, most_tasks=M,
+                   counts_evidence=c.grpo.advantage == 'posterior')
 
 
 def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, tokenizer, most: int | None = None
@@ -249,5 +259,5 @@ def _check_tasks(setup: Setup) -> None:
   for tasks in (setup.train_tasks, setup.test_tasks):
     rewards.check_tasks(tasks, setup.rewards)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), c.evaluate.maj_at)
-  tasks_lib.batch(setup.train_tasks, 0, per_step=c.tasks.per_step, seed=c.seed, weights=setup.shares)
+  tasks_lib.batch(setup.train_tasks, 0, per_step=tasks_lib.considered(c.tasks), seed=c.seed, weights=setup.shares)
   warm_start.solutions(setup.warm_start_tasks, setup.tokenizer, setup.sample)

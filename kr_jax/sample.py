@@ -13,6 +13,9 @@ On a mesh each shard of ('data', 'fsdp') has S slots, a queue of its own and the
 tasks, and loops until its own queue is empty: `assign_to_queues` says which rollouts are whose. Over 'model'
 heads, hidden units and vocabulary are divided.
 
+A step's rollouts may come in waves, so that the budgets of each can heed the verdicts on those before
+(`Waves`). The first reads the prompts, and their prefixes stay until the last.
+
 The key of a token is folded from (step, task, number of the rollout in its group, position). So a
 rollout's tokens depend on nothing else: not on S, its slot, its shard, its neighbours or the budgets.
 """
@@ -20,7 +23,7 @@ rollout's tokens depend on nothing else: not on S, its slot, its shard, its neig
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -30,8 +33,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from kr_jax import draw
 from kr_jax import knobs
 from kr_jax import processes
+from kr_jax import queues as queues_lib
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.model import decode as decode_lib
@@ -59,73 +64,95 @@ def slots(config: Config, total: int) -> int:
   return min(config.slots, math.ceil(total / sharding.row_shards()))
 
 
-# Which shard samples which rollouts.
+# A step.
 
 
-class Queues(NamedTuple):
-  """The rollouts of each of Z shards, in the order they are taken."""
-
-  task_ZK: np.ndarray  # int32, the tasks whose prefix the shard holds; beyond its own: any
-  tasks_Z: np.ndarray  # int32, how many
-  local_ZQ: np.ndarray  # int32, of each rollout the task, in 0..K-1
-  number_ZQ: np.ndarray  # int32, which of its task's rollouts it is
-  rollouts_Z: np.ndarray  # int32, how many
-
-
-def assign_to_queues(budget_M: np.ndarray, *, total: int, shards: int = 1, expected_M: np.ndarray | None = None
-                     ) -> Queues:
-  """Gives each shard an equal number of rollouts, to within one, of ceil(M / shards) + 1 tasks at most.
-
-  Shards take their rollouts one after the other. Of n pieces of tasks that are left for Z shards, a shard takes
-  ceil(n / Z) that are neighbours by size, the smallest neighbours that hold its share or more, and gives back the
-  excess of the largest, which is less than all of it. So each shard adds at most one piece, and ceil(n / Z) stays
-  within the limit.
+def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, budget_M: np.ndarray,
+             key: Array, config: Config, *, total: int, expected_M: np.ndarray | None = None
+             ) -> types.Rollouts:
+  """Samples budget_M[m] completions of task m, in one wave.
 
   Args:
-    budget_M: >= 0.
-    total: R, which gives the shapes; the budgets sum to at most that.
-    expected_M: tokens that a rollout of a task is expected to have: the longest are queued first.
+    params: sampling params (kr_jax/model/decode.py).
+    prompts: of M tasks.
+    budget_M: host integers >= 0 that sum to at most the total.
+    key: of the step.
+    total: most rollouts of a step. It names the compiled program; budgets do not.
+    expected_M: tokens that a rollout of a task is expected to have, where that is known.
+
+  Returns:
+    R rollouts, grouped by task; R is the total, made a multiple of the shards. Log-probabilities are the
+    policy's at the temperature (greedy: at 1), whatever top_k, top_p and min_p leave out.
+
+  Raises:
+    ValueError: budgets that are negative or sum to more than R.
   """
-  budget_M = np.asarray(budget_M)
-  M, n = len(budget_M), int(budget_M.sum())
-  K = M if shards == 1 else min(M, math.ceil(M / shards) + 1)
-  Q = math.ceil(total / shards)
-  queues = Queues(*(np.zeros(shape, np.int32) for shape in ((shards, K), shards, (shards, Q), (shards, Q), shards)))
-  left = [(int(b), m, 0) for m, b in enumerate(budget_M) if b > 0]  # size, task, first number
-  for z in range(shards):
-    share = n // shards + (1 if z < n % shards else 0)
-    mine, left = _take(sorted(left), share, most=math.ceil(len(left) / (shards - z)))
-    task_K = [m for _, m, _ in mine]
-    local_Q = np.repeat(np.arange(len(mine)), [size for size, _, _ in mine])
-    number_Q = np.concatenate([first + np.arange(size) for size, _, first in mine] or [[]])
-    if expected_M is not None:
-      order_Q = np.argsort(-np.asarray(expected_M)[task_K][local_Q], kind='stable')
-      local_Q, number_Q = local_Q[order_Q], number_Q[order_Q]
-    queues.task_ZK[z, :len(mine)], queues.tasks_Z[z] = task_K, len(mine)
-    queues.local_ZQ[z, :share], queues.number_ZQ[z, :share] = local_Q, number_Q
-    queues.rollouts_Z[z] = share
-  return queues
+  return Waves(policy_config, params, prompts, key, config, totals=(total,)).sample(budget_M, expected_M)
 
 
-def _take(pieces: list[tuple[int, int, int]], share: int, most: int) -> tuple[list, list]:
-  """Of pieces by size, at most so many that hold `share` rollouts; and the pieces that are left."""
-  if not share:
-    return [], pieces
-  size = np.cumsum([0] + [piece[0] for piece in pieces])
-  first = int(np.argmax(size[most:] - size[:-most] >= share))
-  mine, left = pieces[first:first + most], pieces[:first] + pieces[first + most:]
-  excess = sum(piece[0] for piece in mine) - share
-  while excess >= mine[-1][0]:  # even the smallest are too many
-    left.append(mine.pop(0))
-    excess -= left[-1][0]
-  if excess:
-    n, m, number = mine.pop()
-    mine.append((n - excess, m, number))
-    left.append((excess, m, number + n - excess))
-  return sorted(mine, key=lambda piece: piece[1:]), left
+class Waves:
+  """The rollouts of one step, wave by wave.
+
+  A rollout's number in its group goes on from the waves before, so that it has the tokens that it would have in
+  one wave of all the budgets together. To be made and used where the mesh to sample on is set. Nothing stays on
+  the devices after the last wave.
+  """
+
+  def __init__(self, policy_config: policy.Config, params: Any, prompts: types.Prompts, key: Array, config: Config, *,
+               totals: Sequence[int]):
+    """Arguments are those of `rollouts`, but for totals: most rollouts of each wave. They name the compiled programs,
+    which later waves of one total share."""
+    self.rows = sharding.row_shards() * math.ceil(sum(totals) / sharding.row_shards())  # R, if there were one wave
+    self._policy, self._params, self._prompts, self._key, self._config = policy_config, params, prompts, key, config
+    self._totals, self._wave = tuple(totals), 0
+    self._done_M = np.zeros(len(prompts.length_M), np.int32)  # rollouts of the waves before
+    self._prefixes: _Prefixes | None = None
+    self._place_M: np.ndarray | None = None  # of the prefix of each task, among the places of all shards
+
+  def sample(self, budget_M: np.ndarray, expected_M: np.ndarray | None = None) -> types.Rollouts:
+    """The next wave: rollouts as `rollouts` returns them, of these budgets.
+
+    Raises:
+      ValueError: budgets that are negative or sum to more than the wave's total, or that give a task its first
+        rollouts after the first wave, which read the prompts; or all waves are sampled.
+    """
+    wave, M, shards = self._wave, len(self._done_M), sharding.row_shards()
+    if wave == len(self._totals):
+      raise ValueError(f'all waves of the step are sampled; totals={self._totals} names {wave}, set one more')
+    budget_M, total, is_last = np.asarray(budget_M, np.int32), self._totals[wave], wave + 1 == len(self._totals)
+    if budget_M.min() < 0 or budget_M.sum() > total:
+      raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
+    unread = np.flatnonzero((wave > 0) & (self._done_M == 0) & (budget_M > 0)).tolist()
+    if unread:
+      raise ValueError(f'tasks {unread} have budgets {budget_M[unread].tolist()} in wave {wave} and none in wave 0, '
+                       'which alone reads prompts; set them to 0, or give the tasks a rollout in wave 0')
+    queues = queues_lib.assign_to_queues(budget_M, total=total, shards=shards, expected_M=expected_M)
+    held = queues if wave == 0 else queues_lib.hold_all(queues, M)
+    held = held._replace(number_ZQ=held.number_ZQ + self._done_M[held.task_ZQ])
+    program = self._policy, self._params, self._prompts, held, self._key, self._config
+    if wave == 0:
+      decoded, self._prefixes = _decode(*program, not is_last)
+    else:
+      width = len(self._prefixes.logits_KV) // shards
+      source_ZK = np.pad(self._place_M[held.task_ZK], ((0, 0), (0, width - held.task_ZK.shape[1])))
+      self._prefixes = _place(self._prefixes, source_ZK)
+      decoded = _decode_on(*program, self._prefixes)
+    self._wave, self._done_M = wave + 1, self._done_M + budget_M
+    if is_last:
+      self._params = self._prefixes = None
+    else:
+      self._place_M = queues_lib.places(held, M, width=len(self._prefixes.logits_KV) // shards)
+    return _by_task(self._prompts, budget_M, queues, *decoded)
 
 
-# The program.
+# The programs.
+
+
+class _Prefixes(NamedTuple):
+  """What was read of the prompts of a shard's K tasks."""
+
+  logits_KV: Array  # float32, of the token after a prompt
+  cache: tuple[decode_lib.Cache, ...]  # by stage
 
 
 class _Decoding(NamedTuple):
@@ -145,43 +172,62 @@ class _Decoding(NamedTuple):
   ended_Q: Array
 
 
-def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, budget_M: np.ndarray,
-             key: Array, config: Config, *, total: int, expected_M: np.ndarray | None = None
-             ) -> types.Rollouts:
-  """Samples budget_M[m] completions of task m.
+# On a mesh: what each shard has of its own, what all have, and prefixes, whose caches have layers in front.
+_MINE, _ALL = PartitionSpec(sharding.ROWS), PartitionSpec()
+_HELD = _Prefixes(_MINE, PartitionSpec(None, sharding.ROWS))
 
-  Args:
-    params: sampling params (kr_jax/model/decode.py).
-    prompts: of M tasks.
-    budget_M: host integers >= 0 that sum to at most the total.
-    key: of the step.
-    total: most rollouts of a step. It names the compiled program; budgets do not.
-    expected_M: tokens that a rollout of a task is expected to have, where that is known.
 
-  Returns:
-    R rollouts, grouped by task; R is the total, made a multiple of the shards. Log-probabilities are the
-    policy's at the temperature (greedy: at 1), whatever top_k, top_p and min_p leave out.
+def _on_shards(of_shard: Callable[..., Any], in_specs: Any, out_specs: Any, axes: Sequence[str] = sharding.ROWS
+               ) -> Callable[..., Any]:
+  """A function of one shard's arrays, on the arrays of all shards."""
+  if sharding.row_shards() == 1:
+    return of_shard
+  return jax.shard_map(of_shard, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=False)
 
-  Raises:
-    ValueError: budgets that are negative or sum to more than R.
-  """
-  budget_M = np.asarray(budget_M, np.int32)
-  if budget_M.min() < 0 or budget_M.sum() > total:
-    raise ValueError(f'budgets {budget_M.tolist()} must be >= 0 and sum to at most {total}')
-  queues = assign_to_queues(budget_M, total=total, shards=sharding.row_shards(), expected_M=expected_M)
-  decoded = _decode(policy_config, params, prompts, queues, key, config)
-  return _by_task(prompts, budget_M, queues, *decoded)
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _decode(policy_config, params, prompts, queues, key, config, keeps=False) -> tuple[tuple[Array, ...], Any]:
+  """token_ZQC, logp_ZQC, length_ZQ and ended_ZQ of all queues, each shard's on it, and counts_Z3; and the prefixes,
+  if it keeps them."""
+  def of_shard(params, prompts, queues, key):
+    task_K, tasks = queues.task_ZK[0], queues.tasks_Z[0]
+    prefixes = _prefill(policy_config, params, prompts.token_MP[task_K], prompts.length_M[task_K], tasks, config)
+    decoded = _shard_rollouts(policy_config, config, params, prompts, queues, key, prefixes)
+    return decoded, _divided(prefixes) if keeps else None
+
+  return _on_shards(of_shard, (_ALL, _ALL, _MINE, _ALL), (_MINE, _HELD if keeps else None))(
+      params, prompts, queues, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _decode(policy_config, params, prompts, queues, key, config) -> tuple[Array, ...]:
-  """token_ZQC, logp_ZQC, length_ZQ and ended_ZQ of all queues, each shard's on it, and counts_Z3."""
+def _decode_on(policy_config, params, prompts, queues, key, config, prefixes) -> tuple[Array, ...]:
+  """What `_decode` returns first, of prompts that are read already."""
   of_shard = functools.partial(_shard_rollouts, policy_config, config)
-  if sharding.row_shards() > 1:
-    mine, all_ = PartitionSpec(sharding.ROWS), PartitionSpec()
-    of_shard = jax.shard_map(of_shard, in_specs=(all_, all_, mine, all_), out_specs=mine,
-                             axis_names=set(sharding.ROWS), check_vma=False)
-  return of_shard(params, prompts, queues, key)
+  return _on_shards(of_shard, (_ALL, _ALL, _MINE, _ALL, _HELD), _MINE)(params, prompts, queues, key, prefixes)
+
+
+@jax.jit
+def _place(prefixes: _Prefixes, source_ZK: Array) -> _Prefixes:
+  """The prefixes that stand in places source_ZK, counted over all shards.
+
+  A device receives those of all shards for it, but of one layer at a time.
+  """
+  def of_shard(prefixes, source_ZK):
+    def take(x_KX):
+      if sharding.row_shards() > 1:
+        x_KX = jax.lax.all_gather(x_KX, sharding.ROWS, tiled=True)
+      return x_KX[source_ZK[0]]
+
+    return _Prefixes(take(prefixes.logits_KV), jax.tree.map(lambda x_LKX: jax.lax.map(take, x_LKX), prefixes.cache))
+
+  # Over 'model' too, as the partitioner would gather the heads that it divides.
+  held = _HELD._replace(cache=PartitionSpec(*_HELD.cache, 'model'))
+  return _on_shards(of_shard, (held, _MINE), held, axes=sharding.AXES)(prefixes, source_ZK)
+
+
+def _divided(prefixes: _Prefixes) -> _Prefixes:
+  """A shard's prefixes, whose heads 'model' divides."""
+  return _Prefixes(sharding.replicate(prefixes.logits_KV), sharding.constrain(prefixes.cache, axes=('model',)))
 
 
 @jax.jit
@@ -209,16 +255,15 @@ def _by_task(prompts, budget_M, queues, token_ZQC, logp_ZQC, length_ZQ, ended_ZQ
   return types.Rollouts(types.Prompts(*map(jnp.asarray, prompts)), token_RC=token_RC, logp_RC=logp_RC, **whole)
 
 
-def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tuple[Array, ...]:
+def _shard_rollouts(policy_config, config, params, prompts, queues, key, prefixes) -> tuple[Array, ...]:
   """token, logp, length and ended of one shard's queue, and its counts, with an axis of 1 in front."""
-  task_K, tasks, local_Q, number_Q, end = (x[0] for x in queues)
+  task_K, _, local_Q, number_Q, end = (x[0] for x in queues)
   (Q,), C = local_Q.shape, config.completion_length
   S = min(config.slots, Q)
   length_K = prompts.length_M[task_K]
   fold = jax.vmap(jax.random.fold_in)
   key_K = jax.vmap(lambda i: jax.random.fold_in(key, i))(prompts.index_M[task_K])
   key_Q = fold(key_K[local_Q], number_Q)
-  prompt_logits_KV, prefix = _prefill(policy_config, params, prompts.token_MP[task_K], length_K, tasks, config)
 
   def take(d: _Decoding) -> _Decoding:
     """Free slots take the next rollouts of the queue."""
@@ -237,7 +282,7 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     """Every slot samples a token and reads it."""
     live_S = d.rollout_S < Q
     r_S = jnp.minimum(d.rollout_S, Q - 1)  # a free slot runs along; nothing it does is kept
-    token_S, logp_S = _token(d.logits_SV, fold(key_Q[r_S], d.count_S), config)
+    token_S, logp_S = draw.token(d.logits_SV, fold(key_Q[r_S], d.count_S), config)
     stop_S = functools.reduce(jnp.logical_or, [token_S == stop for stop in config.stop_ids])
     ended_S = jnp.where(stop_S, types.ENDED_STOP, jnp.where(
         d.count_S + 1 == C, types.ENDED_LENGTH, types.NOT_SAMPLED))
@@ -246,7 +291,7 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
     task_S = local_Q[r_S]
     slots = decode_lib.Slots(prompt_S=task_S, prompt_length_S=length_K[task_S],
                          count_S=jnp.where(live_S, d.count_S + 1, 0), step=d.steps)
-    logits_SV, own = decode_lib.decode(policy_config, params, token_S, slots, prefix, d.own)
+    logits_SV, own = decode_lib.decode(policy_config, params, token_S, slots, prefixes.cache, d.own)
     return d._replace(
         own=own,
         logits_SV=sharding.replicate(logits_SV),
@@ -265,9 +310,9 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
 
   # Whole over 'model': a draw from a divided vocabulary would send logits around, and a collective that all shards
   # of rollouts take part in would wait for ever, as each loops as often as its own queue asks.
-  prompt_logits_KV = sharding.replicate(prompt_logits_KV)
+  prompt_logits_KV = sharding.replicate(prefixes.logits_KV)
   d = _Decoding(
-      own=decode_lib.empty(prefix, S, C),
+      own=decode_lib.empty(prefixes.cache, S, C),
       logits_SV=jnp.zeros((S, prompt_logits_KV.shape[1])),
       rollout_S=jnp.full(S, Q),
       count_S=jnp.zeros(S, int),
@@ -287,8 +332,8 @@ def _shard_rollouts(policy_config, config, params, prompts, queues, key) -> tupl
   return tuple(x[None] for x in (d.token_QC, d.logp_QC, d.length_Q, d.ended_Q, counts_3))
 
 
-def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[Array, Any]:
-  """Of the first `tasks` prompts the logits after them and the cache, `config.prefill` at a time."""
+def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> _Prefixes:
+  """Of the first `tasks` prompts, `config.prefill` at a time; K is made a multiple of that."""
   K, P = token_KP.shape
   B = min(config.prefill, K)
   chunks = math.ceil(K / B)
@@ -305,65 +350,43 @@ def _prefill(policy_config, params, token_KP, length_K, tasks, config) -> tuple[
   put = lambda i, store: jax.tree.map(
       lambda x, y, axis: jax.lax.dynamic_update_slice_in_dim(x, y, i * B, axis=axis), store, read(i), axes)
   with jax.named_scope(PREFILL):
-    return jax.lax.fori_loop(0, -(-tasks // B), put, store)
+    return _Prefixes(*jax.lax.fori_loop(0, -(-tasks // B), put, store))
 
 
-def _token(logits_SV: Array, key_S: Array, config: Config) -> tuple[Array, Array]:
-  """A token of each slot, and the policy's log-probability of it."""
-  if config.temperature == 0:
-    token_S = jnp.argmax(logits_SV, axis=-1)
-  else:
-    logits_SV = logits_SV / config.temperature
-    token_S = _draw(truncate(logits_SV, config), key_S)
-  logp_S = jnp.take_along_axis(jax.nn.log_softmax(logits_SV), token_S[:, None], axis=-1)[:, 0]
-  return token_S, logp_S
+# Waves as one.
 
 
-def _draw(logits_SV: Array, key_S: Array) -> Array:
-  """A token of each softmax: one number decides on a block of the vocabulary, another on the token in it.
+def join(waves: Sequence[types.Rollouts], rows: int | None = None) -> types.Rollouts:
+  """The rollouts of a step's waves as those of the step: of a task side by side, earlier waves first.
 
-  Gumbel noise for each token of the vocabulary would take longer than the policy's last layer: of 1024 tokens and
-  128 slots 3 ms on two CPU cores, and this .2.
+  Args:
+    rows: R of the result, at least the rollouts that there are (Waves.rows); None: of all waves together.
+
+  A step of one wave is returned as it is. One program serves all budgets.
   """
-  S, V = logits_SV.shape
-  width = max(w for w in (2**i for i in range(10)) if w == 1 or w * w <= V and V % w == 0)  # of a block
-  mass_SXW = jnp.exp(logits_SV - logits_SV.max(axis=-1, keepdims=True)).reshape(S, -1, width)
-  uniform_S2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_S)
-  block_S = _invert(mass_SXW.sum(axis=2), uniform_S2[:, 0])
-  mass_SW = jnp.take_along_axis(mass_SXW, block_S[:, None, None], axis=1)[:, 0]
-  return block_S * width + _invert(mass_SW, uniform_S2[:, 1])
+  return waves[0] if len(waves) == 1 else _join(tuple(waves), rows)
 
 
-def _invert(mass_SX: Array, uniform_S: Array) -> Array:
-  """The first x with mass up to which there is more than this share of all; if rounding leaves none, the
-  last with mass."""
-  sum_SX = jnp.cumsum(mass_SX, axis=-1)
-  beyond_SX = sum_SX > (uniform_S * sum_SX[:, -1])[:, None]
-  X = mass_SX.shape[1]
-  place_X = jnp.arange(X)[None]
-  order_SX = jnp.where(mass_SX > 0, jnp.where(beyond_SX, 2 * X - place_X, place_X), -1)
-  return jnp.argmax(order_SX, axis=-1)
+@functools.partial(jax.jit, static_argnums=1)
+def _join(waves: tuple[types.Rollouts, ...], rows: int | None) -> types.Rollouts:
+  of_all = lambda name: jnp.concatenate([sharding.replicate(getattr(wave, name)) for wave in waves])
+  order_R = jnp.argsort(of_all('task_R'), stable=True)[:rows]  # what is no rollout is the last
+  wave_R = jnp.concatenate([jnp.full(len(wave.task_R), w) for w, wave in enumerate(waves)])[order_R]
+  by_row = {name: of_all(name)[order_R] for name in ('token_RC', 'logp_RC')}
+  if len(order_R) % sharding.row_shards() == 0:
+    by_row = sharding.constrain_rows(by_row)
+  whole = {name: of_all(name)[order_R] for name in ('task_R', 'length_R', 'ended_R')}
+  counts = {name: sum(getattr(wave, name) for wave in waves) for name in ('decode_steps', 'tail_steps', 'refills')}
+  return types.Rollouts(waves[0].prompts, **by_row, **sharding.replicate(whole | counts | {'wave_R': wave_R}))
 
 
-def truncate(logits_SV: Array, config: Config) -> Array:
-  """Logits that are -inf where top_k, top_p or min_p leave a token out; the likeliest always stays.
+def join_rows(x_WR: Sequence[np.ndarray], task_WR: Sequence[np.ndarray], rows: int | None = None) -> np.ndarray:
+  """What the host knows of each wave's rollouts, a row for each, in the rows that `join` gives them.
 
-  Each reads the policy's own probabilities at the temperature. Tokens as likely as the last that stays
-  stay too. Sources: Holtzman et al. 2019, arXiv 1904.09751 (top-p); Nguyen et al. 2024, arXiv
-  2407.01082 (min-p).
+  task_WR: task_R of each wave, as `join` sees it.
   """
-  V = logits_SV.shape[-1]
-  least_S = jnp.full(len(logits_SV), -jnp.inf)
-  if config.min_p:
-    least_S = jnp.maximum(least_S, logits_SV.max(axis=-1) + jnp.log(config.min_p))
-  if config.top_p < 1:
-    sorted_SV = -jnp.sort(-logits_SV, axis=-1)
-    before_SV = jnp.cumsum(jax.nn.softmax(sorted_SV), axis=-1) - jax.nn.softmax(sorted_SV)
-    last_S = jnp.sum(before_SV < config.top_p, axis=-1) - 1
-    least_S = jnp.maximum(least_S, jnp.take_along_axis(sorted_SV, last_S[:, None], axis=-1)[:, 0])
-  if 0 < config.top_k < V:
-    least_S = jnp.maximum(least_S, jax.lax.top_k(logits_SV, config.top_k)[0][:, -1])
-  return jnp.where(logits_SV >= least_S[:, None], logits_SV, -jnp.inf)
+  order_R = np.argsort(np.concatenate([np.asarray(task_R) for task_R in task_WR]), kind='stable')[:rows]
+  return np.concatenate([np.asarray(x_R) for x_R in x_WR])[order_R]
 
 
 # What is done on the host.

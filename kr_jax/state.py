@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from kr_jax import evaluate
 from kr_jax import knobs
+from kr_jax import prior_rates
 from kr_jax import rewards
 from kr_jax import sharding
 from kr_jax import types
@@ -32,11 +33,14 @@ from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
 
 # Streams of random keys.
-INIT, ROLLOUTS, EVALUATE, NOISE = range(4)
+INIT, ROLLOUTS, EVALUATE, NOISE, KEEP = range(5)
 # Knobs that say which policy a run trains; those of them that say how it is computed may change.
 _OF_POLICY = ('policy', 'seed', 'tasks.dataset', 'tasks.mixture', 'tasks.test', 'warm_start.num_steps',
               'sample.prompt_length', 'sample.completion_length')
 _OF_COMPUTATION = ('policy.dtype', 'policy.remat')
+
+_RECALIBRATION_STEPS = 8  # the last steps, whose groups estimates are recalibrated by
+_STRATUM = 32  # tasks of a dataset and a difficulty that share a prior of their own, at least
 
 
 def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
@@ -72,6 +76,15 @@ def _check_revision(setup: Setup, workdir: str) -> None:
                      f'policy.checkpoint={began!r}')
 
 
+def initial_stats(setup: Setup) -> types.TaskStats:
+  """What is known of the training tasks before a rollout."""
+  c = setup.config
+  return estimate.init(
+      len(setup.train_tasks), groups=_RECALIBRATION_STEPS * c.tasks.per_step if c.alloc.recalibrate else 0,
+      stratum_I=prior_rates.strata(setup.train_tasks, _STRATUM), prior_rate_I=setup.prior_rate_I,
+      prior_rollouts=c.tasks.prior_rollouts)
+
+
 def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
           stopping: Callable[[], bool] = lambda: False
           ) -> tuple[types.TrainState, types.TaskStats, Any]:
@@ -86,7 +99,7 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   _check_revision(setup, workdir)
   c, key = setup.trained, jax.random.key(setup.config.seed)
   init_key = jax.random.fold_in(key, INIT)
-  stats = estimate.init(len(setup.train_tasks))
+  stats = initial_stats(setup)
   is_new = checkpoints.latest() is None
   params = base = {}
   with sharding.on(setup.learn_mesh):

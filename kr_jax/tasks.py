@@ -20,6 +20,7 @@ import re
 
 import numpy as np
 
+from kr_jax import knobs
 from kr_jax import types
 from kr_jax.datasets import GENERATED
 from kr_jax.types import PAD
@@ -173,6 +174,11 @@ def check_mixture(mixture: Sequence[tuple[str, float]]) -> None:
     raise ValueError(f'tasks.mixture={tuple(mixture)} names a dataset twice; weights are of datasets')
 
 
+def considered(c: knobs.Tasks) -> int:
+  """How many tasks a step considers, of which c.per_step at the most get rollouts."""
+  return c.candidates_per_step or c.per_step
+
+
 def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
           weights: Mapping[str, float] | None = None) -> list[types.Task]:
   """The M = per_step tasks of a step.
@@ -184,7 +190,8 @@ def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
     ValueError: the split, or a dataset of the mixture, holds fewer tasks than a step may take of it.
   """
   if per_step > len(tasks):
-    raise ValueError(f'tasks.per_step={per_step} is more than the {len(tasks)} tasks of the split')
+    raise ValueError(f'a step of {per_step} tasks (tasks.per_step, or tasks.candidates_per_step) is more than the {len(tasks)} '
+                     'tasks of the split')
   if not weights:
     return _of_epoch(tasks, step, per_step, seed)
   count_K, most_K = _counts(step, per_step, seed, np.array(list(weights.values())))

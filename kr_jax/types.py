@@ -63,6 +63,7 @@ class Rollouts(NamedTuple):
   decode_steps: Array  # int32 scalar: iterations of the decode loops, of all shards
   tail_steps: Array = np.int32(0)  # those with fewer than half of the slots live
   refills: Array = np.int32(0)  # times that free slots took rollouts of the queue
+  wave_R: Array | None = None  # int32, the wave of the step that a row is of, rollout or not; None: there is one
 
 
 class Rows(NamedTuple):
@@ -78,14 +79,24 @@ class Rows(NamedTuple):
 
 
 class TaskStats(NamedTuple):
-  """What is known of every task of the training split, from verified rollouts alone."""
+  """What is known of every task of the training split, from verified rollouts alone.
+
+  Axes of outcomes, O = 2, hold wrong rollouts first, then right ones.
+  """
 
   successes_I: np.ndarray  # float64, discounted count of right rollouts
   failures_I: np.ndarray  # float64, discounted count of wrong ones
-  tokens_I: np.ndarray  # float64, discounted count of both's completion tokens
+  tokens_OI: np.ndarray  # float64, discounted count of completion tokens, by outcome
+  visits_I: np.ndarray  # float64, discounted count of steps with a rollout of the task
+  rates_I: np.ndarray  # float64, discounted sum over these steps of the share of right rollouts
   rollouts_I: np.ndarray  # int64, verified rollouts ever seen
   recent_IW: np.ndarray  # int8, the last 16 verdicts, the newest last; -1 where there were fewer
   window_rate_I: np.ndarray  # float64, the paper's estimate after the task's last group
+  stratum_I: np.ndarray  # int32, the tasks that share a prior
+  known_OI: np.ndarray  # float64, rollouts by outcome that rates known before training are worth
+  forecast_H4: np.ndarray  # float64, the last H groups: log-odds and concentration forecast, right and all rollouts
+  calibration: np.ndarray  # float64 [4]: a, b, s, c of allocation/recalibrate.py
+  reward_O2: np.ndarray  # float64, discounted sum of rewards and count of rollouts, by outcome
   gradient: np.ndarray  # float64 [4], discounted sums: signal, its scale, noise, its scale
 
 

@@ -3,15 +3,15 @@
 # Does nothing where that is done. PYTHON names the interpreter (python3 unless set).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-extra="${1:-}"
+extra="${1:-train}"
 # A line a finished installation: what was asked for, by which setup.cfg.
-done="${extra:-core} $(cksum < "$root/setup.cfg")"
+done="$extra $(cksum < "$root/setup.cfg")"
 if grep -qxF "$done" "$root/.venv/installed" 2>/dev/null; then exit 0; fi
 if [ ! -x "$root/.venv/bin/python" ]; then
   echo "environment: making $root/.venv"
   "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kr_jax needs Python 3.11 or newer; set PYTHON to one")'
   "${PYTHON:-python3}" -m venv "$root/.venv"
 fi
-echo "environment: installing kr_jax${extra:+[$extra]} (about a minute the first time)"
-"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root${extra:+[$extra]}"
+echo "environment: installing kr_jax[$extra] (about a minute the first time)"
+"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra]"
 echo "$done" >> "$root/.venv/installed"

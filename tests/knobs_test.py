@@ -60,8 +60,10 @@ def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
 @pytest.mark.parametrize('section, name, value, message', [
     ('alloc', 'rule', 'knapsak', r"alloc.rule='knapsak' \(who gets how many rollouts\) must be one of 'knapsack', "
      "'uniform'; did you mean 'knapsack'\\?"),
-    ('alloc', 'discount', 0.0, r'alloc.discount=0.0 .* must be above 0 and at most 1'),
-    ('alloc', 'low', 0, r'alloc.low=0 .* must be at least 1'),
+    ('alloc', 'pass_discount', 0.0, r'alloc.pass_discount=0.0 .* must be above 0 and at most 1'),
+    ('alloc', 'low', -1, r'alloc.low=-1 .* must be at least 0'),
+    ('alloc', 'waves', 4, r'alloc.waves=4 .* must be one of 1, 2, 3'),
+    ('tasks', 'candidates_per_step', 31, 'tasks.candidates_per_step=31 is below tasks.per_step=32; set it to 0, or to'),
     ('alloc', 'high', 1, 'alloc.high=1 is below alloc.low=2'),
     ('alloc', 'nu_every', 5, "alloc.nu_every=5 measures what alloc.value='infogain' does not read"),
     ('grpo', 'dual_clip', 1.1, r'grpo.dual_clip=1.1 must be above 1 \+ grpo.clip_high=1.28'),

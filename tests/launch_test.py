@@ -30,7 +30,7 @@ def run(script, *args, cwd='/'):
 
 def test_local_installs_once_and_runs_the_main_job(clone):
   first = run(clone / 'launch' / 'local.sh')
-  assert any('-m pip install' in line and line.endswith(f'-e {clone}') for line in first)
+  assert any('-m pip install' in line and line.endswith(f'-e {clone}[train]') for line in first)
   second = run(clone / 'launch' / 'local.sh')
   assert not any('pip' in line for line in second)
   command = (f'python -m kr_jax.main --config={clone}/configs/arithmetic.py '

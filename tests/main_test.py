@@ -32,7 +32,7 @@ def test_train_report_evaluate(tmp_path, data_dir):
   summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   assert summary['rule'] == 'knapsack' and summary['steps'] == 4
   plots = sorted(p.name for p in (tmp_path / 'run' / 'plots').iterdir())
-  assert plots == ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
+  assert plots == ['budgets.png', 'calibration.png', 'gradient_ratio.png', 'success_by_difficulty.png']
   evaluated = main(*flags, '--mode=evaluate', '--config.evaluate.pass_at=(1, 8)',
                    '--config.evaluate.maj_at=8')
   assert evaluated.returncode == 0, evaluated.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kr_jax import knobs as knobs_lib
+from kr_jax import queues as queues_lib
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
@@ -68,20 +69,24 @@ def on_one_device(policy_config):
     *(pytest.param(c, {'fsdp': 2, 'model': 4}, marks=pytest.mark.exhaustive) for c in (POLICY, EXPERTS))],
     ids=lambda x: 'experts' if x is EXPERTS else '' if x is POLICY else str(x))
 def test_no_collective_of_the_sampler_joins_queues(policy_config, axes):
-  """Each loops as often as its own queue asks: one that waits for another would wait for ever."""
+  """Each loops as often as its own queue asks: one that waits for another would wait for ever. In every wave."""
   mesh = sharding.mesh(**axes)
   key = jax.random.key(0)
   with jax.set_mesh(mesh):
     params = jax.eval_shape(lambda key: decode.sampling_params(policy_config, policy.init(policy_config, key)), key)
     params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params,
                           sharding.of(mesh, params, ('model',)))
-    queues = sample.assign_to_queues(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
-    text = sample._decode.lower(policy_config, params, PROMPTS, queues, key, SAMPLE).compile().as_text()
-  groups, m = re.findall(r'replica_groups=(\[[\d,]+\]<=\[8\]|{{[\d,{}]+}}),', text), axes['model']
-  assert len(groups) == len(re.findall(r'channel_id=', text)) > 0
-  along_model = np.arange(8).reshape(-1, m).tolist()  # neighbours
-  assert set(groups) <= {f'[{8 // m},{m}]<=[8]', str(along_model).translate(str.maketrans('[]', '{}', ' '))}
-  assert 'collective-permute' not in text
+    queues = queues_lib.assign_to_queues(np.array([4, 6, 6]), total=16, shards=sharding.row_shards())
+    args = policy_config, params, PROMPTS, queues, key, SAMPLE
+    _, prefixes = sample._decode.eval_shape(*args, True)
+    lowered = [sample._decode.lower(*args), sample._decode.lower(*args, True), sample._decode_on.lower(*args, prefixes)]
+  for program in lowered:
+    text, m = program.compile().as_text(), axes['model']
+    groups = re.findall(r'replica_groups=(\[[\d,]+\]<=\[8\]|{{[\d,{}]+}}),', text)
+    assert len(groups) == len(re.findall(r'channel_id=', text)) > 0
+    along_model = np.arange(8).reshape(-1, m).tolist()  # neighbours
+    assert set(groups) <= {f'[{8 // m},{m}]<=[8]', str(along_model).translate(str.maketrans('[]', '{}', ' '))}
+    assert 'collective-permute' not in text
 
 
 def assert_steps_are_those_of_one_device(policy_config, **axes):

@@ -3,8 +3,6 @@
 import dataclasses
 from unittest import mock
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model.tokenizer import STOP
+from tests import draw_test
 from tests import knobs
 from tests.learning import update_test
 
@@ -38,23 +37,6 @@ def params():
   return jax.tree.map(lambda x: 3 * x, policy.init(POLICY, jax.random.key(0)))
 
 
-def inverted(mass_X, uniform):
-  """A number at a time."""
-  total = 0.0
-  for x, mass in enumerate(mass_X):
-    total += mass
-    if total > uniform * mass_X.sum():
-      return x
-  raise AssertionError(f'{uniform} of {mass_X}')
-
-
-def drawn(logits_V, key, words=1):
-  mass_PW = np.exp(logits_V - logits_V.max()).reshape(-1, words)
-  part, word = np.asarray(jax.random.uniform(key, (2,)), np.float64)
-  part = inverted(mass_PW.sum(axis=1), part)
-  return part * words + inverted(mass_PW[part], word)
-
-
 def naive(params, prompts, budget_M, key, config):
   """One rollout at a time, scored from scratch for every token."""
   completions = []
@@ -69,7 +51,7 @@ def naive(params, prompts, budget_M, key, config):
         row[0, :len(prompt) + len(tokens)] = prompt + tokens
         logits_V = score(POLICY, params, row)[0, len(prompt) + len(tokens) - 1]
         logits_V = np.asarray(logits_V, np.float64) / (config.temperature or 1)
-        token = int(np.argmax(logits_V) if config.temperature == 0 else drawn(
+        token = int(np.argmax(logits_V) if config.temperature == 0 else draw_test.drawn(
             logits_V, jax.random.fold_in(rollout_key, len(tokens))))
         tokens.append(token)
         logps.append(logits_V[token] - np.log(np.sum(np.exp(logits_V))))
@@ -98,34 +80,6 @@ def test_rollouts_equal_the_naive_sampler(params, temperature):
   # The fixture shows both ends, and a stop at once; else this test says less than it seems to.
   if temperature == 1.0:
     assert set(rollouts.ended_R.tolist()) == {types.ENDED_STOP, types.ENDED_LENGTH}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('V, words', [(7, 1), (12, 2), (64, 8), (1000, 8), (1024, 32)])
-def test_a_draw_inverts_the_distribution(V, words):
-  logits_SV = np.random.default_rng(V).normal(0, 3, (200, V)).astype(np.float32)
-  logits_SV[:, ::3] = -np.inf
-  key_S = jax.random.split(jax.random.key(V), 200)
-  got_S = sample._draw(jnp.array(logits_SV), key_S)
-  want_S = [drawn(logits_V.astype(np.float64), key, words) for logits_V, key in zip(logits_SV, key_S)]
-  np.testing.assert_array_equal(got_S, want_S)
-
-
-def test_draws_have_the_distribution():
-  """Chi-squared of 40,000."""
-  logits_V = np.random.default_rng(0).normal(0, 1.5, 12).astype(np.float32)
-  key_S = jax.random.split(jax.random.key(0), 40_000)
-  token_S = jax.jit(sample._draw)(jnp.broadcast_to(logits_V[None], (40_000, 12)), key_S)
-  expected = 40_000 * np.exp(logits_V) / np.exp(logits_V).sum()
-  found = np.bincount(token_S, minlength=12)
-  assert scipy.stats.chisquare(found, expected, sum_check=False).pvalue > 1e-3
-
-
-def test_inversion_by_hand():
-  """Of masses 1, 2 and 1: shares below a quarter, three quarters, one. What has none is never taken."""
-  mass_SX = jnp.broadcast_to(jnp.array([0.0, 1, 0, 2, 1, 0])[None], (7, 6))
-  got = sample._invert(mass_SX, jnp.array([0.0, 0.24, 0.25, 0.74, 0.76, 1 - 2 ** -24, 1.0]))
-  assert got.tolist() == [1, 1, 3, 3, 4, 4, 4]
 
 
 @pytest.mark.parametrize('slots, refill', [
@@ -352,83 +306,192 @@ def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
   np.testing.assert_allclose(got.logp_RC, want.logp_RC, rtol=1e-5, atol=1e-5)
 
 
-@st.composite
-def budgets(draw):
-  budget_M = draw(st.lists(st.integers(0, draw(st.sampled_from((1, 3, 40)))), min_size=1, max_size=24))
-  return np.array(budget_M), draw(st.integers(1, 9)), draw(st.integers(0, 9))
+# Waves.
 
 
-@given(drawn=budgets(), seed=st.integers(0, 99))
-@settings(max_examples=100)
-def test_shards_have_equal_queues_of_few_tasks(drawn, seed):
-  budget_M, shards, beyond = drawn
-  M, n = len(budget_M), budget_M.sum()
-  expected_M = np.random.default_rng(seed).integers(0, 5, M)
-  q = sample.assign_to_queues(budget_M, total=n + beyond, shards=shards, expected_M=expected_M)
-  assert q.task_ZK.shape == (shards, min(M, -(-M // shards) + (shards > 1)))
-  assert q.local_ZQ.shape == q.number_ZQ.shape == (shards, -(-(n + beyond) // shards))
-  assert q.rollouts_Z.sum() == n and np.ptp(q.rollouts_Z) <= 1
-  seen = []
-  for z in range(shards):
-    k, end = q.tasks_Z[z], q.rollouts_Z[z]
-    assert len(set(q.task_ZK[z, :k])) == k
-    assert set(q.local_ZQ[z, :end]) == set(range(k))  # no prefix without a rollout
-    task_Q = q.task_ZK[z][q.local_ZQ[z, :end]]
-    seen += zip(task_Q.tolist(), q.number_ZQ[z, :end].tolist())
-    assert np.all(np.diff(expected_M[task_Q]) <= 0)  # the longest first
-  assert sorted(seen) == [(m, i) for m in range(M) for i in range(budget_M[m])]
+TOTALS = (8, 5, 5)
 
 
-def test_places_by_hand():
-  """Of 1, 2, 3 and 6 rollouts each shard takes two tasks that hold 6: the 6 and the 3, and gives back 3
-  of the 6; what is left are pieces of 1, 2 and 3."""
-  q = sample.assign_to_queues(np.array([1, 6, 2, 3]), total=12, shards=2)
-  assert q.task_ZK.tolist() == [[1, 3, 0], [0, 1, 2]]
-  assert q.tasks_Z.tolist() == [2, 3] and q.rollouts_Z.tolist() == [6, 6]
-  assert q.local_ZQ.tolist() == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 2, 2]]
-  assert q.number_ZQ.tolist() == [[0, 1, 2, 0, 1, 2], [0, 3, 4, 5, 0, 1]]
+def in_waves(params, budget_WM, config=CONFIG, totals=TOTALS, policy_config=POLICY, expected_M=None, key=KEY):
+  """The rollouts of each wave, and of the step."""
+  waves = sample.Waves(policy_config, decode.sampling_params(policy_config, params), PROMPTS, key, config,
+                       totals=totals)
+  rollouts = [waves.sample(np.array(budget_M), expected_M) for budget_M in budget_WM]
+  return rollouts, sample.join(rollouts, waves.rows)
+
+
+def assert_same_rollouts(got, want):
+  for name in ('task_R', 'token_RC', 'length_R', 'ended_R'):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+  np.testing.assert_allclose(got.logp_RC, want.logp_RC, rtol=1e-5, atol=1e-5)
+
+
+WAVES = [[[3, 0, 1], [2, 0, 3]], [[1, 2, 2], [0, 2, 0], [2, 0, 0]], [[1, 1, 1], [0, 0, 0], [4, 0, 0]]]
+
+
+@pytest.mark.parametrize('budget_WM', [
+    WAVES[0], *(pytest.param(budget_WM, marks=pytest.mark.slow) for budget_WM in WAVES[1:])], ids=str)
+def test_waves_have_the_rollouts_of_one_wave(params, budget_WM):
+  """Three rollouts and two more are the five of one wave, whose tokens the naive sampler has."""
+  budget_M = np.sum(budget_WM, axis=0)
+  rollouts, got = in_waves(params, budget_WM, totals=TOTALS[:len(budget_WM)])
+  want = run(params, budget_M, total=len(got.task_R))
+  assert_same_rollouts(got, want)
+  assert [x.wave_R for x in (*rollouts, want)] == [None] * (len(rollouts) + 1)
+  of_waves = [w for m in range(3) for w, x in enumerate(budget_WM) for _ in range(x[m])]
+  assert got.wave_R.tolist()[:budget_M.sum()] == of_waves and got.wave_R.dtype == np.int32
+  for name in ('decode_steps', 'tail_steps', 'refills'):
+    assert int(getattr(got, name)) == sum(int(getattr(x, name)) for x in rollouts)
+
+
+@pytest.mark.parametrize('num_waves', [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_budgets_of_waves_do_not_compile_again(params, num_waves):
+  """Over 50 steps, of which some spend less than the totals, or nothing in a wave: a program of the first wave and
+  one of all later ones."""
+  programs = sample._decode, sample._decode_on, sample._place, sample._by_task, sample._join
+  rng, totals = np.random.default_rng(0), TOTALS[:num_waves]
+  counts = []
+  for step in range(50):
+    first_M = rng.multinomial(rng.integers(1, 9), rng.dirichlet(np.ones(3)))
+    more_WM = [rng.multinomial(rng.integers(0, 6), rng.dirichlet(np.ones(3))) * (first_M > 0) for _ in totals[1:]]
+    _, got = in_waves(params, [first_M, *more_WM], totals=totals, key=jax.random.fold_in(KEY, step),
+                      expected_M=rng.uniform(1, 9, 3))
+    assert len(got.task_R) == sum(totals)
+    assert np.bincount(got.task_R, minlength=4)[:3].tolist() == np.sum([first_M, *more_WM], axis=0).tolist()
+    counts.append([program._cache_size() for program in programs])
+  assert counts[0] == counts[-1]
+
+
+@pytest.mark.slow
+def test_prompts_are_read_in_the_first_wave_alone(params):
+  read = []
+  prefill = decode.prefill
+
+  def counted(config, params, token_BP, length_B, **more):
+    jax.debug.callback(lambda x: read.append(x.tolist()), length_B)
+    return prefill(config, params, token_BP, length_B, **more)
+
+  with mock.patch.object(decode, 'prefill', counted):
+    jax.block_until_ready(in_waves(params, [[1, 1, 1], [2, 0, 1], [1, 2, 0]], CONFIG.replace(min_p=1e-29)))
+    jax.effects_barrier()
+  assert sorted(read) == [[2, 5], [3, 1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes, cache', [
+    ({'data': 2, 'fsdp': 2, 'model': 2}, ''), ({'data': 8}, 'int8'),
+    *(pytest.param(axes, '', marks=pytest.mark.exhaustive) for axes in (
+        {'data': 2}, {'data': 8}, {'model': 4}, {'fsdp': 4, 'model': 2}))], ids=str)
+def test_waves_do_not_depend_on_the_mesh(axes, cache):
+  """Prefixes are sent where rollouts need them."""
+  params, config = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0))), CONFIG.replace(cache=cache)
+  budget_WM, totals = [[7, 1, 3], [0, 6, 1], [3, 0, 4]], (12, 7, 7)
+  want = run(params, np.sum(budget_WM, axis=0), config, policy_config=WIDE, total=sum(totals))
+  devices = int(np.prod(list(axes.values())))
+  mesh = sharding.mesh(jax.devices()[:devices], **axes)
+  with jax.set_mesh(mesh):
+    shards = sharding.row_shards()
+    params = jax.device_put(params, sharding.of(mesh, params))
+    rollouts, got = in_waves(params, budget_WM, config, totals=totals, policy_config=WIDE)
+    one = run(params, np.sum(budget_WM, axis=0), config, policy_config=WIDE, total=sum(totals))
+  assert [len(x.task_R) for x in rollouts] == [-(-total // shards) * shards for total in totals]
+  assert_same_rollouts(got, one)
+  n = np.sum(budget_WM)
+  assert_same_rollouts(jax.tree.map(lambda x: np.asarray(x)[:n] if np.ndim(x) else x, got._replace(prompts=0)),
+                       jax.tree.map(lambda x: np.asarray(x)[:n] if np.ndim(x) else x, want._replace(prompts=0)))
+  assert got.token_RC.sharding.is_equivalent_to(one.token_RC.sharding, 2)
+  assert got.wave_R.is_fully_replicated
+
+
+@pytest.mark.slow
+def test_waves_are_joined_on_the_mesh_to_learn_on():
+  """Of two samplers, for eight shards of rows: the first wave's eight rows are divided, six and fourteen are not."""
+  params = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0)))
+  budget_WM, totals = [[4, 1, 2], [2, 0, 3]], (7, 5)
+  want = run(params, np.sum(budget_WM, axis=0), policy_config=WIDE, total=14)
+  learn, samples = (sharding.mesh(**axes) for axes in ({'data': 8}, {'data': 2, 'model': 4}))
+  with jax.set_mesh(samples):
+    waves = sample.Waves(WIDE, decode.sampling_params(WIDE, jax.device_put(params, sharding.of(samples, params))),
+                         PROMPTS, KEY, CONFIG, totals=totals)
+    rollouts = [waves.sample(np.array(budget_M)) for budget_M in budget_WM]
+  with jax.set_mesh(learn):
+    moved = [sharding.move(x) for x in rollouts]
+    assert [x.token_RC.is_fully_replicated for x in moved] == [False, True]
+    got, all_rows = sample.join(moved, waves.rows), sample.join(moved)
+  assert len(all_rows.task_R) == 14 and len(got.task_R) == waves.rows == 12
+  assert_same_rollouts(all_rows, want)
+  np.testing.assert_array_equal(got.token_RC, want.token_RC[:12])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axes', [{}, {'data': 2, 'model': 2}], ids=str)
+def test_prefixes_are_placed_as_a_loop_places_them(axes):
+  mesh = sharding.mesh(jax.devices()[:4], **axes) if axes else None
+  rng = np.random.default_rng(0)
+  shards = axes.get('data', 1)
+  x_ZKV = rng.normal(size=(shards * 3, 8)).astype(np.float32)
+  k, scale = rng.integers(-99, 99, (2, shards * 3, 2, 5, 4)).astype(np.int8), rng.random((2, shards * 3, 2, 5))
+  prefixes = sample._Prefixes(x_ZKV, (decode.Cache(k, -k, scale, 2 * scale),))
+  source_ZK = rng.integers(0, shards * 3, (shards, 3)).astype(np.int32)
+  with sharding.on(mesh):
+    got = sample._place(prefixes, source_ZK)
+  np.testing.assert_array_equal(got.logits_KV, [x_ZKV[i] for i in source_ZK.ravel()])
+  for x, y in zip(jax.tree.leaves(got.cache), jax.tree.leaves(prefixes.cache)):
+    for layer, of_layer in zip(np.asarray(x), y):
+      np.testing.assert_array_equal(layer, [np.float32(of_layer[i]) for i in source_ZK.ravel()])
+  if axes:
+    assert got.cache[0].k_LSKTH.sharding.shard_shape(k.shape) == (2, 3, 1, 5, 4)
+
+
+def test_a_later_wave_reads_no_prompt(params):
+  with pytest.raises(ValueError, match=r'tasks \[1\] have budgets \[2\] in wave 1 and none in wave 0'):
+    in_waves(params, [[2, 0, 2], [1, 2, 1]])
+
+
+def test_waves_have_totals(params):
+  with pytest.raises(ValueError, match='must be >= 0 and sum to at most 5'):
+    in_waves(params, [[2, 1, 1], [2, 2, 2]])
+  with pytest.raises(ValueError, match=r'all waves .* totals=\(8, 5, 5\) names 3'):
+    in_waves(params, [[2, 1, 1], [2, 2, 0], [0, 0, 0], [1, 0, 0]])
+
+
+# Tasks 1, 0 and nothing; tasks 0, 2 and nothing: of wave 0, and of wave 1.
+OF_WAVES = [types.Rollouts(
+    PROMPTS, np.array(task_R, np.int32), np.full((len(task_R), 2), 10 * w, np.int32) + np.arange(len(task_R))[:, None],
+    np.zeros((len(task_R), 2), np.float32), np.array([2] * (len(task_R) - 1) + [0], np.int32),
+    np.array([types.ENDED_STOP] * (len(task_R) - 1) + [0], np.int32), np.int32(4 + w), np.int32(1), np.int32(2 + w))
+            for w, task_R in enumerate(([0, 0, 1, 3], [0, 2, 3]))]
+
+
+def test_waves_are_joined_by_hand():
+  got = sample.join(OF_WAVES)
+  assert got.task_R.tolist() == [0, 0, 0, 1, 2, 3, 3] and got.wave_R.tolist() == [0, 0, 1, 0, 1, 0, 1]
+  assert got.token_RC[:, 0].tolist() == [0, 1, 10, 2, 11, 3, 12]
+  assert got.length_R.tolist() == [2] * 5 + [0] * 2 and got.ended_R.tolist() == [types.ENDED_STOP] * 5 + [0] * 2
+  assert (int(got.decode_steps), int(got.tail_steps), int(got.refills)) == (9, 2, 5)
+  assert sample.join_rows([[5, 6, 7, 0], [8, 9, 0]], [x.task_R for x in OF_WAVES]).tolist() == [5, 6, 8, 7, 9, 0, 0]
+  assert sample.join(OF_WAVES[:1]) is OF_WAVES[0]
+
+
+def test_rows_that_waves_round_up_are_left_out():
+  got = sample.join(OF_WAVES, 5)
+  assert got.task_R.tolist() == [0, 0, 0, 1, 2] and got.token_RC.shape == got.logp_RC.shape == (5, 2)
+  assert sample.join_rows([[5, 6, 7, 0], [8, 9, 0]], [x.task_R for x in OF_WAVES], 5).tolist() == [5, 6, 8, 7, 9]
+
+
+def test_what_is_kept_of_joined_waves_stays_of_its_wave():
+  """Also by stop strings; and what is kept before is joined as what is kept after."""
+  joined = sample.join(OF_WAVES)
+  got = sample.keep(joined, np.array([True, False, True, True, True, True, True]))
+  assert got.wave_R.tolist() == joined.wave_R.tolist() and got.task_R.tolist() == [0, 3, 0, 1, 2, 3, 3]
+  text = lambda token_C: ''.join('#' if t == 10 else '.' for t in token_C)
+  cut = sample.apply_stop_strings(joined, text, CONFIG.replace(stop_strings=('#',)))
+  assert cut.length_R.tolist() == [2, 2, 1, 2, 2, 0, 0] and cut.wave_R.tolist() == joined.wave_R.tolist()
+  before = sample.join([sample.keep(OF_WAVES[0], np.array([True, False, True, True])), OF_WAVES[1]])
+  assert before.token_RC[:, 0].tolist() == [0, 10, 2, 11, 1, 3, 12] and before.task_R.tolist() == [0, 0, 1, 2, 3, 3, 3]
 
 
 # Truncated distributions.
-
-
-def truncated_by_loops(logits_V, config):
-  probability_V = np.exp(logits_V - logits_V.max())
-  probability_V /= probability_V.sum()
-  order = sorted(range(len(logits_V)), key=lambda v: -logits_V[v])
-  kept = set(order)
-  if config.top_k:
-    kept &= set(order[:config.top_k])
-  nucleus, mass = set(), 0.0
-  for v in order:
-    if mass < config.top_p:
-      nucleus.add(v)
-      mass += probability_V[v]
-  kept &= nucleus
-  kept &= {v for v in order if probability_V[v] >= config.min_p * probability_V.max()}
-  return kept
-
-
-@pytest.mark.parametrize('changed', [
-    {'top_k': 1}, {'top_k': 3}, {'top_k': 99}, {'top_p': 0.5}, {'top_p': 0.9}, {'top_p': 1e-6},
-    {'min_p': 0.2}, {'min_p': 0.99}, {'top_k': 4, 'top_p': 0.8, 'min_p': 0.05}], ids=str)
-def test_what_is_left_out_equals_a_loop_over_tokens(changed):
-  config = CONFIG.replace(**changed)
-  logits_SV = np.random.default_rng(0).normal(0, 2, (50, 9)).astype(np.float32)
-  got_SV = np.asarray(sample.truncate(jnp.array(logits_SV), config))
-  for logits_V, got_V in zip(logits_SV, got_SV):
-    kept = truncated_by_loops(logits_V.astype(float), config)
-    assert set(np.flatnonzero(np.isfinite(got_V))) == kept
-    np.testing.assert_array_equal(got_V[list(kept)], logits_V[list(kept)])
-
-
-def test_truncation_by_hand():
-  """Probabilities .4, .3, .2, .1: the likeliest two reach .7, those of half of .4 or more are three."""
-  logits_SV = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
-  kept = lambda **knobs: np.flatnonzero(np.isfinite(sample.truncate(logits_SV, CONFIG.replace(**knobs))))
-  assert kept(top_p=0.6).tolist() == kept(top_k=2).tolist() == [1, 3]
-  assert kept(min_p=0.49).tolist() == [1, 2, 3]
-  assert kept().tolist() == [0, 1, 2, 3]
 
 
 def test_only_what_is_left_is_sampled_and_logp_is_the_policys(params):

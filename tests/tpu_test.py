@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from kr_jax import preflight
+from kr_jax import queues as queues_lib
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
-from kr_jax.allocation import allocate
+from kr_jax.allocation import solve
 from kr_jax.kernels.knapsack import knapsack
 from kr_jax.learning import noise
 from kr_jax.learning import update
@@ -81,8 +82,9 @@ def compiled_for(topology, function, tree, *static, **axes):
 @pytest.mark.parametrize('topology', CHIPS)
 def test_the_allocator_beside_its_kernel_compiles(topology):
   gain_MG, units = np.zeros((M, 31), np.float32), np.int32(R - 2 * M)
-  compiled_for(topology, allocate.greedy, (gain_MG, units))
-  compiled_for(topology, allocate._even, (gain_MG.astype(np.int32), np.zeros(M, np.int32)))
+  size_M = np.zeros(M, np.int32)
+  compiled_for(topology, solve.greedy, (gain_MG, size_M, units))
+  compiled_for(topology, solve.even, (gain_MG.astype(np.int32), size_M, size_M))
 
 
 # The update.
@@ -260,7 +262,7 @@ def compiled_sampler(topology, policy_config, config, tasks, rollouts, **axes):
     params = jax.eval_shape(lambda key: decode.sampling_params(policy_config, policy.init(policy_config, key)), key)
     params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params,
                           sharding.of(mesh, params, ('model',)))
-    queues = sample.assign_to_queues(np.full(num_tasks, total // num_tasks), total=total, shards=shards)
+    queues = queues_lib.assign_to_queues(np.full(num_tasks, total // num_tasks), total=total, shards=shards)
     assert queues.task_ZK.shape == (shards, tasks) and queues.local_ZQ.shape == (shards, rollouts)
     queues = jax.tree.map(lambda x: of(x, PartitionSpec(sharding.ROWS)), queues)
     prompts = types.Prompts(np.zeros((num_tasks, P), np.int32), np.ones(num_tasks, np.int32),

@@ -2,8 +2,8 @@
 
     max  sum_i V(N_i, p_i)    s.t.  sum_i N_i = R  or  sum_i c_i N_i <= C,    low <= N_i <= high
 
-Two solvers find the optimum. The dynamic program of kernels/knapsack takes any value and any cost; `greedy` takes
-the largest gains first, for concave values and equal costs.
+With low = 0 a task may get nothing, and `most_tasks` says how many may get something: choice and budget in one
+knapsack. A step of several waves solves it for each wave, with the verdicts of those before.
 
 Source: Li et al. 2025, arXiv 2509.25849, eq. 8. README.md says how it differs.
 """
@@ -12,30 +12,34 @@ from __future__ import annotations
 
 import operator
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kr_jax import knobs
 from kr_jax import types
 from kr_jax.allocation import estimate
+from kr_jax.allocation import solve
 from kr_jax.allocation import value as value_lib
-from kr_jax.allocation.value import Beta, Value, Window
-from kr_jax.kernels.knapsack import knapsack
+from kr_jax.allocation.value import Beta, Group, Value, Window
 from kr_jax.types import Array
 
-_COST_UNITS = 2 ** 14  # that a capacity is divided into where it is larger, or where costs are not integers
-_NO_GAIN = 1e-13  # gains below this share of the largest value are rounding errors of a difference and count as 0
 
-
-def check(num_tasks: int, total_budget: int, low: int, high: int, rule: str) -> None:
-  """Raises ValueError unless M tasks can share exactly the total within low..high."""
+def check(num_tasks: int, total_budget: int, low: int, high: int, rule: str, waves: int = 1) -> None:
+  """Raises ValueError unless the tasks, at most M, can share exactly the total within low..high, in every wave."""
   _check_bounds(num_tasks, low, high, rule)
   least, most = low * num_tasks, high * num_tasks
   if not least <= total_budget <= most:
     raise ValueError(
         f'{total_budget} rollouts cannot be shared by {num_tasks} tasks at {low}..{high} each: the total must lie in '
         f'{least}..{most}; change alloc.rollouts_per_step, tasks.per_step, alloc.low or alloc.high')
+  rollouts_W = _parts(total_budget, waves)
+  for w, (rollouts, low_w) in enumerate(zip(rollouts_W, _lows(low, waves))):
+    if rollouts < low_w * num_tasks:
+      raise ValueError(
+          f'wave {w + 1} of {waves} has {rollouts} of {total_budget} rollouts, which do not hold {low_w} of each of '
+          f'{num_tasks} tasks; lower alloc.waves or alloc.low, or raise alloc.rollouts_per_step')
+  if low == 0 and rollouts_W[0] * high < total_budget:
+    raise ValueError(f'the {rollouts_W[0]} tasks that wave 1 of {waves} can read have no room for {total_budget} '
+                     f'rollouts at {high} each; raise alloc.high to alloc.waves={waves}, or lower alloc.waves')
 
 
 def _check_bounds(num_tasks: int, low: int, high: int, rule: str) -> None:
@@ -44,28 +48,60 @@ def _check_bounds(num_tasks: int, low: int, high: int, rule: str) -> None:
   knobs.Alloc(rule=rule, low=low, high=high)  # checks them
 
 
+def _check_most(num_tasks: int, most_tasks: int | None, low: int) -> int:
+  """How many tasks may get rollouts."""
+  if most_tasks is None or most_tasks >= num_tasks:
+    return num_tasks
+  if most_tasks < 1:
+    raise ValueError(f'most_tasks={most_tasks} must be at least 1')
+  if low:
+    raise ValueError(f'most_tasks={most_tasks} of {num_tasks} tasks can get rollouts, but each gets alloc.low={low}; '
+                     'set alloc.low=0')
+  return most_tasks
+
+
+def _check_group(group: Group | None, num_tasks: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+  """size_M, the rollouts that each task has, and room_M, those beyond `low` that it can get."""
+  if group is None:
+    return np.zeros(num_tasks, np.int32), np.full(num_tasks, high - low)
+  size_M = np.asarray(group.size_M)
+  if size_M.shape != (num_tasks,) or size_M.min() < 0:
+    raise ValueError(f'a Group needs counts of each of {num_tasks} tasks, none of them negative, not {group}')
+  room_M = high - low - size_M
+  if room_M.min() < 0:
+    m = int(room_M.argmin())
+    raise ValueError(f'task {m} has {size_M[m]} rollouts already, and {low} more are above alloc.high={high}')
+  return size_M, np.where((size_M > 0) | (low > 0), room_M, 0)
+
+
 def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: int = 2, high: int = 128,
             rule: str = 'knapsack', value: str | Value = 'infogain', nu: float = 2.0, solver: str = 'dp',
-            cost_M: Array | None = None) -> np.ndarray:
+            cost_M: Array | None = None, group: Group | None = None, evidence_M: Array | None = None,
+            failure_rate: float | None = None, most_tasks: int | None = None) -> np.ndarray:
   """How many rollouts each task gets.
 
   Args:
     success_rate: success_rate_M in [0, 1], numpy, jax or a list; a Beta posterior of each; or a Window, to which the
       special cases of the paper's code apply (`_window`).
     total_budget: R, the rollouts to share; with cost_M the capacity, in the unit of cost_M.
-    low, high: bounds of each budget, 1 <= low <= high.
+    low, high: bounds of each budget, 0 <= low <= high.
     rule: 'uniform' (the same for all, as nearly as the total allows) or 'knapsack'.
-    value: of N rollouts of a task: 'infogain', 'variance', 'snr', or a function of (N, p).
-    nu: noise-to-signal ratio of a rollout's gradient, for 'snr'.
-    solver: 'dp'; or 'greedy', for tens of thousands of tasks, of a concave value (the named ones are) without cost_M.
+    value: of N rollouts of a task: a name in value.VALUES, or a function of (N, p).
+    solver: 'dp'; or 'greedy', for tens of thousands of tasks, of a concave value without cost_M.
     cost_M: positive, the cost of one rollout of each task, such as its expected tokens.
+    group: the rollouts that each task has already in this step, which success_rate knows. Further ones are shared
+      then: low bounds these, and high the whole group. With low = 0 tasks without any get none.
+    nu, evidence_M, failure_rate: of `value.expected`.
+    most_tasks: how many tasks get rollouts at the most, with low = 0 alone; None: all.
 
   Returns:
     budget_M, int32, each in low..high.
 
-    Without cost_M the sum is exactly R, and the summed value is the largest possible. Before they are compared,
-    'greedy' rounds gains to float32 and 'dp' rounds them to 2^-29 of the sum of all tasks' values. Equal gains go to
-    the lower budgets first, then to the later tasks.
+    Without cost_M the sum is exactly R, and the summed value is the largest possible; with most_tasks it is that of
+    the tasks that are worth most at one price of a rollout (`solve.most_valuable`). Before they are compared, 'greedy'
+    rounds gains to float32 and 'dp' rounds them to 2^-29 of the sum of all tasks' values. Equal gains go to the
+    smallest groups first, then to the later tasks; this holds of concave values, and with low = 0 among the tasks that
+    get any.
 
     With cost_M the summed cost is at most the capacity (or above it by a rounding error, if the lower bounds alone
     cost as much), and no rollout is left out that fits and adds value. The summed value is the largest possible if
@@ -80,80 +116,51 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
   M = value_lib.check_success_rate(success_rate)
   value_lib.check(value, nu)
   knobs.Alloc.check(solver=solver)
-  rate = estimate.mean_rate(success_rate) if isinstance(success_rate, Window) else success_rate
-  if cost_M is not None:
-    if isinstance(success_rate, Window):
-      raise ValueError("the paper's rule knows no costs; estimate posteriors, or set alloc.cost='rollouts'")
+  most = _check_most(M, most_tasks, low)
+  if cost_M is not None or group is not None:
     _check_bounds(M, low, high, rule)
+  size_M, room_M = _check_group(group, M, low, high)
+  if isinstance(success_rate, Window):
+    _check_window(low, cost_M, group)
+  if cost_M is not None:
     cost_M = _check_costs(cost_M, M, total_budget, low, solver)
-    if rule == 'uniform':
-      return _uniform_with_costs(cost_M, total_budget, low, high)
-    return _with_costs(_gains(rate, low, high, value, nu)[0], cost_M, total_budget, low)
-  total_budget = operator.index(total_budget)
-  check(M, total_budget, low, high, rule)
+  else:
+    total_budget = operator.index(total_budget)
+    _check_total(most, total_budget, low, high, rule, group, int(room_M.sum()))
   if rule == 'uniform':
-    even, more = divmod(total_budget, M)
-    return np.where(np.arange(M) < more, even + 1, even).astype(np.int32)
-  gains = _gains(rate, low, high, value, nu)
+    return _uniform(np.where(np.arange(M) < most, room_M, 0), size_M, total_budget, low, cost_M)
+  rate = estimate.mean_rate(success_rate) if isinstance(success_rate, Window) else success_rate
+  value_MJ = value_lib.expected(rate, np.arange(low, high + 1), value, nu, group=group, evidence_M=evidence_M,
+                                failure_rate=failure_rate)
+  if group is not None and solver == 'greedy':
+    # Groups that no verdict came of are valued as new ones, not concave from 0 on. They must not stop a run.
+    silent_M = np.asarray(group.right_M) + group.wrong_M == 0
+    value_MJ[silent_M] = solve.concave(value_MJ[silent_M])
+  gains = solve.gains(value_MJ, low, room_M)
   if isinstance(success_rate, Window):
     return _window(success_rate, gains, total_budget, low, high, solver)
-  units = total_budget - low * M
-  return low + _solve(gains, units, np.full(M, True), solver, most_units=units)
+  if low == 0 and group is None:
+    return _with_choice(value_MJ, total_budget, most, solver, cost_M)
+  if cost_M is not None:
+    return solve.within(gains.gain_MG, cost_M, total_budget, low=low, room_M=room_M)
+  return low + solve.exact(gains, total_budget - low * M, room_M=room_M, size_M=size_M, solver=solver)
 
 
-# gain_MG, what each of the rollouts low + 1 .. high of each task adds; whether no task's gains ever rise.
-_Gains = tuple[np.ndarray, bool]
+def _check_window(low: int, cost_M: Array | None, group: Group | None) -> None:
+  if cost_M is not None:
+    raise ValueError("the paper's rule knows no costs; estimate posteriors, or set alloc.cost='rollouts'")
+  if low == 0:
+    raise ValueError("the paper's rule gives every task rollouts; estimate posteriors, or set alloc.low=1 or more")
+  if group is not None:
+    raise ValueError("the paper's rule knows no waves; estimate posteriors, or set alloc.waves=1")
 
 
-def _gains(success_rate: Array | Beta, low: int, high: int, value: str | Value, nu: float) -> _Gains:
-  """Raises ValueError for values that are not finite."""
-  value_MJ = value_lib.expected(success_rate, np.arange(low, high + 1), value, nu)
-  if not np.all(np.isfinite(value_MJ)):
-    m, j = np.argwhere(~np.isfinite(value_MJ))[0]
-    raise ValueError(f'the value of {low + j} rollouts of task {m} is {value_MJ[m, j]}; values must be finite')
-  gain_MG = np.diff(value_MJ, axis=1)
-  nothing = max(_NO_GAIN * np.abs(value_MJ).max(initial=0.0), np.finfo(float).tiny)
-  gain_MG[np.abs(gain_MG) <= nothing] = 0.0
-  falling_MG = np.minimum.accumulate(gain_MG, axis=1)
-  # The named values are concave, whatever the rounding of their sums says.
-  concave = isinstance(value, str) or bool(np.all(gain_MG - falling_MG <= 10 * nothing))
-  return falling_MG if concave else gain_MG, concave
-
-
-def _solve(gains: _Gains, units: int, open_M: np.ndarray, solver: str, *, most_units: int) -> np.ndarray:
-  """unit_M: the rollouts beyond `low` of each task; tasks that are not open get none.
-
-  One compilation serves all open_M and all units up to most_units.
-  """
-  gain_MG, concave = gains
-  if not gain_MG.size:
-    return np.zeros(len(gain_MG), np.int32)
-  if solver == 'greedy':
-    if not concave:
-      raise ValueError("solver='greedy' needs a value whose gains never rise with N; use solver='dp'")
-    gain_MG = gain_MG / max(np.abs(gain_MG).max(), 1e-300)  # float32 has no numbers below 1e-45
-    return np.asarray(greedy(np.where(open_M[:, None], gain_MG, -np.inf).astype(np.float32), units))
-  fixed_MG, value_MJ = _fixed_point(np.where(open_M[:, None], gain_MG, 0))
-  cost_M = np.where(open_M, 1, most_units + 1).astype(np.int32)  # closed: costs more than there is
-  unit_M = knapsack(value_MJ, cost_M, units, capacity=most_units, exact=True)
-  if concave:
-    unit_M = _even(np.where(open_M[:, None], fixed_MG, np.iinfo(np.int32).min), unit_M)
-  return np.asarray(unit_M)
-
-
-def _fixed_point(gain_MG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Gains as integers, and their sums from 0 on: value_MJ of 0..G units, the same on every machine.
-
-  Gains are rounded rather than values, because rounded gains still fall with N. The knapsack needs
-  sum_m max_j |value of task m| < 2^29: gains are scaled to it.
-  """
-  limit = 2 ** 29 - 1 - gain_MG.size // 2  # rounding adds at most a half to each gain
-  if limit < 2 ** 24:
-    raise ValueError(f"{gain_MG.shape[0]} tasks times {gain_MG.shape[1]} candidate budgets are too many for "
-                     "solver='dp'; use solver='greedy', or lower alloc.high")
-  largest_sum = np.abs(np.cumsum(gain_MG, axis=1)).max(axis=1).sum()
-  fixed_MG = np.rint(gain_MG / max(largest_sum, 1e-300) * limit).astype(np.int32)  # 1e-300: all gains may be 0
-  return fixed_MG, np.pad(np.cumsum(fixed_MG, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
+def _check_total(num_tasks: int, total: int, low: int, high: int, rule: str, group: Group | None, room: int) -> None:
+  if group is None:
+    check(num_tasks, total, low, high, rule)
+  elif not 0 <= total - low * num_tasks <= room:
+    raise ValueError(f'{total} further rollouts cannot be shared by the groups of {num_tasks} tasks: the total must '
+                     f'lie in {low * num_tasks}..{low * num_tasks + room}; raise alloc.high')
 
 
 def _check_costs(cost_M: Array, num_tasks: int, capacity: float, low: int, solver: str) -> np.ndarray:
@@ -175,50 +182,46 @@ def _check_costs(cost_M: Array, num_tasks: int, capacity: float, low: int, solve
   return cost_M
 
 
-def _uniform_with_costs(cost_M: np.ndarray, capacity: float, low: int, high: int) -> np.ndarray:
-  """The same budget for all that the capacity pays for, and one more for the cheapest tasks that fit."""
-  even = min(high, max(low, int(capacity // cost_M.sum())))
-  one_more_MG = np.ones((len(cost_M), min(even + 1, high) - low))
-  return _fill_up(np.full(len(cost_M), even, np.int32), one_more_MG, cost_M, capacity, low)
+def _uniform(room_M: np.ndarray, size_M: np.ndarray, total: float, low: int, cost_M: np.ndarray | None) -> np.ndarray:
+  """The most even groups, of which the first are larger by one; with costs the cheapest are.
+
+  A capacity of costs pays for the same number of rollouts of each task, then for one more of the cheapest that fit.
+  """
+  if cost_M is None:
+    last_first = lambda x_M: x_M[::-1]  # `fill` gives the later ones more
+    group_M = solve.fill(*map(last_first, (size_M + low, size_M + low + room_M)), total + int(size_M.sum()))
+    return last_first(group_M) - size_M.astype(np.int32)
+  open_M = (room_M > 0) | (low > 0)
+  even = int(min(max(total // cost_M[open_M].sum() - low, 0), room_M.max())) if open_M.any() else 0
+  one_more_MG = np.arange(even + 1) < room_M[:, None]
+  return solve.fill_up((low + np.minimum(room_M, even)).astype(np.int32), one_more_MG.astype(float), cost_M, total, low)
 
 
-def _with_costs(gain_MG: np.ndarray, cost_M: np.ndarray, capacity: float, low: int) -> np.ndarray:
-  """The best budgets whose summed cost, each rounded up to whole units, is within the capacity."""
-  least_M = np.full(len(cost_M), low, np.int32)
-  if not gain_MG.size:
-    return least_M
-  least = least_M @ cost_M
-  if np.all(cost_M == np.rint(cost_M)) and capacity <= _COST_UNITS:
-    unit, num_units, spend = 1.0, int(capacity), capacity - least
-  else:
-    # Sums of costs round, so a little less is spent; `_fill_up` spends the rest.
-    unit, num_units, spend = capacity / _COST_UNITS, _COST_UNITS, max(capacity * (1 - 1e-12) - least, 0)
-  unit_cost_M = np.minimum(np.ceil(cost_M / unit), 2 ** 30).astype(np.int32)
-  _, value_MJ = _fixed_point(gain_MG)
-  unit_M = knapsack(value_MJ, unit_cost_M, int(spend / unit), capacity=num_units, exact=False)
-  return _fill_up(low + np.asarray(unit_M), gain_MG, cost_M, capacity, low)
+def _with_choice(value_MJ: np.ndarray, total: float, most: int, solver: str, cost_M: np.ndarray | None) -> np.ndarray:
+  """The best budgets of which at most `most` are above 0, from the values of 0, 1, ... rollouts."""
+  M, high = len(value_MJ), value_MJ.shape[1] - 1
+
+  def share(row_X: np.ndarray, low: int) -> np.ndarray:
+    gains, budget_M = solve.gains(value_MJ[row_X, low:], low), np.zeros(M, np.int32)
+    room_X = np.full(len(row_X), high - low)
+    if cost_M is not None:
+      budget_M[row_X] = solve.within(gains.gain_MG, cost_M[row_X], total, low=low, room_M=room_X)
+    else:
+      budget_M[row_X] = low + solve.exact(gains, total - low * len(row_X), room_M=room_X,
+                                          size_M=np.zeros(len(row_X)), solver=solver)
+    return budget_M
+
+  budget_M = share(np.arange(M), 0)
+  if np.count_nonzero(budget_M) > most:
+    choices = [share(row_X, 0) for row_X in solve.most_valuable(value_MJ, cost_M, total, most)]
+    budget_M = max(choices, key=lambda budget_M: value_MJ[np.arange(M), budget_M].sum())
+  if cost_M is not None:
+    return budget_M
+  # Few values are concave from 0 on, and most are from 1 on, where equals can share evenly.
+  return share(np.flatnonzero(budget_M), 1)
 
 
-def _fill_up(budget_M: np.ndarray, gain_MG: np.ndarray, cost_M: np.ndarray, capacity: float, low: int) -> np.ndarray:
-  """Adds the rollouts that still fit and add value, those of the most value for their cost first."""
-  rows, G = np.arange(len(budget_M)), gain_MG.shape[1]
-  budget_M, fits_M = budget_M.copy(), np.full(len(budget_M), True)
-  while G:
-    gain_M = np.where(budget_M < low + G, gain_MG[rows, np.minimum(budget_M - low, G - 1)], 0)
-    worth_M = np.where(fits_M & (gain_M > 0), gain_M / cost_M, 0)
-    if not worth_M.any():
-      break
-    # Of equals the lowest budget, then the first task.
-    m = np.argmin(np.where(worth_M == worth_M.max(), budget_M, np.iinfo(np.int32).max))
-    budget_M[m] += 1
-    # Compared is the sum that a caller would compute: another order of adding up may round otherwise.
-    if budget_M @ cost_M > capacity:
-      budget_M[m] -= 1
-      fits_M[m] = False
-  return budget_M
-
-
-def _window(window: Window, gains: _Gains, total: int, low: int, high: int, solver: str) -> np.ndarray:
+def _window(window: Window, gains: solve.Gains, total: int, low: int, high: int, solver: str) -> np.ndarray:
   """The authors' rule on point estimates, within the bounds for every feasible total.
 
   Tasks that are not known get R // M. Tasks at 0 and at 1 get `low`. A task between 0 and 1 needs ln(0.1) /
@@ -239,96 +242,124 @@ def _window(window: Window, gains: _Gains, total: int, low: int, high: int, solv
   for group_M in (known_M & (p_M == 0), known_M & (p_M == 1), ~known_M):
     room_M = np.where(group_M, high - budget_M, 0).astype(np.int32)
     given = min(surplus, int(room_M.sum()))
-    budget_M += np.asarray(_fill(np.zeros_like(room_M), room_M, given))
+    budget_M += solve.fill(np.zeros_like(room_M), room_M, given)
     surplus -= given
-  return budget_M + _solve(gains, shared + surplus, between_M, solver, most_units=total - low * len(p_M))
+  return budget_M + solve.exact(gains, shared + surplus, room_M=np.where(between_M, high - low, 0),
+                                size_M=np.zeros(len(p_M)), solver=solver, most_units=total - low * len(p_M))
 
 
-@jax.jit
-def greedy(gain_MG: Array, units: Array) -> Array:
-  """Gives units to the largest gains: the largest possible sum, since gains never rise.
-
-  Bisection over the 32 bits of a float finds the smallest gain that is taken. So the work is 32 counts over the
-  table, whatever the total, and a new total compiles nothing.
-
-  Args:
-    gain_MG: float32, what the g-th unit adds to task m; no row rises.
-    units: int32 in 0..M * G.
-
-  Returns:
-    unit_M, int32. Of equal gains the tasks with fewer units get the first, then the later tasks.
-  """
-  # -0.0 becomes 0.0. By a select, because XLA removes an addition of 0.
-  bits = jax.lax.bitcast_convert_type(jnp.where(gain_MG == 0, 0.0, gain_MG), jnp.uint32)
-  sign = jnp.uint32(1 << 31)
-  key_MG = jnp.where(bits >= sign, ~bits, bits | sign)  # integers in the order of the floats
-
-  def bit(i, least):
-    trial = least | (sign >> jnp.uint32(i))
-    return jnp.where(jnp.sum(key_MG >= trial, dtype=jnp.int32) >= units, trial, least)
-
-  least = jax.lax.fori_loop(0, 32, bit, jnp.uint32(0))
-  return _from(key_MG, least, units)
+def wave_rollouts(alloc: knobs.Alloc) -> tuple[int, ...]:
+  """The rollouts of each wave of a step; the first has what equal parts leave over."""
+  return _parts(alloc.rollouts_per_step, alloc.waves)
 
 
-@jax.jit
-def _even(gain_MG: Array, unit_M: Array) -> Array:
-  """An optimal choice unit_M, with units of equal gains moved to where `greedy` puts them; no row of gains rises."""
-  G = gain_MG.shape[1]
-  taken_MG = jnp.arange(G)[None] < unit_M[:, None]
-  # No gain that was left is larger than the least that was taken; the equal ones can be exchanged.
-  least = jnp.min(jnp.where(taken_MG, gain_MG, jnp.iinfo(jnp.int32).max))
-  return jnp.where(jnp.any(taken_MG), _from(gain_MG, least, jnp.sum(unit_M)), unit_M)
+def _parts(total: int, waves: int) -> tuple[int, ...]:
+  return (total - total // waves * (waves - 1),) + (total // waves,) * (waves - 1)
 
 
-def _from(key_MG: Array, least: Array, units: Array) -> Array:
-  """unit_M that takes all keys above `least`, and of those equal to it as many as there are units for."""
-  return _fill(jnp.sum(key_MG > least, axis=1, dtype=jnp.int32),
-               jnp.sum(key_MG >= least, axis=1, dtype=jnp.int32), units)
+def _lows(low: int, waves: int) -> tuple[int, ...]:
+  """The least rollouts of a task in each wave."""
+  return tuple(low // waves + (w < low % waves) for w in range(waves))
 
 
-@jax.jit
-def _fill(least_M: Array, most_M: Array, units: Array) -> Array:
-  """The most even int32 unit_M within least_M..most_M (>= 0) whose sum is units; later tasks first."""
-  def bit(i, level):
-    trial = level | (jnp.int32(1 << 30) >> i)
-    return jnp.where(jnp.sum(jnp.clip(trial, least_M, most_M)) <= units, trial, level)
-
-  level = jax.lax.fori_loop(0, 31, bit, jnp.int32(0))
-  unit_M = jnp.clip(level, least_M, most_M)
-  may_have_more_M = (level >= least_M) & (level < most_M)
-  turn_M = jnp.cumsum(may_have_more_M[::-1])[::-1]  # 1 for the last of them
-  return unit_M + (may_have_more_M & (turn_M <= units - jnp.sum(unit_M)))
-
-
-def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, completion_length: int) -> np.ndarray:
-  """budget_M: how many rollouts each task of a training step gets, from the statistics so far.
-
-  With alloc.cost = 'rollouts' the budgets sum to alloc.rollouts_per_step. With 'tokens' the expected tokens of all
-  rollouts are at most alloc.tokens_per_step (or what the least budgets cost, if this is more), and there are at most
-  alloc.rollouts_per_step rollouts.
+def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, completion_length: int, wave: int = 0,
+            group: Group | None = None, most_tasks: int | None = None, counts_evidence: bool = False) -> np.ndarray:
+  """budget_M: how many rollouts each task of a training step gets in a wave, from the statistics so far.
 
   Args:
     index_M: the tasks' rows in the statistics.
     completion_length: C, the expected tokens of a rollout before any rollout was seen.
+    wave, group, most_tasks: of `of_wave`.
+    counts_evidence: whether advantages use what is known of a task from before the step.
 
   Raises:
     ValueError: as `budgets`, such as for costs in tokens with the estimate 'window'.
   """
-  total, cost_M = alloc.rollouts_per_step, None
+  rate, failure_rate, token_M = estimate.success_rate(stats, index_M, alloc.estimate), None, None
+  evidence_M = rate.a_M + rate.b_M if counts_evidence and isinstance(rate, Beta) else None
+  if group is not None:
+    rate = Beta(rate.a_M + group.right_M, rate.b_M + group.wrong_M)
+  if alloc.value == 'coba':
+    all_I = estimate.success_rate(stats, np.arange(len(stats.rollouts_I)), alloc.estimate)
+    failure_rate = 1 - float(estimate.mean_rate(all_I).mean())
   if alloc.cost == 'tokens':
-    # No rollout counts less than one R-th of the tokens, so that there are never more than R rollouts.
-    token_M = estimate.tokens(stats, index_M, default=completion_length)
-    cost_M = np.maximum(token_M, alloc.tokens_per_step / alloc.rollouts_per_step)
-    total = max(alloc.tokens_per_step, alloc.low * cost_M.sum())
-  rate, nu = estimate.success_rate(stats, index_M, alloc.estimate), estimate.nu(stats, default=alloc.nu)
-  return budgets(rate, total, low=alloc.low, high=alloc.high, rule=alloc.rule, value=alloc.value, nu=nu,
-                 solver=alloc.solver, cost_M=cost_M)
+    token_M = estimate.tokens(stats, index_M, default=completion_length, rate_M=estimate.mean_rate(rate))
+  return of_wave(rate, alloc.replace(nu=estimate.nu(stats, default=alloc.nu)), wave=wave, group=group,
+                 token_M=token_M, most_tasks=most_tasks, evidence_M=evidence_M, failure_rate=failure_rate)
 
 
-def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain', nu: float = 2.0) -> float:
-  """sum_i V(N_i, p_i), which `budgets` maximises; arguments as there."""
-  return float(value_lib.expected(success_rate, np.asarray(budget_M)[:, None], value, nu).sum())
+def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: int = 0, group: Group | None = None,
+            token_M: Array | None = None, most_tasks: int | None = None, evidence_M: Array | None = None,
+            failure_rate: float | None = None) -> np.ndarray:
+  """budget_M: how many rollouts each task of a step gets in one of alloc.waves waves.
+
+  With alloc.cost = 'rollouts' the budgets sum to wave_rollouts(alloc)[wave]. With 'tokens' the expected tokens of all
+  rollouts are at most the wave's share of alloc.tokens_per_step (or what the least budgets cost, if this is more), and
+  there are at most as many rollouts.
+
+  With alloc.low = 0 the first wave decides which tasks get any: those that do if all rollouts of the step are shared at
+  once. So no prompt is read late, and the groups have room for later waves: those that get R rollouts at once have room
+  for R within alloc.high, whatever part of them the first wave gives to whom. With alloc.low > 0 all tasks have room
+  for alloc.high each, of which a wave leaves what later waves give them at least.
+
+  Args:
+    success_rate: of `budgets`, from the group's verdicts as well.
+    wave: 0, 1, ...
+    group: the rollouts of earlier waves; None in the first.
+    token_M: the expected tokens of a rollout of each task, where they are the cost.
+    most_tasks: how many of the tasks get rollouts at the most, with alloc.low = 0.
+    evidence_M, failure_rate: of `budgets`.
+  """
+  M = value_lib.check_success_rate(success_rate)
+  R, rollouts_W, low_W = alloc.rollouts_per_step, wave_rollouts(alloc), _lows(alloc.low, alloc.waves)
+  most, in_tokens = _check_most(M, most_tasks, alloc.low), alloc.cost == 'tokens'
+  check(most, min(R, alloc.high * most) if in_tokens else R, alloc.low, alloc.high, alloc.rule, alloc.waves)
+  if (wave > 0) != (group is not None):
+    raise ValueError(f'wave={wave} needs {"the rollouts of earlier waves as its" if wave else "no"} group')
+  if alloc.solver == 'greedy' and alloc.value == 'snr' and evidence_M is not None:
+    raise ValueError("alloc.solver='greedy' needs a concave value, and alloc.value='snr' is not for every nu where it "
+                     "counts evidence (grpo.advantage='posterior'); set alloc.solver='dp'")
+  rows = lambda x_M, row_X: None if x_M is None else np.asarray(x_M)[row_X]
+
+  def share(rollouts: int, low: int, row_X: np.ndarray, most_tasks: int | None = None) -> np.ndarray:
+    rate = (type(success_rate)(*(rows(x_M, row_X) for x_M in success_rate))
+            if isinstance(success_rate, (Beta, Window)) else rows(success_rate, row_X))
+    total, cost_X = rollouts, None
+    if in_tokens:
+      # No rollout counts less than one R-th of the tokens, so that there are never more rollouts than there may be.
+      cost_X = np.maximum(rows(token_M, row_X), alloc.tokens_per_step / R)
+      total = max(alloc.tokens_per_step * rollouts / R, low * cost_X.sum())
+    return budgets(
+        rate, total, low=low, high=alloc.high - sum(low_W[wave + 1:]), rule=alloc.rule, value=alloc.value, nu=alloc.nu,
+        solver=alloc.solver, cost_M=cost_X, group=group, evidence_M=rows(evidence_M, row_X), failure_rate=failure_rate,
+        most_tasks=most_tasks)
+
+  all_M = np.arange(M)
+  if wave or alloc.low or alloc.waves == 1:
+    return share(rollouts_W[wave], low_W[wave], all_M, None if wave or alloc.low else most)
+  budget_M = share(R, 0, all_M, min(most, rollouts_W[0]))
+  row_X = np.flatnonzero(budget_M)
+  if len(row_X):  # else the tokens do not pay for any rollout that adds value
+    budget_M[row_X] = share(rollouts_W[0], 1, row_X)
+  return budget_M
+
+
+def chosen(budget_M: np.ndarray, most: int) -> np.ndarray:
+  """index_X: `most` rows in order, all those with a budget above 0 among them, then the first others.
+
+  Raises ValueError where there are more budgets above 0, or fewer rows.
+  """
+  row_X = np.flatnonzero(budget_M)
+  if not len(row_X) <= most <= len(budget_M):
+    raise ValueError(f'{most} rows cannot hold {len(row_X)} tasks with rollouts, of {len(budget_M)}')
+  others = np.flatnonzero(np.asarray(budget_M) == 0)
+  return np.sort(np.concatenate([row_X, others[:most - len(row_X)]]))
+
+
+def objective(success_rate: Array | Beta, budget_M: Array, value: str | Value = 'infogain', nu: float = 2.0,
+              **known: Group | Array | float | None) -> float:
+  """sum_i V(N_i, p_i), which `budgets` maximises; known: group, evidence_M, failure_rate of `value.expected`."""
+  return float(value_lib.expected(success_rate, np.asarray(budget_M)[:, None], value, nu, **known).sum())
 
 
 def expected_mixed_tasks(success_rate: Array | Beta, budget_M: Array) -> float:

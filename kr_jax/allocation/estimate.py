@@ -1,11 +1,14 @@
 """Statistics of every task of the training split, and the success rates that follow from them.
 
-    posterior   Beta(successes + a, failures + b), of discounted evidence and a prior (a, b) fitted to all tasks
-                (empirical Bayes).
+    posterior   Beta(successes + a, failures + b), of discounted evidence and a prior (a, b) of the task's stratum
+                (prior.py), fitted to the verdicts of the last steps (recalibrate.py).
     window      the paper's: the mean of a task's last group if the group had 16 rollouts or more, else of its last
                 16 rollouts; not known before 8 (arXiv 2509.25849 and the authors' code).
 
-The expected tokens of a rollout and the noise of its gradient (`nu`) are estimated here too.
+Evidence is discounted by passes over the split: a task comes again once a pass, however many steps a pass has. How
+fast the policy moves is seen in the verdicts, and recalibration answers for it.
+
+The expected tokens of a rollout, its expected reward and the noise of its gradient (`nu`) are estimated here too.
 """
 
 from __future__ import annotations
@@ -13,85 +16,108 @@ from __future__ import annotations
 import numpy as np
 
 from kr_jax import types
+from kr_jax.allocation import prior
+from kr_jax.allocation import recalibrate
 from kr_jax.allocation.value import Beta, Window
 from kr_jax.types import Array
 
-_DEFAULT_CONCENTRATION = 1.0  # a + b of the prior until enough tasks were seen to fit one, as of Jeffreys' prior
-_FEWEST_TASKS = 8  # to fit a prior to
 _WINDOW = 16  # rollouts of the window estimate
 _KNOWN = 8  # rollouts after which the window estimate is used
-_LENGTH_CONCENTRATION = 4.0  # rollouts of the mean length of all tasks that are added to those of a task
+_LENGTH_CONCENTRATION = 4.0  # rollouts of the mean length of an outcome that are added to those of a task
+_REWARD_CONCENTRATION = 1.0  # rollouts of reward 0 if wrong and 1 if right that are added to those seen
+_REWARD_DISCOUNT = 0.9  # share of what was seen of rewards that a step leaves
+_NU_DISCOUNT = 0.98  # the same of measurements of nu
 _NU_BOUNDS = (0.05, 200.0)  # of a measured nu; near either bound the budgets hardly change with nu
 _NU_BELIEF = 20.0  # weight of the default nu, in units of signal_scale
 
 
-def init(num_tasks: int) -> types.TaskStats:
-  """Statistics of tasks of which no rollout was seen."""
+def init(num_tasks: int, *, groups: int = 512, stratum_I: Array | None = None, prior_rate_I: Array | None = None,
+         prior_rollouts: float = 4.0) -> types.TaskStats:
+  """Statistics of tasks of which no rollout was seen.
+
+  Args:
+    groups: H, the last groups of tasks that recalibration is fitted to; 0: forecasts are not recalibrated.
+    stratum_I: whole numbers from 0 on: the tasks that share a prior. None: all.
+    prior_rate_I: success rates known before, such as another model's; nan where none is known. None: none.
+    prior_rollouts: what a known rate is worth.
+  """
   zero_I = lambda: np.zeros(num_tasks)
+  rate_I = np.full(num_tasks, np.nan) if prior_rate_I is None else np.asarray(prior_rate_I, float)
+  known_OI = prior_rollouts * np.nan_to_num(np.stack([1 - rate_I, rate_I]))
   return types.TaskStats(
-      successes_I=zero_I(), failures_I=zero_I(), tokens_I=zero_I(), rollouts_I=np.zeros(num_tasks, np.int64),
-      recent_IW=np.full((num_tasks, _WINDOW), -1, np.int8), window_rate_I=zero_I(), gradient=np.zeros(4))
+      successes_I=zero_I(), failures_I=zero_I(), tokens_OI=np.zeros((2, num_tasks)), visits_I=zero_I(),
+      rates_I=zero_I(), rollouts_I=np.zeros(num_tasks, np.int64),
+      recent_IW=np.full((num_tasks, _WINDOW), -1, np.int8), window_rate_I=zero_I(),
+      stratum_I=np.zeros(num_tasks, np.int32) if stratum_I is None else np.asarray(stratum_I, np.int32),
+      known_OI=known_OI, forecast_H4=np.zeros((groups, 4)), calibration=recalibrate.NONE.copy(),
+      reward_O2=np.zeros((2, 2)), gradient=np.zeros(4))
 
 
 def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Array, length_R: Array, *,
-            discount: float) -> types.TaskStats:
+            discount: float, reward_R: Array | None = None) -> types.TaskStats:
   """The statistics after a step; the arrays of `stats` are not changed.
 
-  A step discounts the evidence on all tasks, seen in it or not, because the policy has changed.
+  A step of M of I tasks discounts the evidence on all tasks, seen in it or not, because the policy has changed.
 
   Args:
     index_M: the tasks' rows in the statistics.
     task_R: the task of each rollout, in 0..M-1; M where there is no rollout, or one that is not verified.
     verdict_R: 1.0 where the completion is right, 0.0 where it is wrong, whatever the reward is.
     length_R: completion tokens.
-    discount: the share of the earlier evidence that is kept.
+    discount: the share of the earlier evidence that a pass over the split leaves.
+    reward_R: None: the verdicts.
   """
   index_M, task_R = np.asarray(index_M), np.asarray(task_R)
-  is_rollout_R = task_R < len(index_M)
+  I, M = len(stats.rollouts_I), len(index_M)
+  is_rollout_R = task_R < M
   task_R = task_R[is_rollout_R]
-  verdict_R, length_R = (np.asarray(x_R, float)[is_rollout_R] for x_R in (verdict_R, length_R))
+  verdict_R, length_R, reward_R = (np.asarray(x_R, float)[is_rollout_R] for x_R in (
+      verdict_R, length_R, verdict_R if reward_R is None else reward_R))
   index_R = index_M[task_R]
-  I = len(stats.rollouts_I)
-  sum_of = lambda weight_R: np.bincount(index_R, weights=weight_R, minlength=I)
+  of_task = lambda x_R: np.bincount(task_R, weights=x_R, minlength=M)
+  right_M, count_M = of_task(verdict_R), of_task(np.ones(len(task_R)))
   recent_IW, window_rate_I = stats.recent_IW.copy(), stats.window_rate_I.copy()
-  for m in np.unique(task_R):
+  for m in np.flatnonzero(count_M):
     i, group = index_M[m], verdict_R[task_R == m]
     recent_IW[i] = np.concatenate([recent_IW[i], group.astype(np.int8)])[-_WINDOW:]
     counted = group if len(group) >= _WINDOW else recent_IW[i][recent_IW[i] >= 0]
     window_rate_I[i] = counted.mean()
-  return stats._replace(
-      successes_I=discount * stats.successes_I + sum_of(verdict_R),
-      failures_I=discount * stats.failures_I + sum_of(1 - verdict_R),
-      tokens_I=discount * stats.tokens_I + sum_of(length_R),
+  kept = discount ** (M / I)
+  sum_of = lambda x_M: np.bincount(index_M, weights=x_M, minlength=I)
+  by_outcome = lambda x_R: np.stack([np.bincount(index_R, (verdict_R == o) * x_R, minlength=I) for o in (0, 1)])
+  reward_O2 = [[reward_R[verdict_R == o].sum(), np.sum(verdict_R == o)] for o in (0, 1)]
+  return _recalibrated(stats, index_M, right_M, count_M)._replace(
+      successes_I=kept * stats.successes_I + sum_of(right_M),
+      failures_I=kept * stats.failures_I + sum_of(count_M - right_M),
+      tokens_OI=kept * stats.tokens_OI + by_outcome(length_R),
+      visits_I=kept * stats.visits_I + sum_of(count_M > 0),
+      rates_I=kept * stats.rates_I + sum_of(right_M / np.maximum(count_M, 1)),
       rollouts_I=stats.rollouts_I + np.bincount(index_R, minlength=I),
-      recent_IW=recent_IW, window_rate_I=window_rate_I)
+      recent_IW=recent_IW, window_rate_I=window_rate_I,
+      reward_O2=_REWARD_DISCOUNT * stats.reward_O2 + reward_O2)
 
 
-def prior(stats: types.TaskStats) -> tuple[float, float]:
-  """(a, b) of the Beta prior that fits all tasks: empirical Bayes by moments.
+def _recalibrated(stats: types.TaskStats, index_M: np.ndarray, right_M: np.ndarray, count_M: np.ndarray
+                  ) -> types.TaskStats:
+  """The statistics with the calibration by the groups of one step more."""
+  H = len(stats.forecast_H4)
+  if not H:
+    return stats
+  forecast = evidence(stats, index_M)
+  group_M4 = np.stack([recalibrate.log_odds(forecast), forecast.a_M + forecast.b_M, right_M, count_M], axis=1)
+  forecast_H4 = np.concatenate([stats.forecast_H4, group_M4[count_M > 0]])[-H:]
+  return stats._replace(forecast_H4=forecast_H4, calibration=recalibrate.fit(forecast_H4, stats.calibration))
 
-  With n_i rollouts and rate p_i of task i, W = sum n_i, m = sum n_i p_i / W, the weighted spread
-  S = sum n_i (p_i - m)^2 has the expectation m (1-m) [(1-rho) A + rho B], A = sum 1 - n_i/W,
-  B = sum n_i (1 - n_i/W), rho = 1 / (a+b+1). Source: Kleinman 1973, JASA 68, eq. 2.3-2.5.
-  """
-  n_I = stats.successes_I + stats.failures_I
-  # One success and one failure more keep the mean away from 0 and 1, where a or b would be 0.
-  mean = (stats.successes_I.sum() + 1) / (n_I.sum() + 2)
-  seen = n_I > 1.5  # about one rollout says nothing of the spread
-  n, p = n_I[seen], stats.successes_I[seen] / n_I[seen]
-  concentration = _DEFAULT_CONCENTRATION
-  if len(n) >= _FEWEST_TASKS and 0 < p @ n < n.sum():
-    m, rest = p @ n / n.sum(), 1 - n / n.sum()
-    A, B = rest.sum(), n @ rest
-    rho = (n @ (p - m) ** 2 / (m * (1 - m)) - A) / (B - A)
-    concentration = 1 / np.clip(rho, 0.05, 0.95) - 1
-  return mean * concentration, (1 - mean) * concentration
+
+def evidence(stats: types.TaskStats, index_M: Array) -> Beta:
+  """The posterior of tasks' success rates if the policy had not moved: discounted evidence and the prior."""
+  a_I, b_I = prior.fit(stats)
+  return Beta(stats.successes_I[index_M] + a_I[index_M], stats.failures_I[index_M] + b_I[index_M])
 
 
 def posterior(stats: types.TaskStats, index_M: Array) -> Beta:
-  """The posterior of tasks' success rates, from their discounted evidence and the fitted prior."""
-  a, b = prior(stats)
-  return Beta(stats.successes_I[index_M] + a, stats.failures_I[index_M] + b)
+  """The forecast of tasks' success rates: the posterior, recalibrated."""
+  return recalibrate.apply(evidence(stats, index_M), stats.calibration)
 
 
 def window(stats: types.TaskStats, index_M: Array) -> Window:
@@ -111,23 +137,49 @@ def mean_rate(success_rate: Beta | Window) -> np.ndarray:
   return np.where(success_rate.known_M, success_rate.rate_M, 0.5)
 
 
-def tokens(stats: types.TaskStats, index_M: Array, *, default: float) -> np.ndarray:
-  """Expected completion tokens of a rollout of each task, shrunk to the mean of all tasks.
+def tokens(stats: types.TaskStats, index_M: Array, *, default: float, rate_M: Array | None = None) -> np.ndarray:
+  """Expected completion tokens of a rollout of each task: p L_right + (1 - p) L_wrong, as failures are often longer.
 
-  (tokens of the task + k * mean of all tasks) / (rollouts of the task + k), k = 4, where tokens and rollouts are
-  discounted alike. Before any rollout was seen all tasks have the default.
+  L_right and L_wrong are the task's mean tokens by outcome, shrunk to those of all tasks: (tokens of the task + k *
+  mean of all tasks) / (rollouts of the task + k), k = 4, all discounted alike. An outcome that was never seen has the
+  mean of the other; before any rollout was seen all tasks have the default.
+
+  Args:
+    rate_M: p, the expected success rate; None: of `posterior`.
   """
-  n_I = stats.successes_I + stats.failures_I
-  mean = stats.tokens_I.sum() / n_I.sum() if n_I.sum() > 0 else default
-  return (stats.tokens_I[index_M] + _LENGTH_CONCENTRATION * mean) / (n_I[index_M] + _LENGTH_CONCENTRATION)
+  count_OI = np.stack([stats.failures_I, stats.successes_I])
+  count_O, sum_O = count_OI.sum(axis=1), stats.tokens_OI.sum(axis=1)
+  if not count_O.any():
+    return np.full(np.shape(index_M), float(default))
+  mean_O = np.where(count_O > 0, sum_O / np.where(count_O > 0, count_O, 1), sum_O.sum() / count_O.sum())
+  k = _LENGTH_CONCENTRATION
+  wrong_M, right_M = (stats.tokens_OI[:, index_M] + k * mean_O[:, None]) / (count_OI[:, index_M] + k)
+  p_M = mean_rate(posterior(stats, index_M)) if rate_M is None else np.asarray(rate_M)
+  return p_M * right_M + (1 - p_M) * wrong_M
 
 
-def observe_gradient(stats: types.TaskStats, gradient: Array, *, discount: float) -> types.TaskStats:
+def reward(stats: types.TaskStats, posterior: Beta) -> tuple[np.ndarray, np.ndarray]:
+  """Expected reward of a rollout of each task, and how many rollouts' worth of evidence tell of it.
+
+  The reward expected of an outcome is the mean of the steps before, p times that of right rollouts plus 1 - p times
+  that of wrong ones. Where rewards are verdicts, these are a / (a + b) and a + b.
+  """
+  (wrong, wrongs), (right, rights) = stats.reward_O2
+  k = _REWARD_CONCENTRATION
+  right, wrong = (right + k) / (rights + k), wrong / (wrongs + k)
+  total_M = posterior.a_M + posterior.b_M
+  return (posterior.a_M * right + posterior.b_M * wrong) / total_M, total_M
+
+
+def observe_gradient(stats: types.TaskStats, gradient: Array, *, steps: int) -> types.TaskStats:
   """Adds a measurement of `noise.gradient_noise`: (signal, signal_scale, noise, noise_scale).
 
   `nu` is a ratio of sums, which is steadier than a mean of ratios: a single signal can be near 0.
+
+  Args:
+    steps: since the measurement before, each of which discounts it.
   """
-  return stats._replace(gradient=discount * stats.gradient + np.asarray(gradient, float))
+  return stats._replace(gradient=_NU_DISCOUNT ** steps * stats.gradient + np.asarray(gradient, float))
 
 
 def nu(stats: types.TaskStats, *, default: float) -> float:

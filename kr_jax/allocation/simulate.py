@@ -1,9 +1,10 @@
-"""Compares allocation rules without a policy, in the two simulated worlds of kr_jax/allocation/worlds.py.
+"""Compares allocation rules without a policy, in the simulated worlds of kr_jax/allocation/worlds.py and passes.py.
 
     python -m kr_jax.allocation.simulate static --populations rates.json
+    python -m kr_jax.allocation.simulate passes --preset dapo --drift 0.01
     python -m kr_jax.allocation.simulate learning --method posterior:snr:4:loo
 
-Prints a table, and writes a JSON file and a plot to --out.
+Prints a table, and writes a JSON file and, of `static` and `learning`, a plot to --out.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import inspect
 import io
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 from typing import Any
@@ -27,6 +30,7 @@ import numpy as np
 
 from kr_jax import knobs
 from kr_jax.allocation import allocate
+from kr_jax.allocation import passes
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation import worlds
 from kr_jax.types import Array
@@ -35,17 +39,48 @@ METHODS = ('uniform:loo', 'window:infogain:std', 'posterior:infogain:std', 'post
            'posterior:snr:0.5:loo', 'posterior:snr:2:loo', 'posterior:snr:8:loo')
 STARTS = ((-1.5, 3.0), (-4.0, 2.0))  # mean and standard deviation of the start logits
 SIGMAS = (0.0, 2.0, 5.0, 30.0)
+_LEGEND = """objective in % of an oracle's (of one wave), then of uniform budgets'
+losses and Brier score in nats a rollout, less the oracle's; lost: log loss less that of the exact filter
+in the large: mean forecast less mean success rate; gradient ratio, mixed tasks: expected for observed
+unseen: the longest that a task went without rollouts, in passes"""
 
 
 def static_table(result: dict[str, Any]) -> str:
   lines = []
   for name, by_rule in result.items():
-    lines += ['', f'{name:19} {"objective, % of oracle":>24} {"mixed tasks":>18} {"effective gradient ratio":>26}']
+    lines += ['', f'{name:21} {"objective, % of oracle":>24} {"mixed tasks":>18} {"effective gradient ratio":>26}']
     for rule, measured in by_rule.items():
       cells = [f'{mean:.{digits}f} ± {half:.{digits}f}'
                for (mean, half), digits in zip(measured.values(), (2, 1, 3))]
-      lines.append(f'  {rule:<17} {cells[0]:>24} {cells[1]:>18} {cells[2]:>26}')
+      lines.append(f'  {rule:<19} {cells[0]:>24} {cells[1]:>18} {cells[2]:>26}')
   return '\n'.join(lines[1:])
+
+
+def passes_table(result: dict[str, Any]) -> str:
+  """A row for each method; after an abrupt change another table, of what its forecasts lose visit by visit."""
+  heads = ('objective, %', '% of uniform', 'log loss', 'lost', 'counts', 'Brier', 'in the large', 'gradient ratio',
+           '     mixed tasks', 'unseen')
+  width = max(map(len, result)) + 2
+
+  def line(name, cells):
+    return f'{name:{width}}' + ''.join(f'{cell:>{max(len(head), 6) + 3}}' for cell, head in zip(cells, heads))
+
+  lines = [line('', heads)]
+  for name, measured in result.items():
+    mean = {measure: x for measure, (x, _) in measured.items()}
+    pair = lambda kind, digits: ' for '.join(
+        '-' if math.isnan(x) else f'{x:.{digits}f}' for x in (mean[f'expected_{kind}'], mean[f'observed_{kind}']))
+    lines.append(line(name, [
+        '{:.2f} ± {:.2f}'.format(*measured['objective']), f'{mean["of_uniform"]:.1f}', f'{mean["log_loss"]:.4f}',
+        f'{mean["lost"]:.4f}', f'{mean["count_log_loss"]:.4f}', f'{mean["brier"]:.4f}', f'{mean["calibration"]:+.4f}',
+        pair('ratio', 2), pair('mixed', 1), f'{mean["unseen"]:.1f}']))
+  visits = [visit for visit in passes.VISITS if visit in next(iter(result.values()))]
+  if visits:
+    lines += ['', f'{"lost, by visits since the change":{width}}' + ''.join(f'{visit:>18}' for visit in visits)]
+    cell = lambda pair: '-' if math.isnan(pair[0]) else '{:.4f} ± {:.4f}'.format(*pair)
+    lines += [f'{name:{width}}' + ''.join(f'{cell(measured[visit]):>18}' for visit in visits)
+              for name, measured in result.items()]
+  return '\n'.join(lines)
 
 
 def learning_table(rows: list[dict[str, Any]]) -> str:
@@ -164,25 +199,40 @@ def _draw_from(rates: Any, name: str) -> worlds.Population:
   return worlds.Population(lambda rng, M: rng.choice(np.array(rates, float), M))
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+  """Says defaults, and leaves the lines of a text as they are."""
+
+
 def parser() -> argparse.ArgumentParser:
   top = argparse.ArgumentParser(prog='python -m kr_jax.allocation.simulate', description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
   commands = top.add_subparsers(dest='world', required=True)
   for name, setup, text in (
       ('static', worlds.StaticSetup, 'how good are the budgets of one step? (seconds)'),
+      ('passes', passes.PassesSetup,
+       'how well do estimates keep up, at the sizes of a config? (minutes, and more for --preset dapo or paper)'),
       ('learning', worlds.LearningSetup,
        'how fast does each rule learn? (half an hour; fewer --method, --sigma or --steps take less)')):
-    command = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    command = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
     command.add_argument('--out', type=pathlib.Path, default='runs/simulate', help='directory of the JSON and PNG')
     command.add_argument('--json', action='store_true', help='print one JSON object as the last line')
     command.add_argument('--debug', action='store_true', help='shrink everything to seconds')
     for field in dataclasses.fields(setup):
-      command.add_argument(f'--{field.name}', type=type(field.default), default=field.default,
-                           help=field.metadata['doc'])
+      # What is not typed is left to a preset, and to the default after it.
+      command.add_argument(f'--{field.name}', type=type(field.default), default=argparse.SUPPRESS,
+                           help=f'{field.metadata["doc"]} (default: {field.default})'.replace('%', '%%'))
   commands.choices['static'].add_argument(
       '--populations', nargs='+', default=[], metavar='FILE.json',
       help='success rates of your own: a list of numbers in [0, 1], or {"name": list}')
+  for command in (commands.choices['passes'], commands.choices['learning']):
+    command.add_argument('--preset', choices=tuple(passes.PRESETS), default=argparse.SUPPRESS,
+                         help='tasks, per_step, per_task and high of a config; flags have the last word')
+  in_passes = commands.choices['passes']
+  in_passes.epilog = inspect.getdoc(passes.parse).partition('\n\nRaises')[0]
+  in_passes.add_argument(
+      '--method', nargs='+', default=list(passes.METHODS), metavar='ESTIMATE[:NUMBER][+PART]',
+      help="what to compare, see below; 'parts': a row for each part")
+  in_passes.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes')
   learning = commands.choices['learning']
   learning.add_argument(
       '--method', nargs='+', default=list(METHODS), metavar='ESTIMATE:VALUE[:NU]:ADVANTAGE',
@@ -196,9 +246,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _setup(cls: Callable[..., Any], args: argparse.Namespace, **debug: int) -> Any:
-  """The options of a world; debug: those that --debug replaces."""
-  options = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls)}
-  return cls(**options | (debug if args.debug else {}))
+  """The options of a world: defaults, those of a preset, of --debug, and those that were typed, which win."""
+  preset = passes.PRESETS[args.preset] if 'preset' in args else {}
+  typed = {field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if field.name in args}
+  return cls(**preset | (debug if args.debug else {}) | typed)
 
 
 def run_static(args: argparse.Namespace) -> dict[str, Any]:
@@ -214,6 +265,19 @@ def run_static(args: argparse.Namespace) -> dict[str, Any]:
   print(static_table(result))
   print(f'\n± 95 % interval of {setup.repeats} repeats; objective: the value {setup.value!r}')
   return {'config': knobs.as_dict(setup) | {'populations': args.populations}, 'results': result}
+
+
+def run_passes(args: argparse.Namespace) -> dict[str, Any]:
+  setup = _setup(passes.PassesSetup, args, tasks=64, per_step=16, per_task=4, seeds=2)
+  methods = [name for text in args.method for name in (passes.PARTS if text == 'parts' else (text,))]
+  result = passes.passes(methods, setup, jobs=args.jobs)
+  print(passes_table(result))
+  print(f'\n{setup.measured} of {setup.passes} passes of {setup.steps_a_pass} steps, the last; ± 95 % interval of '
+        f"{setup.seeds} seeds\n{_LEGEND}")
+  number = lambda x: None if math.isnan(x) else x
+  results = {name: {measure: [number(x) for x in pair] for measure, pair in measured.items()}
+             for name, measured in result.items()}
+  return {'config': knobs.as_dict(setup) | {'methods': methods}, 'results': results}
 
 
 def run_learning(args: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   jax.config.update('jax_platforms', 'cpu')
   try:
     args.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
-    done = run_static(args) if args.world == 'static' else run_learning(args)
+    done = {'static': run_static, 'passes': run_passes, 'learning': run_learning}[args.world](args)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
   (args.out / f'{args.world}.json').write_text(json.dumps(done, indent=1) + '\n')

@@ -1,10 +1,16 @@
 """The value V(N, p) of N rollouts of a task with success rate p, and its expectation where p is uncertain.
 
-A group teaches nothing unless it is mixed, which means that it has a success and a failure. The named values are 0 at
-N = 1, 0 at p = 0 and p = 1, and concave in N >= 1.
+    mixed     1 - p^N - (1-p)^N, the probability of a mixed group: one with a right and a wrong rollout
+    infogain  mixed * p (1-p)^2                variance  mixed * p (1-p)
+    hit       1 - (1-p)^N, the probability of a right rollout
+    snr       what noise leaves of the signal p (1-p)
+    coba      (1 - exp(-N p (1-p) / tau)) * a density in p whose mode is the failure rate of all tasks
+
+All are 0 at N = 0 and at p = 0, and all but `hit` at p = 1. They are concave in N >= 1 (but for `snr` where it counts
+evidence), `hit` and `coba` in N >= 0.
 
 The success rate of a task is either a number or a Beta(a, b) posterior. Under a posterior the value is expected: in
-closed form where V = mixed * p^i (1-p)^j, since
+closed form where V is a probability above times p^i (1-p)^j, since
 
     E[p^k (1-p)^l] = B(a+k, b+l) / B(a, b)
 
@@ -15,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +30,10 @@ from kr_jax import knobs
 from kr_jax.types import Array
 
 Value = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of (N, p), floats that broadcast; 0 at p = 0 and at p = 1
+# Of `coba`, as the authors' code and its script for Qwen2.5-7B have them.
+_DENSITY_SUM = 11.0  # alpha + beta
+_TAU = (3.0, 12.0)  # tau of tasks that are all alike, and of tasks as unlike as can be
+_MOST_VARIANCE = 1 / 6  # of success rates, at which they are
 
 
 class Beta(NamedTuple):
@@ -31,12 +42,29 @@ class Beta(NamedTuple):
   a_M: np.ndarray
   b_M: np.ndarray
 
+  @property
+  def mean_M(self) -> np.ndarray:
+    a_M = np.asarray(self.a_M, float)
+    return a_M / (a_M + self.b_M)
+
 
 class Window(NamedTuple):
   """Success rates as the paper's code estimates them: the mean of each task's last rollouts."""
 
   rate_M: np.ndarray  # any number where not known
   known_M: np.ndarray  # bool, whether the task has been seen often enough to have one
+
+
+class Group(NamedTuple):
+  """The rollouts that each task has already in this step, from its earlier waves."""
+
+  right_M: np.ndarray
+  wrong_M: np.ndarray
+  unverified_M: Array = 0  # those that no verdict came of
+
+  @property
+  def size_M(self) -> np.ndarray:
+    return np.asarray(self.right_M) + self.wrong_M + self.unverified_M
 
 
 def mixed(budget: Array, p: Array) -> np.ndarray:
@@ -62,21 +90,57 @@ def variance(budget: Array, p: Array) -> np.ndarray:
   return mixed(budget, p) * p * (1 - p)
 
 
-def snr(budget: Array, p: Array, nu: float) -> np.ndarray:
-  """V_nu = q (N-1) q / ((N-1) q + nu), q = p (1-p): the part of the signal q that noise leaves.
+def hit(budget: Array, p: Array) -> np.ndarray:
+  """The probability 1 - (1-p)^N that one of N rollouts is right, as in HORA, arXiv 2605.07114."""
+  return 1 - np.power(1 - p, budget)
+
+
+def snr(budget: Array, p: Array, nu: float, evidence: Array = 0.0) -> np.ndarray:
+  """V_nu = q n q / (n q + nu), q = p (1-p), n = N - N / (c + N): the part of the signal q that noise leaves.
 
   The gradient of a rollout is a signal that depends on the reward, (reward - p) x, and noise of power nu |x|^2. With
   leave-one-out advantages (reward - mean) N / (N-1), the mean over N rollouts has the signal q x, of power ~ q^2, and
-  noise of power ~ q nu / (N-1). A linear (Wiener) estimate keeps of the signal the share q^2 / (q^2 + q nu / (N-1)).
-  For nu -> 0 two rollouts have the whole value q; for large nu the value is linear in N.
+  noise of power ~ nu E[advantage^2] / N = q nu / (N-1). A linear (Wiener) estimate keeps of the signal the share
+  q^2 / (q^2 + q nu / n), n = N - 1. For nu -> 0 two rollouts have the whole value q; for large nu the value is linear
+  in N.
+
+  Where the baseline also counts evidence from before the step, worth c rollouts, the advantage of a rollout is
+  reward - (a + k) / (c + N - 1), with k right ones of the N - 1 others and a of the c. Under the posterior its square
+  is expected to be q (c + N) / (c + N - 1), so that n = N (c + N - 1) / (c + N), and one rollout has a value.
   """
   q = p * (1 - p)
-  signal = (budget - 1) * q
+  signal = _independent(budget, evidence) * q
   return q * signal / (signal + nu)
 
 
-VALUES = {'infogain': infogain, 'variance': variance, 'snr': snr}
-_POWERS = {mixed: (0, 0), infogain: (1, 2), variance: (1, 1)}  # (i, j) of V = mixed * p^i (1-p)^j
+def _independent(budget: Array, evidence: Array) -> np.ndarray:
+  """n = N (c + N - 1) / (c + N), and 0 of no rollouts: how many a group's mean gradient is worth that know p."""
+  return budget - budget / np.maximum(evidence + budget, np.finfo(float).tiny)
+
+
+def coba(budget: Array, p: Array, failure_rate: float, variance: float) -> np.ndarray:
+  """V = (1 - exp(-N p (1-p) / tau)) * f(p), f the density of Beta(alpha, 11 - alpha), alpha = 1 + 9 F.
+
+  The mode of f is F: the failure rate of all tasks where it is above 1/2, else 1 / (1 + exp(-10 (failure_rate - 1/2))).
+  While most rollouts fail easy tasks are worth most, later hard ones. tau rises with the variance of the tasks' success
+  rates, from 3 at 0 to 12 at 1/6 and above.
+
+  Source: CoBA-RL, Yao et al. 2026, arXiv 2602.03048, and its code (github.com/Within-yao/CoBA-RL). Differs: the value
+  is expected under posteriors, where the code clips point estimates to .01...99, and all rollouts are shared by it,
+  where the code gives tasks below .05 and above .99 a part of their own.
+  """
+  if failure_rate <= 0.5:
+    failure_rate = 1 / (1 + math.exp(-10 * (failure_rate - 0.5)))
+  alpha = 1 + (_DENSITY_SUM - 2) * failure_rate
+  beta = _DENSITY_SUM - alpha
+  scale = math.exp(math.lgamma(_DENSITY_SUM) - math.lgamma(alpha) - math.lgamma(beta))
+  tau = _TAU[0] + (_TAU[1] - _TAU[0]) * min(variance / _MOST_VARIANCE, 1)
+  return -np.expm1(-budget * p * (1 - p) / tau) * scale * np.power(p, alpha - 1) * np.power(1 - p, beta - 1)
+
+
+VALUES = {'infogain': infogain, 'variance': variance, 'snr': snr, 'mixed': mixed, 'hit': hit, 'coba': coba}
+# Of V = probability * p^i (1-p)^j: i, j, and whether the probability is that of a wrong rollout as well as a right one.
+_CLOSED = {mixed: (0, 0, True), infogain: (1, 2, True), variance: (1, 1, True), hit: (0, 0, False)}
 
 
 def check(value: str | Value, nu: float) -> None:
@@ -111,32 +175,53 @@ def check_success_rate(success_rate: Array | Beta | Window) -> int:
   return len(p_M)
 
 
-def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'infogain', nu: float = 2.0
+def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'infogain', nu: float = 2.0, *,
+             group: Group | None = None, evidence_M: Array | None = None, failure_rate: float | None = None
              ) -> np.ndarray:
   """V(N, p) of M tasks; under posteriors its expectation.
 
   Args:
-    success_rate: success_rate_M in [0, 1], or a Beta posterior of each task.
-    budget: candidate budgets N >= 1: budget_J for all tasks, or budget_MJ.
-    value: a name in VALUES or a function of (N, p).
+    success_rate: success_rate_M in [0, 1], or a Beta posterior of each task, which knows the verdicts of its group.
+    budget: candidate budgets N >= 0: budget_J for all tasks, or budget_MJ. With a group, further rollouts.
+    value: a name in VALUES or a function of (N, p), which is not called for N = 0: no rollouts have no value.
     nu: noise-to-signal ratio of a rollout's gradient, for 'snr'.
+    group: the rollouts that each task has already. Of 'mixed', 'infogain', 'variance' and 'hit' the result is then
+      what N further rollouts add: nothing where the group is mixed (or has a hit) already, and where it is all wrong
+      (or all right) the probability 1 - (1-p)^N (or 1 - p^N) that it becomes mixed takes the place of that of a mixed
+      group. Of any other value it is V(group + N, p), which differs from what they add by a constant of each task.
+    evidence_M: how many rollouts the evidence is worth that advantages use from before the step (a + b of a
+      posterior), for 'snr'. None: they use none.
+    failure_rate: of all tasks, for 'coba'. None: that of these tasks.
 
   Returns:
     float64 [M, J].
   """
   check(value, nu)
-  if not callable(value):
-    value = functools.partial(snr, nu=nu) if value == 'snr' else VALUES[value]
+  value = value if callable(value) else VALUES[value]
   budget = np.asarray(budget)
-  if value in _POWERS:
-    return _closed_form(success_rate, budget, *_POWERS[value])
-  if isinstance(success_rate, Beta):
-    if budget.ndim == 2:
-      return _quadrature(success_rate, budget, value)
-    # Distinct posteriors, sorted: equal tasks have equal values to the last bit, in any order of the tasks.
-    distinct, index_M = np.unique(np.stack(success_rate, axis=1), axis=0, return_inverse=True)
-    return _quadrature(Beta(*distinct.T), budget, value)[index_M]
-  return value(budget.astype(float), np.asarray(success_rate, float)[:, None])
+  if value in _CLOSED:
+    return _closed_form(success_rate, budget, *_CLOSED[value], group)
+  budget = budget.astype(float)
+  if group is not None:
+    budget = group.size_M[:, None] + budget
+  if value is snr:
+    # snr sees N through n alone: as if the success rate were known.
+    budget = _independent(budget, 0.0 if evidence_M is None else np.asarray(evidence_M, float)[:, None])
+    function = lambda n, p: p * (1 - p) * (n * p * (1 - p)) / (n * p * (1 - p) + nu)
+  elif value is coba:
+    rate_M = success_rate.mean_M if isinstance(success_rate, Beta) else np.asarray(success_rate, float)
+    mean = rate_M.sum() / max(len(rate_M), 1)
+    function = functools.partial(coba, failure_rate=1 - mean if failure_rate is None else failure_rate,
+                                 variance=((rate_M - mean) ** 2).sum() / max(len(rate_M), 1))
+  else:
+    function = value if budget.all() else lambda n, p: np.where(n > 0, value(np.maximum(n, 1.0), p), 0.0)
+  if not isinstance(success_rate, Beta):
+    return function(budget, np.asarray(success_rate, float)[:, None])
+  if budget.ndim == 2:
+    return _quadrature(success_rate, budget, function)
+  # Distinct posteriors, sorted: equal tasks have equal values to the last bit, in any order of the tasks.
+  distinct, index_M = np.unique(np.stack(success_rate, axis=1), axis=0, return_inverse=True)
+  return _quadrature(Beta(*distinct.T), budget, function)[index_M]
 
 
 def prob_nonzero_gradient(success_rate: Array | Beta, budget: Array) -> np.ndarray:
@@ -144,8 +229,13 @@ def prob_nonzero_gradient(success_rate: Array | Beta, budget: Array) -> np.ndarr
   return expected(success_rate, budget, mixed)
 
 
-def _closed_form(success_rate: Array | Beta, budget: np.ndarray, i: int, j: int) -> np.ndarray:
-  """E[(1 - p^N - (1-p)^N) p^i (1-p)^j], where each moment follows from the one before it."""
+def _closed_form(success_rate: Array | Beta, budget: np.ndarray, i: int, j: int, both: bool, group: Group | None
+                 ) -> np.ndarray:
+  """E[(1 - p^N - (1-p)^N) p^i (1-p)^j], where each moment follows from the one before it.
+
+  An outcome that the group has already, or that is not wanted (a wrong rollout, unless `both` are), is not waited for:
+  its term is left out.
+  """
   n = np.arange(budget.max(initial=0))
   if isinstance(success_rate, Beta):
     a, b = (np.asarray(x_M, float)[:, None] for x_M in success_rate)
@@ -158,10 +248,21 @@ def _closed_form(success_rate: Array | Beta, budget: np.ndarray, i: int, j: int)
     p = np.asarray(success_rate, float)[:, None]
     base = p ** i * (1 - p) ** j
     success, failure = np.broadcast_to(p, (len(p), len(n))), np.broadcast_to(1 - p, (len(p), len(n)))
-  # Column N - 1: the probability that all N rollouts have one outcome.
-  equal = np.cumprod(success, axis=1) + np.cumprod(failure, axis=1)
-  equal = equal[:, budget - 1] if budget.ndim == 1 else np.take_along_axis(equal, budget - 1, axis=1)
-  return base * np.maximum(1 - equal, 0.0)  # at N = 1 the difference is 0 but for its rounding
+  # Column N: the probability that N rollouts all have the outcome that is not waited for.
+  def power(factor: np.ndarray) -> np.ndarray:
+    power = np.ones((len(factor), len(n) + 1))
+    np.cumprod(factor, axis=1, out=power[:, 1:])
+    return power
+
+  missing = power(failure)
+  if group is not None:
+    wants_right, wants_wrong = (np.asarray(x_M)[:, None] == 0 for x_M in group[:2])
+    wants_wrong &= both
+    missing = np.where(wants_right | wants_wrong, wants_wrong * power(success) + wants_right * missing, 1.0)
+  elif both:
+    missing = power(success) + missing
+  missing = missing[:, budget] if budget.ndim == 1 else np.take_along_axis(missing, budget, axis=1)
+  return base * np.maximum(1 - missing, 0.0)  # at N = 1 the difference may be 0 but for its rounding
 
 
 # In log-odds x a Beta density falls like e^(a x) and e^(-b x). The density and the values are analytic for
@@ -194,8 +295,8 @@ def _quadrature(posterior: Beta, budget: np.ndarray, value: Value) -> np.ndarray
     weight = np.exp(density - density.max(axis=1, keepdims=True))
     weight *= (mean_q_M[m] / weight.sum(axis=1))[:, None] / np.exp(log_p + log_not_p)
     if budget.ndim == 1:
-      out[m] = weight @ value(budget.astype(float), np.exp(log_p)[:, None])
+      out[m] = weight @ value(budget, np.exp(log_p)[:, None])
     else:
       for j in range(budget.shape[1]):
-        out[m, j] = np.sum(weight * value(budget[m, j, None].astype(float), np.exp(log_p)), axis=1)
+        out[m, j] = np.sum(weight * value(budget[m, j, None], np.exp(log_p)), axis=1)
   return out

@@ -1,9 +1,13 @@
 """Two simulated worlds, in which rules are compared without a policy, by the estimates and budgets of the trainer.
 
+(A third, of many passes over a split, is in passes.py.)
+
 static: the budgets of one step. A rule sees a few rollouts of each task, whose success rate p_i is drawn from a
 population. The true rates judge its budgets:
 
     objective = sum_i V(N_i, p_i),  as a share of the oracle's, which knows p_i
+
+The posterior's budgets are also spent in two and in three waves, each by the verdicts of those before (`spend`).
 
 learning: many steps. The success of task i of I is, in log-odds, linear in D shared features, plus a part b_i that no
 update moves:
@@ -24,7 +28,7 @@ Source: the objective is that of Li et al. 2025, arXiv 2509.25849, eq. 8; the wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import itertools
 from typing import Any, NamedTuple
 
@@ -39,12 +43,14 @@ from kr_jax import tasks
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.allocation import value as value_lib
+from kr_jax.allocation.value import Beta, Group, Window
 from kr_jax.knobs import knob
 from kr_jax.learning import grpo
 from kr_jax.types import Array, TaskStats
 
 MEASURES = ('objective', 'mixed_tasks', 'effective_gradient_ratio')
 RULES = ('uniform', 'paper', 'point', 'posterior', 'known prior', 'oracle')
+WAVES = {'2 waves': 2, '3 waves': 3}
 ESTIMATES, ADVANTAGES = knobs.Alloc.choices('estimate'), knobs.Grpo.choices('advantage')
 BASELINE = 'uniform:std'
 _BETWEEN_FAMILIES = 0.5  # share of the variance of the start logits
@@ -52,8 +58,8 @@ _advantage = jax.jit(grpo.advantage, static_argnames=('num_tasks', 'kind'))
 
 
 @knobs.section
-class _Setup(knobs.Section):
-  """Options of both worlds."""
+class Setup(knobs.Section):
+  """Options of all worlds."""
 
   per_task: int = knob(8, 'rollouts of a task in a step, on average', low=1)
   low: int = knob(2, 'least rollouts that a task gets', low=1)
@@ -82,13 +88,13 @@ def beta_populations() -> dict[str, Population]:
 
 
 @knobs.section
-class StaticSetup(_Setup):
+class StaticSetup(Setup):
   """Options of the static world."""
 
   tasks: int = knob(256, 'tasks M that share the rollouts', low=1)
   history: int = knob(8, 'rollouts of each task that the rules have seen', low=0)
   repeats: int = knob(64, 'draws of tasks and histories', low=2)
-  value: str = knob('infogain', 'which is maximised: infogain, variance or snr', choices=tuple(value_lib.VALUES))
+  value: str = knob('infogain', 'which is maximised', choices=tuple(value_lib.VALUES))
   nu: float = knob(2.0, "of the value 'snr'", above=0)
 
 
@@ -98,7 +104,8 @@ def static(populations: dict[str, Population], setup: StaticSetup) -> dict[str, 
   Returns:
     {population: {rule: {measure: [mean, half width of the 95 % interval]}}}. Of MEASURES, 'objective' is in per cent
     of the oracle's; the others are expected under the true rates. 'known prior' is the posterior under the true prior
-    of a population that has one. 'X - paper' is a difference paired by repeat.
+    of a population that has one. 'X - paper' is a difference paired by repeat. '2 waves' and '3 waves' spend the
+    posterior's budgets in waves, where the oracle's are of one; 'X / one wave' is in per cent of the posterior's.
   """
   result = {}
   for name, population in populations.items():
@@ -106,12 +113,18 @@ def static(populations: dict[str, Population], setup: StaticSetup) -> dict[str, 
     for repeat in tqdm.trange(setup.repeats, desc=name, unit='repeat'):
       rng = np.random.default_rng((setup.seed, repeat))
       p_M = population.draw(rng, setup.tasks)
-      budgets = rule_budgets(p_M, observed(p_M, setup.history, rng), population.prior, setup)
-      judged.append(judge(p_M, budgets, setup))
-    by_rule = {rule: np.array([measures[rule] for measures in judged]) for rule in RULES if rule in judged[0]}
+      stats = observed(p_M, setup.history, rng)
+      budgets = rule_budgets(p_M, stats, population.prior, setup)
+      in_waves = waves_spent(p_M, stats, rng.random((setup.tasks, setup.high)), setup)
+      judged.append(judge(p_M, budgets, setup, in_waves))
+    by_rule = {rule: np.array([measures[rule] for measures in judged]) for rule in judged[0]}
     for rule in ('posterior', 'known prior'):
       if rule in by_rule:
         by_rule[f'{rule} - paper'] = by_rule[rule] - by_rule['paper']
+    for rule in in_waves:
+      share = np.divide(by_rule[rule], by_rule['posterior'], out=np.ones_like(by_rule[rule]),
+                        where=by_rule['posterior'] > 0)
+      by_rule[f'{rule} / one wave'] = 100 * share
     result[name] = {rule: dict(zip(MEASURES, map(interval, x.T))) for rule, x in by_rule.items()}
   return result
 
@@ -121,7 +134,9 @@ def observed(p_M: np.ndarray, history: int, rng: np.random.Generator) -> TaskSta
   M = len(p_M)
   task_R = np.repeat(np.arange(M), history)
   reward_R = rng.random(len(task_R)) < p_M[task_R]
-  return estimate.observe(estimate.init(M), np.arange(M), task_R, reward_R, np.ones(len(task_R)), discount=1.0)
+  # One step only: there are no earlier forecasts that could be recalibrated.
+  stats = estimate.init(M, groups=0)
+  return estimate.observe(stats, np.arange(M), task_R, reward_R, np.ones(len(task_R)), discount=1.0)
 
 
 def rule_budgets(p_M: np.ndarray, stats: TaskStats, prior: tuple[float, float] | None, setup: StaticSetup
@@ -136,12 +151,12 @@ def rule_budgets(p_M: np.ndarray, stats: TaskStats, prior: tuple[float, float] |
       'oracle': p_M,
   }
   if prior is not None:
-    success_rates['known prior'] = value_lib.Beta(stats.successes_I + prior[0], stats.failures_I + prior[1])
+    success_rates['known prior'] = Beta(stats.successes_I + prior[0], stats.failures_I + prior[1])
   budgets = {'uniform': _budgets(p_M, setup, setup.value, setup.nu, rule='uniform')}
   return budgets | {rule: _budgets(rate, setup, setup.value, setup.nu) for rule, rate in success_rates.items()}
 
 
-def _budgets(success_rate: Array | value_lib.Beta | value_lib.Window, setup: _Setup, value: str, nu: float,
+def _budgets(success_rate: Array | Beta | Window, setup: Setup, value: str, nu: float,
              rule: str = 'knapsack') -> np.ndarray:
   """budget_M of `per_task` rollouts a task. All named values are concave, so 'greedy' is exact."""
   M = value_lib.check_success_rate(success_rate)
@@ -149,16 +164,80 @@ def _budgets(success_rate: Array | value_lib.Beta | value_lib.Window, setup: _Se
                           nu=nu, solver='greedy')
 
 
-def judge(p_M: np.ndarray, budgets: dict[str, np.ndarray], setup: StaticSetup) -> dict[str, tuple[float, ...]]:
-  """MEASURES of each rule's budgets, by the true success rates."""
+def waves_spent(p_M: np.ndarray, stats: TaskStats, luck_MN: np.ndarray, setup: StaticSetup) -> dict[str, Spent]:
+  """The posterior's budgets in WAVES, as far as the rollouts suffice for them."""
+  M, posterior = len(p_M), estimate.posterior(stats, np.arange(len(p_M)))
+  return {name: spend(posterior, p_M, luck_MN, alloc_of(setup, M, value=setup.value, nu=setup.nu, waves=waves))
+          for name, waves in WAVES.items() if setup.per_task >= waves * -(-setup.low // waves)}
+
+
+def alloc_of(setup: Setup, num_tasks: int, *, value: str, nu: float, waves: int = 1, rule: str = 'knapsack',
+             **more: Any) -> knobs.Alloc:
+  """The knobs of budgets of `per_task` rollouts a task. All named values are concave above 0: 'greedy' is exact."""
+  return knobs.Alloc(**{
+      'rule': rule, 'rollouts_per_step': num_tasks * setup.per_task, 'low': setup.low, 'high': setup.high,
+      'value': value, 'nu': nu, 'waves': waves, 'solver': 'greedy'} | more)
+
+
+class Spent(NamedTuple):
+  """A step's rollouts. The measures are expected under the true rates, those of a wave after the verdicts before it."""
+
+  budget_M: np.ndarray
+  right_M: np.ndarray
+  verdict_R: np.ndarray  # bool, those of a task side by side
+  objective: float
+  mixed_tasks: float
+  gradient_ratio: float
+
+
+def spend(forecast: Array | Beta | Window, p_M: np.ndarray, luck_MN: np.ndarray, alloc: knobs.Alloc, *,
+          most_tasks: int | None = None, evidence_M: Array | None = None) -> Spent:
+  """Spends the rollouts of a step by a forecast of success rates, in alloc.waves waves.
+
+  The failure rate that the value 'coba' reads is that of these tasks.
+
+  Args:
+    forecast: success rates that are believed; with more than one wave not a Window.
+    p_M: the true ones.
+    luck_MN: uniform in [0, 1): the n-th rollout of task m is right where luck_MN[m, n] < p_M[m].
+    most_tasks, evidence_M: of `allocate.budgets`.
+  """
+  N = luck_MN.shape[1]
+  verdict_MN = luck_MN < p_M[:, None]
+  within = lambda n_M: np.arange(N) < n_M[:, None]
+  n_M, objective, known = np.zeros(len(p_M), int), 0.0, {'evidence_M': evidence_M}
+  low_W = [alloc.low // alloc.waves + (w < alloc.low % alloc.waves) for w in range(alloc.waves)]
+  for wave, total in enumerate(allocate.wave_rollouts(alloc)):
+    right_M = (verdict_MN & within(n_M)).sum(axis=1)
+    rate, group = forecast, Group(right_M, n_M - right_M) if wave else None
+    if wave and isinstance(forecast, Beta):
+      rate = Beta(forecast.a_M + right_M, forecast.b_M + n_M - right_M)
+    more_M = allocate.budgets(
+        rate, total, low=low_W[wave], high=alloc.high - sum(low_W[wave + 1:]), rule=alloc.rule, value=alloc.value,
+        nu=alloc.nu, solver=alloc.solver, group=group, most_tasks=most_tasks, **known)
+    worth = lambda n_M: allocate.objective(p_M, n_M, alloc.value, alloc.nu, group=group, **known)
+    objective += worth(more_M) - worth(np.zeros_like(more_M))
+    mixed_M = (right_M > 0) & (right_M < n_M)
+    mixed_M = mixed_M + value_lib.expected(p_M, more_M[:, None], 'mixed', group=group)[:, 0]
+    n_M = n_M + more_M
+  is_spent_MN = within(n_M)
+  return Spent(n_M, (verdict_MN & is_spent_MN).sum(axis=1), verdict_MN[is_spent_MN], objective, float(mixed_M.sum()),
+               float(n_M @ mixed_M / n_M.sum()))
+
+
+def judge(p_M: np.ndarray, budgets: dict[str, np.ndarray], setup: StaticSetup,
+          in_waves: Mapping[str, Spent] | None = None) -> dict[str, tuple[float, ...]]:
+  """MEASURES of each rule's budgets, and of those in waves, by the true success rates."""
   best = allocate.objective(p_M, budgets['oracle'], setup.value, setup.nu)
+  share = lambda objective: 100 * objective / best if best else 100.0  # where no task can be mixed, any rule is best
 
   def measures(budget_M):
-    objective = allocate.objective(p_M, budget_M, setup.value, setup.nu)
-    share = 100 * objective / best if best else 100.0  # where no task can be mixed, any rule is best
-    return share, allocate.expected_mixed_tasks(p_M, budget_M), allocate.expected_gradient_ratio(p_M, budget_M)
+    return (share(allocate.objective(p_M, budget_M, setup.value, setup.nu)),
+            allocate.expected_mixed_tasks(p_M, budget_M), allocate.expected_gradient_ratio(p_M, budget_M))
 
-  return {rule: measures(budget_M) for rule, budget_M in budgets.items()}
+  judged = {rule: measures(budget_M) for rule, budget_M in budgets.items()}
+  return judged | {rule: (share(spent.objective), spent.mixed_tasks, spent.gradient_ratio)
+                   for rule, spent in (in_waves or {}).items()}
 
 
 def interval(x: Array) -> list[float]:
@@ -178,7 +257,7 @@ class Method(NamedTuple):
 
 
 @knobs.section
-class LearningSetup(_Setup):
+class LearningSetup(Setup):
   """Options of the learning world."""
 
   tasks: int = knob(2048, 'tasks I in all', low=1)
@@ -190,7 +269,8 @@ class LearningSetup(_Setup):
   high: int = knob(64, 'most rollouts that a task gets', low=1)
   steps: int = knob(1920, 'updates', low=1)
   length: float = knob(1.0, 'of an update', above=0)
-  discount: float = knob(0.98, 'share of the evidence that a step leaves', above=0, high=1)
+  pass_discount: float = knob(0.75, 'share of the evidence that a pass over the tasks leaves', above=0, high=1)
+  fitted_steps: int = knob(8, 'last steps that posteriors are recalibrated to; 0: they are not', low=0)
   seeds: int = knob(4, 'runs of each method', low=1)
 
   def conflicts(self):
@@ -244,9 +324,9 @@ def make_world(start: tuple[float, float], setup: LearningSetup, seed: int) -> W
 
 
 def gradient(feature_MD: np.ndarray, p_M: np.ndarray, reward_R: np.ndarray, task_R: np.ndarray,
-             kind: str, noise_D: np.ndarray) -> np.ndarray:
+             kind: str, noise_D: np.ndarray, past: grpo.Past | None = None) -> np.ndarray:
   """G_D with advantages of the kind. noise_D: the noise of one rollout, scaled here to that of the sum."""
-  advantage_R = np.asarray(_advantage(np.float32(reward_R), task_R, num_tasks=len(p_M), kind=kind), float)
+  advantage_R = np.asarray(_advantage(np.float32(reward_R), task_R, num_tasks=len(p_M), kind=kind, past=past), float)
   push_M = np.bincount(task_R, weights=advantage_R * (reward_R - p_M[task_R]), minlength=len(p_M))
   # A sum of independent normal noises is one normal noise of the summed variance.
   return push_M @ feature_MD + noise_D * np.sqrt(np.sum(advantage_R ** 2))
@@ -260,8 +340,8 @@ def learn(world: World, method: Method, setup: LearningSetup, *, sigma: float, s
   (I, D), M = world.feature_ID.shape, setup.per_step
   R = M * setup.per_task
   rng = np.random.default_rng((seed, 1))
-  is_uniform = method.estimate == 'uniform'
-  logit_I, stats = world.start_I.copy(), estimate.init(I)
+  is_uniform, is_posterior = method.estimate == 'uniform', method.advantage == 'posterior'
+  logit_I, stats = world.start_I.copy(), estimate.init(I, groups=setup.fitted_steps * M)
   success = [special.expit(logit_I).mean()]
   for step in range(setup.steps):
     index_M = np.array(tasks.batch(range(I), step, per_step=M, seed=seed))
@@ -271,12 +351,13 @@ def learn(world: World, method: Method, setup: LearningSetup, *, sigma: float, s
     p_M, feature_MD = special.expit(logit_I[index_M]), world.feature_ID[index_M]
     reward_R = (rng.random(R) < p_M[task_R]).astype(float)
     noise_D = rng.normal(size=D) * sigma / np.sqrt(D)
-    gradient_D = gradient(feature_MD, p_M, reward_R, task_R, method.advantage, noise_D)
+    past = grpo.Past(*estimate.reward(stats, estimate.posterior(stats, index_M))) if is_posterior else None
+    gradient_D = gradient(feature_MD, p_M, reward_R, task_R, method.advantage, noise_D, past)
     norm = np.linalg.norm(gradient_D)
     if norm > 0:  # not if no group was mixed
       logit_I += setup.length / norm * (world.feature_ID @ gradient_D)
-    if not is_uniform:  # 'uniform' reads no statistics
-      stats = estimate.observe(stats, index_M, task_R, reward_R, np.ones(R), discount=setup.discount)
+    if is_posterior or not is_uniform:  # else nothing reads statistics
+      stats = estimate.observe(stats, index_M, task_R, reward_R, np.ones(R), discount=setup.pass_discount)
     success.append(special.expit(logit_I).mean())
   return np.array(success)
 

@@ -8,6 +8,9 @@ leave-one-out advantages A_r. These sum to 0, so that p drops out:
     E[g_0 . g_1]     = |x|^2 sum over tasks, c_0 c_1
     E[|g_0 - g_1|^2] = |x|^2 sum over tasks, (c_0 - c_1)^2 + nu |x|^2 sum over r, A_r^2
 
+Both hold given the verdicts, so that neither the budgets nor the waves that led to them matter: a group is here all
+rollouts of a task.
+
 The random signs make the products of different tasks' directions x 0 on average. A task with two successes and two
 failures or more tells of the signal.
 """
@@ -43,7 +46,8 @@ def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R:
     float32 [4]: signal, its scale, noise, its scale. Of sums over steps, signal / its scale estimates |x|^2, and
     noise / its scale nu |x|^2 (estimate.nu).
   """
-  packed = update.pack_mixed(rollouts, verdict_R, config)
+  mixed_M = grpo.mixed_tasks(verdict_R, rollouts.task_R, len(rollouts.prompts.length_M))
+  packed = update.pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
   return gradient_noise_of_tokens(
       trained, base, rollouts.task_R, verdict_R, update.gather(rollouts, packed), packed.first[-1], key,
       len(rollouts.prompts.length_M), policy_config, config)

@@ -32,6 +32,10 @@ _SIZES = 1e-4 * 1.1 ** np.arange(120)
 LOG_RATIO_EDGES = np.concatenate([-_SIZES[::-1], _SIZES]).astype(np.float32)
 
 
+# Ratios of tokens to the sampler's policy are off by 1e-2 and more in bfloat16.
+_ROUNDING = 0.02
+
+
 @knobs.section
 class Config(knobs.Optimizer, knobs.Pack):
   """The optimiser, the packing and the loss of an update."""
@@ -111,12 +115,6 @@ def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) 
   return pack.segments(task_R, shared_R, own_R, minibatch_R, minibatches=m, microbatches=most, shape=shape)
 
 
-def pack_mixed(rollouts: types.Rollouts, reward_R: np.ndarray, config: Config) -> pack.Packed:
-  """Microbatches of the rollouts whose group has different rewards. The others have no advantage."""
-  mixed_M = grpo.mixed_tasks(reward_R, rollouts.task_R, len(rollouts.prompts.length_M))
-  return pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
-
-
 def gather(rollouts: types.Rollouts, packed: pack.Packed) -> Tokens:
   """The tokens of all microbatches; the rows of each device are put onto it."""
   return _gather(rollouts, sharding.put(packed.microbatches, PartitionSpec(None, sharding.ROWS)))
@@ -193,7 +191,8 @@ def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Any, Tokens
 
 
 def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, base: Any,
-         policy_config: policy.Config, config: Config) -> tuple[types.TrainState, list[dict[str, Array]]]:
+         policy_config: policy.Config, config: Config, *, past: grpo.Past | None = None, key: Array | None = None
+         ) -> tuple[types.TrainState, list[dict[str, Array]]]:
   """The GRPO updates of a batch: epochs * minibatches of them. A mini-batch holds whole tasks.
 
   A token's weight in the batch is multiplied by the number of mini-batches. So to first order the updates of a pass
@@ -206,25 +205,29 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
       length 0) it is not read.
     base: the initial policy's parameters, where adapters or a KL divergence need them; else {}.
     policy_config: of the policy that is trained, with its adapters.
+    past: of each task, before the step; read by grpo.advantage='posterior' alone.
+    key: new every step; read where grpo.keep is below 1.
 
   Returns:
     The state with its step counted up, and the measurements of each update, for `summarize`.
+
+  Raises:
+    ValueError: past or key is None, and is read.
   """
-  g = config.grpo
-  if g.kl_coef or g.entropy_coef:  # then rollouts without an advantage have a gradient too
-    packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config)
-  else:
-    packed = pack_mixed(rollouts, reward_R, config)
+  g, measured = config.grpo, []
+  experience = _experience(rollouts, reward_R, config, past, key)
+  # With these terms rollouts without an advantage have a gradient too.
+  learns_R = rollouts.length_R if g.kl_coef or g.entropy_coef else experience.advantage_R
+  packed = pack_rollouts(rollouts, np.asarray(learns_R) != 0, config)
   tokens, end = gather(rollouts, packed), packed.first[-1]
   old_logp = ref_logp = None
-  if not g.tis_cap:
+  if not has_own_ratios(g):
     old_logp = tokens.sampler_logp_BT
   elif config.epochs * config.minibatches > 1:
     old_logp = logps(state.params, base, tokens, end, policy_config, config)
   if g.kl_coef:
     ref_logp = logps(base, {}, tokens, end, policy.without_lora(policy_config), config)
   tokens = tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp)
-  experience, measured = _experience(rollouts, reward_R, config), []
   for u in [*range(config.minibatches)] * config.epochs:
     state, measured_u = _step(state, base, experience, tokens, packed.first[u:u + 2], policy_config, config)
     measured.append(measured_u)
@@ -232,13 +235,29 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
   return state._replace(step=state.step + 1), measured
 
 
+def has_own_ratios(config: knobs.Grpo) -> bool:
+  """Whether the ratios' old policy is the trainer's own, as it was before the first update, and not the sampler's.
+
+  It is with tis_cap, which weighs the sampler's error by itself; and where the clip's limits are so near to 1 that the
+  rounding between the two would clip: in bfloat16 up to half of a batch with gspo's limits of 3e-4 and 4e-4.
+  """
+  return config.tis_cap > 0 or min(config.clip_low, config.clip_high) < _ROUNDING
+
+
 @functools.partial(jax.jit, static_argnums=2)
-def _experience(rollouts: types.Rollouts, reward_R: Array, config: Config) -> Experience:
+def _experience(rollouts: types.Rollouts, reward_R: Array, config: Config, past: grpo.Past | None = None,
+                key: Array | None = None) -> Experience:
   M, C = rollouts.prompts.length_M.shape[0], rollouts.token_RC.shape[1]
-  task_R, length_R, g = rollouts.task_R, rollouts.length_R, config.grpo
-  advantage_R = grpo.advantage(reward_R, task_R, M, kind=g.advantage)
-  weight_R = grpo.token_weights(task_R, length_R, M, weight=g.weight, aggregate=g.aggregate, completion_length=C)
-  return Experience(length_R, advantage_R, config.minibatches * weight_R)
+  task_R, length_R, wave_R, g = rollouts.task_R, rollouts.length_R, rollouts.wave_R, config.grpo
+  advantage_R = grpo.advantage(reward_R, task_R, M, kind=g.advantage, wave_R=wave_R, past=past)
+  weight_R = grpo.token_weights(
+      task_R, length_R, M, weight=g.weight, aggregate=g.aggregate, completion_length=C, wave_R=wave_R,
+      least=1 if g.advantage == 'posterior' else 2)
+  if g.keep < 1:
+    if key is None:
+      raise ValueError(f'grpo.keep={g.keep:g} draws which rollouts are dropped by key=None; pass a key, or set it to 1')
+    advantage_R = grpo.drop_small(advantage_R, g.keep * jnp.sum(length_R > 0), key)
+  return sharding.replicate(Experience(length_R, advantage_R, config.minibatches * weight_R))
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -310,6 +329,8 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
     loss, grad_norm (before the clip): means over the updates.
     padding_waste, attention_waste: of pack.waste.
     tokens_updated: the number of tokens with a gradient, of all updates. The figures below are means over them.
+    clip_fraction_first: the clipped share of the first update alone, before the policy has moved; where it is not
+      near 0, the clip takes rounding between sampler and trainer for movement of the policy.
     policy_entropy, in nats; clip_fraction_low and clip_fraction_high; kl and tis_weight, where they are in the loss.
     logp_error: |logp - the sampler's logp|, of the first update alone, before the policy has moved.
     ratio_p01, ratio_p50, ratio_p99: quantiles of the ratio to the old policy; their log is exact to 10 %.
@@ -319,11 +340,12 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
   measured = jax.device_get(measured)
   sums = {name: np.sum([m[name] for m in measured], axis=0) for name in measured[-1]}
   tokens = max(int(sums['tokens_updated']), 1)
-  first = measured[0]
+  first, first_tokens = measured[0], max(int(measured[0]['tokens_updated']), 1)
   record = {'loss': sums['loss'] / len(measured), 'grad_norm': sums['grad_norm'] / len(measured),
             'tokens_updated': sums['tokens_updated'],
             'padding_waste': first['padding_waste'], 'attention_waste': first['attention_waste'],
-            'logp_error': first['logp_error'] / max(int(first['tokens_updated']), 1),
+            'logp_error': first['logp_error'] / first_tokens,
+            'clip_fraction_first': (first['clipped_low'] + first['clipped_high']) / first_tokens,
             'clip_fraction_low': sums['clipped_low'] / tokens, 'clip_fraction_high': sums['clipped_high'] / tokens}
   record |= {name: sums[name] / tokens for name in ('policy_entropy', 'kl', 'tis_weight') if name in sums}
   if 'load' in sums:

@@ -3,7 +3,9 @@
 The programs of a step are compiled for the slice from shapes alone. They are the program's phases:
 
     reshard      makes the sampling params of the parameters
-    sample       reads prompts and decodes completions
+    sample       reads prompts and decodes completions, of the first wave where a step has several
+    place        sends what was read of the prompts to the rollouts of a later wave
+    wave         decodes a later wave
     evaluate     the same for held-out tasks, where these are more
     score        takes log-probabilities of the policy as it stands, where the loss asks for them
     reference    takes those of the initial policy
@@ -38,9 +40,11 @@ import numpy as np
 
 from kr_jax import prepare
 from kr_jax import processes
+from kr_jax import queues as queues_lib
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.allocation import allocate
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import decode
@@ -161,12 +165,14 @@ def programs(setup: Setup, assumed: Assumed = Assumed()) -> list[Program]:
       'reshard', decode.sampling_params, (setup.policy, held.params), setup.sample_mesh, 1,
       (adapters, held.state.opt_state, held.base), {}, 0.0,
       read_bytes=device_bytes(held.params) + device_bytes(held.sampling_params))
-  sampler = _sampler('sample', setup, held, lengths)
+  first, *later = allocate.wave_rollouts(c.alloc)
+  sampler = _sampler('sample', setup, held, lengths | {'rollouts': first}, keeps=bool(later))
+  waves = _later_waves(setup, held, lengths | {'rollouts': later[0]}, sampler, times=len(later)) if later else []
   evaluation = _sampler('evaluate', setup, held, lengths | {
       'tasks': c.evaluate.tasks_per_batch, 'rollouts': c.evaluate.tasks_per_batch * c.evaluate.rollouts})
   tasks = lambda program: program.args[3].task_ZK.shape[1]
   more = [evaluation._replace(times=0)] if tasks(evaluation) > tasks(sampler) else []
-  return [reshard, sampler, *more, *_learners(setup, held, lengths)]
+  return [reshard, sampler, *waves, *more, *_learners(setup, held, lengths)]
 
 
 def _held(setup: Setup) -> _Held:
@@ -185,32 +191,49 @@ def _held(setup: Setup) -> _Held:
                _at(sampling_params, sharding.of(samples, sampling_params, ('model',))))
 
 
-def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float]) -> Program:
-  """The decoding of rollouts, equally many of each task."""
+def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float], keeps: bool = False) -> Program:
+  """The decoding of rollouts, equally many of each task. keeps: whether later waves need the prompts."""
   samples, config, (M, R, prompt, completion) = setup.sample_mesh, setup.sample, lengths.values()
   at = lambda tree, *spec: _at(tree, NamedSharding(samples, PartitionSpec(*spec)))
   shards = math.prod(samples.shape[axis] for axis in sharding.ROWS)
-  queues = sample.assign_to_queues(np.full(M, R // M) + (np.arange(M) < R % M), total=R, shards=shards)
+  queues = queues_lib.assign_to_queues(np.full(M, R // M) + (np.arange(M) < R % M), total=R, shards=shards)
   prompts = types.Prompts(*(np.zeros(shape, np.int32) for shape in ((M, config.prompt_length), M, M)))
   K, Q = queues.task_ZK.shape[1], queues.local_ZQ.shape[1]
   slots = min(config.slots, Q)
   model = samples.shape['model']
   heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
   column = resources.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
-  waves = max(Q / slots, 1)
+  refills = max(Q / slots, 1)
   # Each decoding step reads all weights but experts without a token and, for each slot, its prompt and the completion
   # so far.
-  read = waves * completion * (_weight_bytes(setup.policy, held.sampling_params, slots)
-                               + slots * (prompt + completion / 2) * column)
+  read = refills * completion * (_weight_bytes(setup.policy, held.sampling_params, slots)
+                                 + slots * (prompt + completion / 2) * column)
   return Program(
       phase, sample._decode,
-      (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config),
+      (setup.policy, held.sampling_params, prompts, at(queues, sharding.ROWS), at(held.state.key), config, keeps),
       samples, 1, (held.state, held.base),
-      {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: waves,
+      {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: refills,
        sample.DECODE: completion},
       resources.sample_flops(setup.policy, **lengths),
       resources.decode_attention_flops(
           setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
+
+
+def _later_waves(setup: Setup, held: _Held, lengths: dict[str, float], first: Program, times: int) -> list[Program]:
+  """The placing of prefixes for a wave of so many rollouts, and its decoding, of which no prompt is read."""
+  samples, wave = setup.sample_mesh, _sampler('wave', setup, held, lengths)
+  at = lambda tree, *spec: _at(tree, NamedSharding(samples, PartitionSpec(*spec)))
+  policy_config, *arrays, config, keeps = first.args
+  _, prefixes = _abstract(samples, lambda *arrays: sample._decode(policy_config, *arrays, config, keeps), *arrays)
+  shards = math.prod(samples.shape[axis] for axis in sharding.ROWS)
+  source_ZK = jax.ShapeDtypeStruct((shards, len(prefixes.logits_KV) // shards), np.int32)
+  prefixes = sample._Prefixes(
+      at(prefixes.logits_KV, sharding.ROWS), at(prefixes.cache, None, sharding.ROWS, 'model'))
+  place = Program('place', sample._place, (prefixes, at(source_ZK, sharding.ROWS)), samples, times,
+                  (*wave.resident, held.sampling_params), {}, 0.0, read_bytes=device_bytes(prefixes))
+  return [place, wave._replace(
+      function=sample._decode_on, args=(*wave.args[:-1], prefixes), times=times,
+      useful_flops=resources.sample_flops(setup.policy, **lengths | {'tasks': 0}))]
 
 
 def _weight_bytes(c: policy.Config, sampling_params: Any, tokens: float) -> float:
@@ -235,12 +258,13 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
                    {update.MICROBATCHES: microbatches * u.minibatches}, forward_flops)
 
   found, logp, one_update = [], tokens.sampler_logp_BT, u.epochs * u.minibatches == 1
-  if u.grpo.tis_cap and not one_update:
+  own_ratios = update.has_own_ratios(u.grpo)
+  if own_ratios and not one_update:
     found.append(score('score', state.params, base, setup.trained, state.opt_state))
   if u.grpo.kl_coef:
     found.append(score('reference', base, {}, setup.policy, state))
   tokens = tokens._replace(
-      old_logp_BT=None if u.grpo.tis_cap and one_update else logp,
+      old_logp_BT=None if own_ratios and one_update else logp,
       ref_logp_BT=logp if u.grpo.kl_coef else None)
   return [*found, Program(
       'update', update._step, (state, base, experience, tokens, bounds, setup.trained, u), learn,
@@ -264,8 +288,7 @@ def _batch(setup: Setup, lengths: dict[str, float]) -> tuple[update.Tokens, upda
       length_R=of((R,), jnp.int32), ended_R=of((R,), jnp.int32), decode_steps=of((), jnp.int32))
   tokens = _abstract(learn, update._gather, rollouts, pack.Microbatch(
       rows(1, shape.tokens), rows(1, shape.tokens), apart))
-  experience = _abstract(learn, lambda rollouts, reward_R: update._experience(rollouts, reward_R, u),
-                         rollouts, of((R,), jnp.float32))
+  experience = update.Experience(*(of((R,), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32)))
   return (_at(tokens, NamedSharding(learn, PartitionSpec(None, sharding.ROWS))),
           _at(experience, NamedSharding(learn, PartitionSpec())))
 

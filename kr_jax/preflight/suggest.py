@@ -32,7 +32,7 @@ class _Choice(NamedTuple):
   need: tuple[float, ...]  # a choice with larger numbers needs more memory
 
 
-_SAMPLES, _LEARNS = ('reshard', 'sample', 'evaluate'), ('score', 'reference', 'update')
+_SAMPLES, _LEARNS = ('reshard', 'sample', 'place', 'wave', 'evaluate'), ('score', 'reference', 'update')
 # Numbers of a token and layer that are kept for the backward pass at the least: of experts none.
 _mlp_width = lambda c: 0 if c.num_experts else c.hidden_width
 _SAVED = {

@@ -12,11 +12,17 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from kr_jax import types
 
 _CONFIG = 'config.json'
+
+
+def _not_empty(stats: types.TaskStats) -> dict[str, np.ndarray]:
+  """The arrays that have elements: Orbax saves no others."""
+  return {name: x for name, x in stats._asdict().items() if x.size}
 
 
 class Checkpoints:
@@ -46,7 +52,7 @@ class Checkpoints:
     """Saves under the number of updates done; does nothing where that is saved."""
     if step != self.latest():
       self._orbax.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(stats._asdict())))
+          state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(_not_empty(stats))))
 
   def restore(self, state: types.TrainState, stats: types.TaskStats) -> tuple[types.TrainState, types.TaskStats]:
     """The latest checkpoint, in the shapes and on the devices of the arguments, whose state may be of
@@ -58,8 +64,8 @@ class Checkpoints:
     step = self.require()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state._asdict())
     restored = self._orbax.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), stats=ocp.args.StandardRestore(stats._asdict())))
-    saved = types.TaskStats(**restored['stats'])
+        state=ocp.args.StandardRestore(abstract), stats=ocp.args.StandardRestore(_not_empty(stats))))
+    saved = stats._replace(**restored['stats'])
     if len(saved.rollouts_I) != len(stats.rollouts_I):
       raise ValueError(f'{self._orbax.directory} holds statistics of {len(saved.rollouts_I)} tasks, '
                        f'the training split has {len(stats.rollouts_I)}; name another --workdir')

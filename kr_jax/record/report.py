@@ -11,6 +11,8 @@ import matplotlib.figure
 import numpy as np
 
 from kr_jax import health
+from kr_jax.allocation import scores
+from kr_jax.record import calibration
 from kr_jax.record import metrics
 
 
@@ -42,12 +44,16 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
               config: dict[str, Any]) -> dict[str, Any]:
   """The run in one object. Means and sums are over all steps; wall_s leaves the warm start out.
 
-  A score is None where no held-out rollout was verified.
+  Of gradient ratio and mixed tasks there are three figures: what was observed, what was expected of the run's budgets,
+  and what was expected, by the same forecasts, of uniform budgets (`uniform_...`). How the forecasts did is said by
+  calibration.summarize. A held-out score is None where no rollout was verified; the objective is None where a step has
+  waves.
   """
   score = _score_name(config)
   column = lambda name: np.array([r[name] for r in steps], float)
   first, last = evaluations[0], evaluations[-1]
   rollouts = column('rollouts_total')
+  mean = lambda name: None if steps[-1][name] is None else float(column(name).mean())
   share = lambda name: float(column(name) @ rollouts / rollouts.sum())
   return {
       'rule': config['alloc']['rule'],
@@ -60,12 +66,10 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]],
       f'{score}_rise': None if None in (last[f'eval/{score}'], first[f'eval/{score}']) else (
           last[f'eval/{score}'] - first[f'eval/{score}']),
       f'{score}_last_unverified': last['eval/unverified'],
-      'effective_gradient_ratio': float(column('effective_gradient_ratio').mean()),
-      'expected_gradient_ratio': float(column('expected_gradient_ratio').mean()),
-      'uniform_gradient_ratio': float(column('uniform_gradient_ratio').mean()),
-      'mixed_tasks': float(column('mixed_tasks').mean()),
-      'objective': float(column('objective').mean()),
-      'uniform_objective': float(column('uniform_objective').mean()),
+      **{name: mean(name) for name in (
+          'effective_gradient_ratio', 'expected_gradient_ratio', 'uniform_gradient_ratio',
+          'mixed_tasks', 'expected_mixed_tasks', 'uniform_mixed_tasks', 'objective', 'uniform_objective')},
+      **calibration.summarize(steps),
       'budget_min': int(column('budget_min').min()),
       'budget_max': int(column('budget_max').max()),
       'rollouts': int(rollouts.sum()),
@@ -97,6 +101,9 @@ def _plot(workdir: str, steps, evaluations, score: str) -> None:
     axes.set_xlabel('step')
     draw(figure, axes, records, score)
     figure.savefig(os.path.join(directory, f'{name}.png'))
+  figure = matplotlib.figure.Figure(figsize=(11, 4.6), layout='constrained', dpi=120)
+  _calibration(figure, steps)
+  figure.savefig(os.path.join(directory, 'calibration.png'))
 
 
 def _success(figure, axes, evaluations, score: str) -> None:
@@ -126,17 +133,59 @@ def _budgets(figure, axes, steps, _) -> None:
 
 
 def _ratio(figure, axes, steps, _) -> None:
-  x = [r['step'] for r in steps]
-  window = max(1, len(steps) // 15)
-  for name, label, color in (
-      ('effective_gradient_ratio', 'this run, observed', 'tab:blue'),
-      ('expected_gradient_ratio', 'this run, expected from the estimates', 'tab:green'),
-      ('uniform_gradient_ratio', 'uniform budgets, expected from the same estimates',
-       'tab:orange')):
-    y = np.array([r[name] for r in steps])
-    # A trailing mean: each point holds only what was known by its step.
-    mean = [y[max(0, i + 1 - window):i + 1].mean() for i in range(len(y))]
-    axes.plot(x, y, color=color, alpha=0.25, lw=0.8)
-    axes.plot(x, mean, color=color, lw=2, label=f'{label} (mean of {window} steps)')
-  axes.set(ylabel='rollouts in mixed groups / all', ylim=(0, 1), title='Effective gradient ratio')
+  for name, label, style in (
+      ('effective_gradient_ratio', 'this run, observed', {'color': 'tab:blue', 'lw': 2}),
+      ('expected_gradient_ratio', 'this run, expected by the forecasts', {'color': 'tab:blue', 'lw': 2, 'ls': '--'}),
+      ('uniform_gradient_ratio', 'uniform budgets, expected by the same forecasts', {'color': 'gray', 'ls': ':'})):
+    _trailing(axes, steps, name, label, faint=name == 'effective_gradient_ratio', **style)
+  axes.set(ylabel='rollouts in mixed groups / all', ylim=(0, 1),
+           title=f'Effective gradient ratio{_mean_of(steps)}')
   axes.legend(frameon=False, fontsize=8)
+
+
+def _window(steps) -> int:
+  """Steps that a curve is averaged over."""
+  return max(1, len(steps) // 15)
+
+
+def _mean_of(steps) -> str:
+  return f' (mean of {_window(steps)} steps)' if _window(steps) > 1 else ''
+
+
+def _trailing(axes, steps, name: str, label: str, *, faint: bool = False, **style) -> None:
+  """A figure's trailing mean: each point holds only what was known by its step. faint: the steps themselves too."""
+  x, y = [r['step'] for r in steps], np.array([r[name] for r in steps], float)  # None becomes NaN, a gap
+  if faint:
+    axes.plot(x, y, color=style['color'], alpha=0.25, lw=0.8)
+  window = _window(steps)
+  axes.plot(x, [y[max(0, i + 1 - window):i + 1].mean() for i in range(len(y))], label=label, **style)
+
+
+def _calibration(figure, steps) -> None:
+  grid = figure.add_gridspec(2, 2, height_ratios=(3.2, 1))
+  curve, loss = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+  sizes = figure.add_subplot(grid[1, 0], sharex=curve)
+  curve.plot([0, 1], [0, 1], color='gray', lw=1, ls=':', label='as forecast')
+  half = (len(steps) + 1) // 2
+  for i, (part, color) in enumerate(((steps[:half], 'tab:orange'), (steps[half:], 'tab:blue'))):
+    if not part:
+      continue
+    reliability_B5 = calibration.reliability(part)
+    low_B, high_B = scores.interval(reliability_B5)
+    rollouts_B, bins = reliability_B5[:, 0], len(reliability_B5)
+    b = np.flatnonzero(rollouts_B)
+    forecast, observed = reliability_B5[b, 1] / rollouts_B[b], reliability_B5[b, 2] / rollouts_B[b]
+    curve.errorbar(forecast, observed, [np.maximum(observed - low_B[b], 0), np.maximum(high_B[b] - observed, 0)],
+                   color=color, marker='o', ms=4, lw=1, capsize=2,
+                   label=f'steps {part[0]["step"]} to {part[-1]["step"]}')
+    sizes.bar((np.arange(bins) + 0.3 + 0.4 * i) / bins, rollouts_B, width=0.4 / bins, color=color)
+  curve.set(ylabel='observed', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title='Success rates, forecast and observed')
+  curve.legend(frameon=False, fontsize=8, loc='lower right', title='bins of forecasts, with 95 % intervals',
+               title_fontsize=8)
+  curve.tick_params(labelbottom=False)
+  sizes.set(xlabel='forecast before the step', ylabel='rollouts')
+  _trailing(loss, steps, 'log_loss', 'forecasts of each task', faint=True, color='tab:blue', lw=2)
+  _trailing(loss, steps, 'constant_log_loss', 'one rate for all tasks, that of the steps before', color='gray', ls=':')
+  loss.set(xlabel='step', ylabel='nats a rollout (lower is better)', ylim=(0, None),
+           title=f'Log loss of the forecasts{_mean_of(steps)}')
+  loss.legend(frameon=False, fontsize=8)

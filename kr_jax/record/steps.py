@@ -22,45 +22,59 @@ from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.learning import grpo
 from kr_jax.learning import update
+from kr_jax.record import calibration
 from kr_jax.record import metrics
 from kr_jax.rewards import verdicts
 
 _BINS = 10  # of estimated success rates, in which budgets are averaged
+_CLIPPED = 0.01  # share of the first update's tokens: if more are clipped, it is said
 
 
 def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, rollouts: types.Rollouts,
-            slots: int, sample_s: float, scores: rewards.Scores) -> dict[str, Any]:
+            slots: int, sample_s: float, scores: rewards.Scores, seen: calibration.Seen = calibration.Seen(), *,
+            uniform_index_M: np.ndarray | None = None, counts_evidence: bool = False) -> dict[str, Any]:
   """The figures of a step but for those of its update and the counts of its verdicts.
 
   Rewards and success are of verified rollouts, None where there is none; `effective_gradient_ratio` is the share of
   all rollouts that are verified and in a group of both verdicts. What is expected is so under the posterior, whatever
-  the estimate that the budgets came from, so that rules can be compared.
+  the estimate that the budgets came from, so that rules can be compared: of the step's budgets, and of as many rollouts
+  spread evenly (`uniform_...`). With waves the objective of the budgets is None: each wave had its own.
 
   Args:
     stats: from before the step.
+    budget_M: of all waves.
     slots: rollouts that each shard decoded at once.
     sample_s: seconds that sampling took.
+    seen: of the steps before.
+    uniform_index_M: rows of the tasks that uniform budgets would go to; None: those of the step.
+    counts_evidence: as of allocate.of_step.
   """
   n, tokens = int(budget_M.sum()), int(np.asarray(rollouts.length_R).sum())
-  verified_R = scores.verified_R
-  task_R = np.where(verified_R, rollouts.task_R, len(budget_M))
+  verified_R, M = scores.verified_R, len(budget_M)
+  task_R = np.where(verified_R, rollouts.task_R, M)
   success_rate_M = estimate.posterior(stats, rollouts.prompts.index_M)
-  nu = estimate.nu(stats, default=alloc.nu)
-  uniform_M = allocate.budgets(success_rate_M, n, low=1, high=n, rule='uniform')
-  objective = lambda budget_M: allocate.objective(success_rate_M, budget_M, alloc.value, nu)
-  mixed_M = grpo.mixed_tasks(scores.verdict_R, task_R, len(budget_M))
+  uniform = success_rate_M if uniform_index_M is None else estimate.posterior(stats, uniform_index_M)
+  uniform_M = n // len(uniform.a_M) + (np.arange(len(uniform.a_M)) < n % len(uniform.a_M))
+  objective = _objective(alloc, stats, counts_evidence)
+  mixed_M = grpo.mixed_tasks(scores.verdict_R, task_R, M)
+  right_WM = _by_wave(rollouts, verified_R * scores.verdict_R, M)
+  verified_WM = _by_wave(rollouts, verified_R, M)
+  expected_tasks, expected_rollouts = calibration.expected_mixed(
+      success_rate_M, _by_wave(rollouts, np.ones(len(task_R)), M), right_WM, verified_WM - right_WM)
   mean = lambda x_R: float(x_R[verified_R].mean(dtype=float)) if verified_R.any() else None
   bin_M = np.minimum((estimate.mean_rate(success_rate_M) * _BINS).astype(int), _BINS - 1)
   return {
       'reward_mean': mean(scores.reward_R),
       'success_rate': mean(scores.verdict_R),
       'effective_gradient_ratio': float(np.append(mixed_M, False)[task_R].sum() / n),
-      'expected_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, budget_M),
-      'uniform_gradient_ratio': allocate.expected_gradient_ratio(success_rate_M, uniform_M),
+      'expected_gradient_ratio': expected_rollouts / n,
+      'uniform_gradient_ratio': allocate.expected_gradient_ratio(uniform, uniform_M),
       'mixed_tasks': int(mixed_M.sum()),
-      'objective': objective(budget_M),
-      'uniform_objective': objective(uniform_M),
-      'nu': nu,
+      'expected_mixed_tasks': expected_tasks,
+      'uniform_mixed_tasks': allocate.expected_mixed_tasks(uniform, uniform_M),
+      'objective': objective(success_rate_M, budget_M) if alloc.waves == 1 else None,
+      'uniform_objective': objective(uniform, uniform_M),
+      'nu': estimate.nu(stats, default=alloc.nu),
       'budget_min': int(budget_M.min()),
       'budget_max': int(budget_M.max()),
       'rollouts_total': n,
@@ -74,9 +88,27 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
       # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
       'entropy': -float(jnp.sum(rollouts.logp_RC)) / tokens,
       **health.totals(scores.outcome_R),
+      **calibration.of_step(success_rate_M, right_WM.sum(axis=0), verified_WM.sum(axis=0), seen),
       'budget_by_success_rate': [
           float(budget_M[bin_M == i].mean()) if np.any(bin_M == i) else None for i in range(_BINS)],
   }
+
+
+def _objective(alloc: knobs.Alloc, stats: types.TaskStats, counts_evidence: bool) -> Callable[..., float]:
+  """The summed value of (success_rate, budget_M), of what allocate.of_step maximises."""
+  all_I = estimate.posterior(stats, np.arange(len(stats.rollouts_I)))
+  return lambda success_rate, budget_M: allocate.objective(
+      success_rate, budget_M, alloc.value, estimate.nu(stats, default=alloc.nu),
+      evidence_M=success_rate.a_M + success_rate.b_M if counts_evidence else None,
+      failure_rate=1 - float(estimate.mean_rate(all_I).mean()))
+
+
+def _by_wave(rollouts: types.Rollouts, x_R: np.ndarray, num_tasks: int) -> np.ndarray:
+  """The sums of x over the rollouts of each wave and task, x_WM; there is one wave where the rollouts name none."""
+  wave_R = np.zeros(len(x_R), int) if rollouts.wave_R is None else np.asarray(rollouts.wave_R)
+  x_WM = np.zeros((wave_R.max(initial=0) + 1, num_tasks + 1))  # the last column is of places without a rollout
+  np.add.at(x_WM, (wave_R, np.asarray(rollouts.task_R)), x_R)
+  return x_WM[:, :-1]
 
 
 class Record:
@@ -100,6 +132,7 @@ class Record:
     self._compiles = metrics.CompileCount()
     self._health = health.Watch(
         (record['step'], record['verification']) for record in self._writer.records if 'verification' in record)
+    self._seen = calibration.Seen().add(self._writer.records)
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
     before = [record['wall_s'] for record in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
@@ -128,7 +161,7 @@ class Record:
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
            rollouts: types.Rollouts, slots: int, sample_s: float, scores: rewards.Scores,
-           measured: list[dict[str, Any]]) -> None:
+           measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None) -> None:
     """Notes a step, for `flush` to write; says what is wrong with its verdicts.
 
     Args:
@@ -136,7 +169,10 @@ class Record:
       measured: as of update.step.
       The others: as of `measure`.
     """
-    figures = measure(self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores)
+    figures = measure(
+        self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores, self._seen,
+        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.advantage == 'posterior')
+    self._seen = self._seen.add([figures])
     task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
     name_M = health.names(tasks_M, self._config.rewards.verifier)
 
@@ -171,15 +207,27 @@ class Record:
         raise FloatingPointError(
             f'{name} is {of_update[name]} at step {step}; the last checkpoint is from before. '
             'Lower optimizer.learning_rate or optimizer.max_grad_norm, in another --workdir')
+    if step == 0 and (clipped := of_update.get('clip_fraction_first', 0.0)) > _CLIPPED:
+      figures['alarms'].append(self._clipped(clipped))
+      self._say(figures['alarms'][-1])
     self._writer.write({'step': step, 'wall_s': self._wall_s(), **figures, **of_update,
                         'compile_count': self._compiles.count})
     unverified = {'unverified': f'{figures["unverified"]:.0%}'} if figures['unverified'] else {}
     self._bar.set_postfix(
         reward=_number(figures['reward_mean'], '.2f'), **unverified,
         gradient=f'{figures["effective_gradient_ratio"]:.2f}'
-                 f' (uniform {figures["uniform_gradient_ratio"]:.2f})',
+                 f' (expected {figures["expected_gradient_ratio"]:.2f}, of uniform'
+                 f' {figures["uniform_gradient_ratio"]:.2f})',
         budgets=f'{figures["budget_min"]}-{figures["budget_max"]}', **self._shown, refresh=False)
     self._bar.update()
+
+  def _clipped(self, share: float) -> str:
+    """What is said where the first update clips tokens: the policy has not moved, so their ratios should be 1."""
+    c = self._config.grpo
+    return (f'step 0: {share:.1%} of the tokens were clipped before the policy had moved: the '
+            f'log-probabilities of sampler and trainer differ by more than grpo.clip_low={c.clip_low:g} and '
+            f'grpo.clip_high={c.clip_high:g} allow. Set grpo.tis_cap=2, which takes ratios to the trainer\'s own and '
+            "weighs the difference, or policy.dtype='float32', or wider bounds")
 
   def _wall_s(self) -> float:
     return round(time.monotonic() - self._start, 3)

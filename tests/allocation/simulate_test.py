@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kr_jax.allocation import allocate
+from kr_jax.allocation import passes
 from kr_jax.allocation import simulate
 from kr_jax.allocation import worlds
 
@@ -83,10 +84,39 @@ def test_learning_command(tmp_path, capsys):
   assert image.imread(tmp_path / 'out' / 'learning.png').std() > 0.02
 
 
+def test_passes_command(tmp_path, capsys):
+  simulate.main(['passes', '--debug', '--json', '--out', str(tmp_path / 'out'), '--jobs', '1', '--method', 'uniform',
+                 'discounted:1+waves=2', '--change', '-1', '--change_step', '6'])
+  out = capsys.readouterr().out.splitlines()
+  done = json.loads(out[-1])
+  assert done == json.loads((tmp_path / 'out' / 'passes.json').read_text())
+  assert done['config']['methods'] == ['uniform', 'discounted:1+waves=2'] and done['config']['change'] == -1
+  uniform, waves = done['results'].values()
+  assert uniform['of_uniform'] == pytest.approx([100, 0]) and waves['expected_ratio'] == [None, None]
+  assert set(uniform) == {*passes.MEASURES, *passes.VISITS}
+  assert out[0].split()[:2] == ['objective,', '%'] and out[1].startswith('uniform ')
+  assert ' - for 0.' in out[2]  # what waves expect is not known, and what was seen is
+  assert any(line.startswith('lost, by visits since the change') for line in out)
+
+
+def test_flags_win_over_presets():
+  read = lambda *argv: simulate._setup(passes.PassesSetup, simulate.parser().parse_args(['passes', *argv]), tasks=32)
+  plain, dapo = read(), read('--preset', 'dapo')
+  assert plain == passes.PassesSetup()
+  assert (dapo.tasks, dapo.per_step, dapo.per_task, dapo.high, dapo.low) == (17_398, 128, 8, 128, 2)
+  typed = read('--per_task', '4', '--preset', 'dapo', '--low', '1')
+  assert (typed.tasks, typed.per_task, typed.low) == (17_398, 4, 1)
+  # A typed default wins as well, and over what --debug shrinks.
+  assert read('--preset', 'dapo', '--tasks', '1024', '--debug').tasks == 1024
+  assert read('--preset', 'dapo', '--debug', '--per_step', '16').tasks == 32
+
+
 @pytest.mark.parametrize('argv, named', [
     (('static', '--populations', 'no.json'), 'error: --populations no.json: No such file'),
     (('static', '--low', '0'), 'error: low=0 (least rollouts that a task gets) must be at least 1'),
     (('learning', '--method', 'mine'), "error: --method 'mine' is not"),
+    (('passes', '--method', 'mine'), "error: --method 'mine' is not ESTIMATE"),
+    (('passes', '--change', '1'), 'error: change_step=0 must lie in 1..'),
 ])
 def test_bad_flags_are_short_errors(tmp_path, argv, named):
   with pytest.raises(SystemExit) as stop:
@@ -102,7 +132,7 @@ def test_two_populations_of_one_name(tmp_path):
 
 
 def test_help(capsys):
-  for argv in (['--help'], ['static', '--help'], ['learning', '--help']):
+  for argv in (['--help'], ['static', '--help'], ['passes', '--help'], ['learning', '--help']):
     with pytest.raises(SystemExit):
       simulate.main(argv)
     out = capsys.readouterr().out

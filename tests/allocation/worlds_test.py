@@ -1,5 +1,6 @@
 """The worlds by hand, and their rules against the oracle and against chance."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,9 +11,10 @@ from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.allocation import worlds
 from kr_jax.allocation.worlds import LearningSetup, Method, StaticSetup
+from kr_jax.learning import grpo
 
 STATIC = StaticSetup(tasks=24, repeats=3, high=40)
-LEARNING = LearningSetup(tasks=64, features=6, per_step=16, steps=8, seeds=2)
+LEARNING = LearningSetup(tasks=64, features=6, per_step=16, steps=8, seeds=2, fitted_steps=1)
 
 
 def of(*rates):
@@ -52,6 +54,97 @@ def test_budgets_of_each_rule_by_hand():
       budgets['known prior'],
       allocate.budgets(allocate.Beta([4.5, 0.5, 8.5], [4.5, 8.5, 0.5]), 12, solver='greedy'))
   assert budgets['posterior'].sum() == 12 and budgets['posterior'][1] > budgets['posterior'][2]
+
+
+def outcomes(tasks, rollouts):
+  """Every luck_MN of tasks at 1/2, all of them equally likely."""
+  for verdicts in itertools.product((0.0, 0.9), repeat=tasks * rollouts):
+    yield np.array(verdicts).reshape(tasks, rollouts)
+
+
+@pytest.mark.parametrize('value', knobs.Alloc.choices('value'))
+@pytest.mark.parametrize('waves', [1, 2, 3])
+def test_waves_over_all_outcomes(value, waves):
+  """What waves are expected to give, on the mean of all outcomes, is what they do give."""
+  p_M = np.array([0.5, 0.5])
+  alloc = worlds.alloc_of(StaticSetup(per_task=2, low=1, high=3), 2, value=value, nu=2.0, waves=waves)
+  forecast = allocate.Beta(np.array([2.0, 0.5]), np.array([2.0, 3.0]))
+  expected, observed = [], []
+  whole_M = allocate.objective  # V(N, p) of one task, of whole groups
+  for luck_MN in outcomes(2, 3):
+    spent = worlds.spend(forecast, p_M, luck_MN, alloc)
+    n_M, right_M = spent.budget_M, np.array([(luck < 0.5)[:n].sum() for luck, n in zip(luck_MN, spent.budget_M)])
+    assert n_M.sum() == 4 and np.all((1 <= n_M) & (n_M <= 3))
+    np.testing.assert_array_equal(spent.right_M, right_M)
+    np.testing.assert_array_equal(spent.verdict_R, np.concatenate(
+        [(luck < 0.5)[:n] for luck, n in zip(luck_MN, n_M)]))
+    mixed_M = (0 < right_M) & (right_M < n_M)
+    if value in ('snr', 'coba'):
+      objective = whole_M(p_M, n_M, value)
+    else:
+      once = {'infogain': 1 / 8, 'variance': 1 / 4, 'mixed': 1.0}
+      objective = np.sum(right_M > 0) if value == 'hit' else once[value] * mixed_M.sum()
+    expected.append((spent.objective, spent.mixed_tasks, spent.gradient_ratio))
+    observed.append((objective, mixed_M.sum(), n_M @ mixed_M / 4))
+  np.testing.assert_allclose(np.mean(expected, axis=0), np.mean(observed, axis=0), atol=1e-12)
+
+
+def test_one_wave_is_judged_as_its_budgets():
+  p_M, rng = np.array([0.2, 0.7, 0.5, 0.99]), np.random.default_rng(0)
+  alloc = worlds.alloc_of(STATIC, 4, value='infogain', nu=2.0)
+  spent = worlds.spend(p_M, p_M, rng.random((4, 40)), alloc)
+  np.testing.assert_array_equal(spent.budget_M, allocate.budgets(p_M, 32, high=40))
+  assert spent.objective == pytest.approx(allocate.objective(p_M, spent.budget_M))
+  assert spent.mixed_tasks == pytest.approx(allocate.expected_mixed_tasks(p_M, spent.budget_M))
+  assert spent.gradient_ratio == pytest.approx(allocate.expected_gradient_ratio(p_M, spent.budget_M))
+
+
+def test_a_second_wave_goes_where_the_first_failed():
+  """Two tasks at 1/2 as far as anyone knows, two rollouts each; the one that is mixed already gets no more."""
+  forecast = allocate.Beta(np.array([4.0, 4.0]), np.array([4.0, 4.0]))
+  luck_MN = np.array([[0.1, 0.9, 0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.9, 0.1, 0.1, 0.1]])
+  alloc = worlds.alloc_of(StaticSetup(per_task=4, low=1, high=6), 2, value='infogain', nu=2.0, waves=2)
+  spent = worlds.spend(forecast, np.array([0.5, 0.5]), luck_MN, alloc)
+  np.testing.assert_array_equal(spent.budget_M, [2, 6])
+  np.testing.assert_array_equal(spent.right_M, [1, 3])
+  # Wave 1: each is mixed with probability 1/2. Wave 2: with 1 - 2^-4 the second is. A mixed group is worth 1/8.
+  assert spent.objective == pytest.approx((0.5 + 0.5 + 15 / 16) / 8)
+  assert spent.mixed_tasks == pytest.approx(1 + 15 / 16)
+  assert spent.gradient_ratio == pytest.approx((2 + 6 * 15 / 16) / 8)
+
+
+def test_later_waves_know_the_verdicts_of_earlier_ones():
+  """Of equal forecasts, and equal groups, the mixed one's is nearer to 1/2 than those all right and all wrong."""
+  forecast, p_M = allocate.Beta(np.full(3, 0.5), np.full(3, 0.5)), np.full(3, 0.5)
+  luck_MN = np.tile(np.array([[0.1], [0.9], [0.1]]), 12)
+  luck_MN[2, 1] = 0.9
+  alloc = worlds.alloc_of(StaticSetup(per_task=6, low=3, high=12), 3, value='snr', nu=2.0, waves=2)
+  solve = functools.partial(allocate.budgets, total_budget=9, value='snr')
+  first_M = solve(forecast, low=2, high=11)
+  right_M = np.array([(luck < p)[:n].sum() for luck, p, n in zip(luck_MN, p_M, first_M)])
+  group = allocate.Group(right_M, first_M - right_M)
+  posterior = allocate.Beta(forecast.a_M + right_M, forecast.b_M + first_M - right_M)
+  more_M, blind_M = (solve(rate, low=1, high=12, group=group) for rate in (posterior, forecast))
+  assert not np.array_equal(more_M, blind_M)
+  np.testing.assert_array_equal(worlds.spend(forecast, p_M, luck_MN, alloc).budget_M, first_M + more_M)
+
+
+def test_waves_stay_within_the_bounds():
+  """One task is worth all that there is; its second wave needs a rollout of the four that it may have."""
+  p_M = np.array([0.5] + [1e-6] * 7)
+  alloc = worlds.alloc_of(StaticSetup(per_task=3, low=2, high=4), 8, value='infogain', nu=2.0, waves=2)
+  budget_M = worlds.spend(p_M, p_M, np.full((8, 4), 0.9), alloc).budget_M
+  assert budget_M[0] == 4 and budget_M.sum() == 24 and budget_M.min() >= 2
+
+
+@pytest.mark.slow
+def test_waves_beat_one_wave():
+  result = worlds.static({'Beta(1,1)': worlds.beta_populations()['Beta(1,1)']}, STATIC.replace(repeats=80))['Beta(1,1)']
+  for rule in ('2 waves / one wave', '3 waves / one wave'):
+    mean, half = result[rule]['objective']
+    assert 100 < mean - half < mean < 125
+  few = worlds.static(of(0.5, 0.1), StaticSetup(tasks=2, per_task=2, repeats=2))['mine']
+  assert '2 waves' in few and '3 waves' not in few  # which 4 rollouts of 2 tasks cannot have
 
 
 def test_no_rule_beats_the_oracle():
@@ -113,18 +206,23 @@ def test_bad_static_options_are_named(change, match):
 
 @pytest.mark.parametrize('kind', knobs.Grpo.choices('advantage'))
 def test_the_expected_gradient_over_all_outcomes(kind):
-  """A task pushes along x_i by N p (1-p) with 'loo', N > 1, by (N - 1) p (1-p) with 'mean', and by
-  N E[sqrt(K/N (1 - K/N))] with 'std'."""
+  """A task pushes along x_i by N p (1-p) with 'loo', N > 1, and with 'posterior', whatever it expected; by
+  (N - 1) p (1-p) with 'mean', by N E[sqrt(K/N (1 - K/N))] with 'std' and by N E[1 - K/N; K > 0] with 'maxrl'."""
   p_M, budget_M = np.array([0.2, 0.7, 0.5]), np.array([3, 4, 1])
   feature_MD = np.array([[1.0, 0], [0.5, -1], [3, 3]])
   task_R = np.repeat(np.arange(3), budget_M)
+  past = grpo.Past(np.float32([0.3, 0.9, 0.1]), np.float32([2.0, 0.5, 4.0]))
   gradient_D = np.zeros(2)
   for reward_R in itertools.product((0.0, 1.0), repeat=8):
     reward_R = np.array(reward_R)
     probability = np.prod(np.where(reward_R == 1, p_M[task_R], 1 - p_M[task_R]))
-    gradient_D += probability * worlds.gradient(feature_MD, p_M, reward_R, task_R, kind, np.zeros(2))
+    gradient_D += probability * worlds.gradient(feature_MD, p_M, reward_R, task_R, kind, np.zeros(2), past)
   if kind == 'loo':
     push_M = [3 * 0.16, 4 * 0.21, 0]
+  elif kind == 'posterior':
+    push_M = [3 * 0.16, 4 * 0.21, 0.25]
+  elif kind == 'maxrl':
+    push_M = [3 * (1 - 0.2 - 0.512), 4 * (1 - 0.7 - 0.0081), 0]
   elif kind == 'mean':
     push_M = [2 * 0.16, 3 * 0.21, 0]
   else:
@@ -213,7 +311,8 @@ def test_bad_methods_are_named():
 @pytest.mark.parametrize('change, match', [
     ({'per_step': 65}, 'per_step=65 is more than tasks=64'),
     ({'alignment': 1.5}, r'alignment=1\.5 .* at most 1'),
-    ({'discount': 0.0}, r'discount=0\.0'),
+    ({'pass_discount': 0.0}, r'pass_discount=0\.0'),
+    ({'fitted_steps': -1}, 'fitted_steps=-1 .* must be at least 0'),
     ({'length': float('nan')}, 'length=nan'),
     ({'seeds': 0}, 'seeds=0 .* must be at least 1'),
     ({'per_task': 65}, r'per_task=65 must lie in low\.\.high, 1\.\.64'),

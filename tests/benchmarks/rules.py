@@ -72,11 +72,18 @@ def compare(summaries: dict[str, list[dict]]) -> dict:
   first = next(iter(summaries.values()))[0]
   score = next(k for k in first if k.endswith('_rise')).removesuffix('_rise')
   names = (f'{score}_first', f'{score}_last', f'{score}_rise', 'effective_gradient_ratio',
-           'expected_gradient_ratio', 'uniform_gradient_ratio', 'mixed_tasks', 'objective',
-           'uniform_objective', 'budget_max', 'rollouts', 'tokens_generated', 'tokens_updated', 'wall_s')
+           'expected_gradient_ratio', 'uniform_gradient_ratio', 'mixed_tasks', 'expected_mixed_tasks',
+           'uniform_mixed_tasks', 'objective', 'uniform_objective', 'log_loss', 'constant_log_loss', 'count_log_loss',
+           'constant_count_log_loss', 'log_loss_last_quarter', 'count_log_loss_last_quarter', 'budget_max', 'rollouts',
+           'tokens_generated', 'tokens_updated', 'wall_s')
+  # A run with waves has no objective.
   result = {rule: {name: {'mean': float(np.mean([s[name] for s in runs])),
-                          'seeds': [s[name] for s in runs]} for name in names}
+                          'seeds': [s[name] for s in runs]} for name in names if runs[0][name] is not None}
             for rule, runs in summaries.items()}
+  for rule, runs in summaries.items():
+    gap_SQ = np.array([s['mixing_gap'] for s in runs], float)  # of each seed and quarter; None becomes NaN
+    result[rule] |= {f'mixing_gap_{q + 1}': {'mean': float(gap_SQ[:, q].mean()), 'seeds': gap_SQ[:, q].tolist()}
+                     for q in range(gap_SQ.shape[1])}
   rules = list(summaries)
   for other in rules[1:]:
     difference = np.array([b[f'{score}_last'] - a[f'{score}_last']

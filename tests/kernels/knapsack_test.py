@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kr_jax.kernels.knapsack import FORBIDDEN
 from kr_jax.kernels.knapsack import kernel
 from kr_jax.kernels.knapsack import knapsack
 from kr_jax.kernels.knapsack import ops
@@ -184,6 +185,22 @@ def test_values_up_to_the_limit(backend):
       solve(backend, [[low[0]] * 3, [low[1]] * 3], [3, 2], 7, True), [1, 2])
   many = np.full((64, 2), -(LIMIT // 64))
   np.testing.assert_array_equal(solve(backend, many, [3] * 64, 9, True), [1, 1, 1] + [0] * 61)
+
+
+@backends
+def test_what_is_forbidden_is_never_taken(backend):
+  """Whatever it would save, by how often it is forbidden; values are as large as they may be."""
+  most = LIMIT // 3
+  value_MJ = np.array([[0, most, FORBIDDEN, FORBIDDEN], [0, -most, -most, FORBIDDEN], [0, FORBIDDEN, -most, most]])
+  by = functools.partial(solve, backend, value_MJ, [1, 1, 1])
+  np.testing.assert_array_equal(by(1, True), [1, 0, 0])
+  np.testing.assert_array_equal(by(2, True), [1, 1, 0])
+  np.testing.assert_array_equal(by(4, True), [1, 0, 3])
+  np.testing.assert_array_equal(by(6, True), [1, 2, 3])
+  np.testing.assert_array_equal(by(9, False), [1, 0, 3])
+  many = np.full((64, 3), FORBIDDEN)
+  many[:, 0], many[7, 1], many[63, 2] = 0, -5, 5
+  np.testing.assert_array_equal(np.flatnonzero(solve(backend, many, [1] * 64, 3, True)), [7, 63])
 
 
 # 128 entries are a row of lanes, 1024 a tile; the costs move candidates by less, just and more.

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import presets
 from kr_jax import knobs as knobs_lib
 from kr_jax import sharding
 from kr_jax import types
@@ -38,6 +39,9 @@ P, C = 4, 5
 BUDGET_M = [4, 0, 1, 3, 2, 5]
 REWARD_R = np.array([1, 0, 0, 1] + [1] + [1, 1, 1] + [0, 0] + [0, 0, 1, 0, 0], np.float32)
 MIXED_R = np.repeat(np.array([True, False, False, False, False, True]), BUDGET_M)
+# By rollout, with each group in three waves or fewer; and what is known of each task, of one nothing.
+WAVE_R = np.array([0, 0, 1, 2] + [0] + [0, 1, 1] + [0, 0] + [0, 0, 1, 1, 1], np.int32)
+PAST = grpo.Past(np.float32([0.3, 0.5, 0.9, 1, 0, 0.2]), np.float32([4, 0, 2, 9, 0, 3]))
 # An optimiser that adds gradients up and moves nothing.
 ADD_UP = optax.chain(optax.trace(decay=1.0), optax.scale(0.0))
 
@@ -124,12 +128,19 @@ class Loops(NamedTuple):
   tis_RC: np.ndarray
 
 
-def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_lib.Grpo) -> Loops:
+def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_lib.Grpo, advantage_R=None) -> Loops:
   logp_RC, entropy_RC, old_RC, ref_RC, sampler_RC = (
       np.asarray(x, float) for x in (logp_RC, entropy_RC, old_RC, ref_RC, rollouts.logp_RC))
   M = len(rollouts.prompts.length_M)
-  advantage_R = grpo_test.advantage_by_loops(reward_R, rollouts.task_R, M, c.advantage)
-  weight_R = grpo_test.weights_by_loops(rollouts.task_R, rollouts.length_R, M, c.weight, c.aggregate, C)
+  wave_R, share_W = rollouts.wave_R, (1.0,)
+  if wave_R is not None:
+    share_W = np.bincount(wave_R, minlength=3) / len(wave_R)
+  if advantage_R is None:
+    advantage_R = grpo_test.advantage_by_loops(
+        reward_R, rollouts.task_R, M, c.advantage, wave_R=wave_R, past=PAST)
+  weight_R = grpo_test.weights_by_loops(
+      rollouts.task_R, rollouts.length_R, M, c.weight, c.aggregate, C, wave_R=wave_R, share_W=share_W,
+      least=1 if c.advantage == 'posterior' else 2)
   x = Loops(*np.zeros((len(Loops._fields), *logp_RC.shape)))
   for r, n in enumerate(rollouts.length_R):
     log_ratio_C = [logp_RC[r, i] - old_RC[r, i] for i in range(n)]
@@ -158,17 +169,18 @@ def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_l
 
 
 def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=None, kept_R=MIXED_R,
-              times=1, policy_config=POLICY):
+              times=1, policy_config=POLICY, advantage_R=None):
   """The gradient of the kept rollouts times `times`, what update.summarize says of them, and the log ratios.
 
-  old_RC: None as in a single update: the sampler's log-probabilities, or with tis_cap the policy's own.
+  old_RC: None as in a single update: the sampler's log-probabilities, or the policy's own.
+  advantage_R: None: by the loop over groups.
   """
   of = lambda params: scored(policy_config, params, rollouts, rows(rollouts), config.temperature)
   logp_RC, entropy_RC = of(params)
   if old_RC is None:
-    old_RC = logp_RC if config.grpo.tis_cap else rollouts.logp_RC
+    old_RC = logp_RC if update.has_own_ratios(config.grpo) else rollouts.logp_RC
   ref_RC = of(ref_params)[0] if ref_params else logp_RC
-  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, config.grpo)
+  x = by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, config.grpo, advantage_R)
   if config.grpo.kl_coef or config.grpo.entropy_coef:
     kept_R = kept_R | np.ones(len(reward_R), bool)
   cotangents = (np.float32(times * kept_R[:, None] * y) for y in (x.by_logp_RC, x.by_entropy_RC))
@@ -179,7 +191,8 @@ def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=Non
   record = {'loss': times * x.loss_RC[kept_R].sum(), 'grad_norm': float(optax.tree.norm(gradient)),
             'tokens_updated': token_RC.sum(), 'policy_entropy': mean(entropy_RC),
             'logp_error': mean(np.abs(logp_RC - rollouts.logp_RC)),
-            'clip_fraction_low': mean(x.low_RC), 'clip_fraction_high': mean(x.high_RC)}
+            'clip_fraction_low': mean(x.low_RC), 'clip_fraction_high': mean(x.high_RC),
+            'clip_fraction_first': mean(x.low_RC + x.high_RC)}
   if config.grpo.kl_coef:
     record['kl'] = mean(x.kl_RC)
   if config.grpo.tis_cap:
@@ -187,14 +200,14 @@ def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=Non
   return gradient, record, x.log_ratio_RC[token_RC]
 
 
-def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_config=POLICY, mesh=None):
+def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_config=POLICY, mesh=None, key=None):
   """The sum of the gradients of a batch's updates when they move nothing, their record, and the state."""
   with mock.patch.object(update, 'optimizer', lambda _: ADD_UP):
     config = config.replace(weight_decay=0.125)  # a mark: no other test runs the programs compiled here
     state = update.init(params_of() if trained is None else trained, jax.random.key(1), config)
     if mesh is not None:
       state, base = (jax.device_put(x, sharding.of(mesh, x)) for x in (state, base))
-    state, measured = update.step(state, rollouts, reward_R, base, policy_config, config)
+    state, measured = update.step(state, rollouts, reward_R, base, policy_config, config, past=PAST, key=key)
   return state.opt_state[0].trace, update.summarize(measured), state
 
 
@@ -203,8 +216,8 @@ def padded(rollouts, reward_R, more=3):
   pad = lambda x, value=0: np.concatenate([x, np.full((more, *x.shape[1:]), value, x.dtype)])
   return rollouts._replace(
       task_R=pad(rollouts.task_R, len(BUDGET_M)), token_RC=pad(rollouts.token_RC),
-      logp_RC=pad(rollouts.logp_RC), length_R=pad(rollouts.length_R), ended_R=pad(rollouts.ended_R)
-  ), pad(reward_R)
+      logp_RC=pad(rollouts.logp_RC), length_R=pad(rollouts.length_R), ended_R=pad(rollouts.ended_R),
+      wave_R=None if rollouts.wave_R is None else pad(rollouts.wave_R, 2)), pad(reward_R)
 
 
 def assert_close(tree, other, tolerance=1e-5):
@@ -318,8 +331,9 @@ def test_the_gradient_does_not_depend_on_packing(config, row_length, microbatch_
 def test_rollouts_without_an_advantage_change_nothing_whether_dropped_or_kept():
   rollouts = make_rollouts()
   want, record, _ = gradient_of(DUAL, rollouts, REWARD_R)
-  with mock.patch.object(update, 'pack_mixed', lambda rollouts, reward_R, config: update.pack_rollouts(
-      rollouts, np.ones(len(reward_R), bool), config)):
+  pack_rollouts = update.pack_rollouts
+  with mock.patch.object(update, 'pack_rollouts', lambda rollouts, keep_R, config: pack_rollouts(
+      rollouts, np.ones(len(keep_R), bool), config)):
     got, recorded, _ = gradient_of(DUAL, rollouts, REWARD_R)
   assert_close(got, want)
   assert recorded['tokens_updated'] == rollouts.length_R.sum() > record['tokens_updated']
@@ -336,12 +350,100 @@ def test_recomputation_changes_no_gradient(remat):
   assert recorded['loss'] == pytest.approx(record['loss'], rel=1e-6)
 
 
+# Waves, what is known before the step, and rollouts that are dropped.
+
+
+@pytest.mark.parametrize('changed, waves', [
+    pytest.param({'advantage': 'posterior', 'weight': 'task', 'aggregate': 'constant'}, True, marks=slow),
+    pytest.param({'advantage': 'posterior'}, False, marks=exhaustive),
+    pytest.param({'advantage': 'maxrl', 'aggregate': 'rollout', 'weight': 'sqrt'}, True, marks=exhaustive),
+    pytest.param({'advantage': 'loo', 'weight': 'task', 'aggregate': 'rollout'}, True, marks=exhaustive)], ids=str)
+def test_waves_and_the_past_equal_a_loop_over_rollouts(changed, waves):
+  """What has an advantage learns, groups of one and of equal rewards too; nothing else is computed."""
+  config = varied(CONFIG, **changed)
+  rollouts = make_rollouts()._replace(wave_R=WAVE_R if waves else None)
+  advantage_R = grpo_test.advantage_by_loops(
+      REWARD_R, rollouts.task_R, len(BUDGET_M), config.grpo.advantage, wave_R=rollouts.wave_R, past=PAST)
+  kept_R = advantage_R != 0
+  assert kept_R[~MIXED_R].any() == (config.grpo.advantage == 'posterior')
+  want, record, log_ratio = reference(params_of(), rollouts, REWARD_R, config, kept_R=kept_R)
+  got, recorded, _ = gradient_of(config, rollouts, REWARD_R)
+  assert_close(got, want)
+  assert_record(recorded, record, log_ratio)
+
+
+def experience_of(config, key=None, rollouts=None):
+  return update._experience(rollouts or make_rollouts(), REWARD_R, config, PAST, key)
+
+
+@slow
+def test_dropped_rollouts_are_not_computed_and_the_others_weigh_more():
+  """With a key of which some drop and some stay; without `keep` the key changes nothing, bit for bit."""
+  config, key, rollouts = varied(CONFIG, advantage='posterior', keep=0.5), jax.random.key(3), make_rollouts()
+  advantage_R = np.asarray(experience_of(config, key).advantage_R)
+  before_R = np.asarray(experience_of(varied(config, keep=1.0)).advantage_R)
+  kept_R = advantage_R != 0
+  assert 0 < kept_R.sum() < np.count_nonzero(before_R)
+  assert np.all(np.abs(advantage_R[kept_R]) >= np.abs(before_R[kept_R]))
+  assert np.any(np.abs(advantage_R[kept_R]) > np.abs(before_R[kept_R]) + 1e-3)
+  want, record, log_ratio = reference(
+      params_of(), rollouts, REWARD_R, config, kept_R=kept_R, advantage_R=advantage_R.astype(float))
+  got, recorded, _ = gradient_of(config, rollouts, REWARD_R, key=key)
+  assert_close(got, want)
+  assert_record(recorded, record, log_ratio)
+  assert recorded['tokens_updated'] == rollouts.length_R[kept_R].sum()
+  whole = [gradient_of(CONFIG, rollouts, REWARD_R, key=x)[:2] for x in (None, key)]
+  jax.tree.map(np.testing.assert_array_equal, *whole)
+
+
+def test_dropping_keeps_a_share_of_the_rollouts_and_the_expected_advantage():
+  """Of 15 rollouts, whatever rows are none, 6 on the mean: to four standard errors of 4096 keys."""
+  config, padded_R = varied(CONFIG, advantage='posterior', keep=0.4), padded(make_rollouts(), REWARD_R, 3)
+  of = jax.jit(jax.vmap(lambda key: update._experience(*padded_R, config, PAST, key).advantage_R))
+  found = np.asarray(of(jax.random.split(jax.random.key(0), 4096)), float)
+  assert not found[:, 15:].any()
+  assert np.count_nonzero(found) / 4096 == pytest.approx(0.4 * 15, abs=0.15)
+  want_R = grpo_test.advantage_by_loops(REWARD_R, padded_R[0].task_R, len(BUDGET_M), 'posterior', past=PAST)
+  np.testing.assert_allclose(found.mean(axis=0)[:15], want_R[:15], atol=4 * found.std(axis=0).max() / 64)
+
+
+def test_what_a_loss_reads_must_be_passed():
+  with pytest.raises(ValueError, match="kind='posterior' reads past=None"):
+    update.step(state_of(), make_rollouts(), REWARD_R, {}, POLICY, varied(CONFIG, advantage='posterior'))
+  with pytest.raises(ValueError, match=r'grpo\.keep=0\.5 draws .* pass a key, or set it to 1'):
+    update.step(state_of(), make_rollouts(), REWARD_R, {}, POLICY, varied(CONFIG, keep=0.5))
+
+
 BFLOAT16 = dataclasses.replace(POLICY, dtype='bfloat16')
+
+
+@pytest.mark.parametrize('changed, own', [
+    ({}, False), ({'tis_cap': 2.0}, True), ({'loss': 'gspo', 'clip_low': 3e-4, 'clip_high': 4e-4}, True),
+    ({'clip_low': 0.0}, True), ({'clip_low': 0.02, 'clip_high': 0.02}, False), ({'loss': 'gspo'}, False)], ids=str)
+def test_ratios_are_to_the_trainers_policy_where_rounding_would_clip(changed, own):
+  assert update.has_own_ratios(knobs.loss(**changed)) == own
+
+
+@pytest.mark.parametrize('epochs', [pytest.param(1, marks=exhaustive), pytest.param(2, marks=slow)])
+def test_narrow_limits_clip_nothing_before_the_policy_has_moved(epochs):
+  """Of a policy in bfloat16, whose sampler's log-probabilities are off by its rounding. Against these, half would be
+  clipped."""
+  limits = presets.LOSSES['gspo'] | {'tis_cap': 0.0}
+  rollouts, config = make_rollouts(), varied(CONFIG, epochs=epochs, **limits)
+  logp_RC, _ = scored(POLICY, params_of(), rollouts, rows(rollouts), config.temperature)
+  rollouts = rollouts._replace(logp_RC=np.asarray(logp_RC))
+  first = {}
+  for name, rule in (('own', update.has_own_ratios), ("the sampler's", lambda _: False)):
+    with mock.patch.object(update, 'has_own_ratios', rule):
+      state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, BFLOAT16, config)
+    first[name] = update.summarize(measured)['clip_fraction_first']
+  assert first['own'] == 0
+  assert first["the sampler's"] > 0.2
 
 
 def test_bfloat16_leaves_state_and_scores_in_float32():
   rollouts = make_rollouts()
-  packed = update.pack_mixed(rollouts, REWARD_R, CONFIG)
+  packed = update.pack_rollouts(rollouts, MIXED_R, CONFIG)
   tokens = update.gather(rollouts, packed)
   state = state_of()
   logp_BT = jax.eval_shape(
@@ -447,6 +549,20 @@ def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
     x = tree['embed_VD']
     assert {s.data.size for s in x.addressable_shards} == {x.size // shards}
   assert state.params['layers']['attention_norm_D'].sharding.is_fully_replicated
+
+
+@slow
+def test_what_is_dropped_does_not_depend_on_the_mesh():
+  """And every device has all advantages, which the host reads."""
+  config = varied(CONFIG, advantage='posterior', keep=0.5)
+  rollouts, key = make_rollouts()._replace(wave_R=WAVE_R), jax.random.key(3)
+  want = experience_of(config, key, rollouts)
+  with jax.set_mesh(sharding.mesh(**MESHES[1])):
+    got = experience_of(config, key, rollouts)
+  np.testing.assert_array_equal(got.advantage_R != 0, want.advantage_R != 0)
+  for x_R, want_R in zip(got, want):
+    assert x_R.is_fully_replicated
+    np.testing.assert_allclose(x_R, want_R, rtol=1e-5)
 
 
 @slow
@@ -653,8 +769,8 @@ def test_summarize_by_hand():
   quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
   assert record == pytest.approx({
       'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'attention_waste': 0.5,
-      'logp_error': 0.1, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5, 'policy_entropy': 0.7, 'kl': 0.1,
-      'tis_weight': 0.9})
+      'logp_error': 0.1, 'clip_fraction_first': 0.25, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5,
+      'policy_entropy': 0.7, 'kl': 0.1, 'tis_weight': 0.9})
   assert {type(x) for x in record.values()} == {float, int}
   assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
   assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
@@ -684,7 +800,7 @@ def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
 def test_waste_is_a_share_of_the_computed_tokens(prompt_sharing, tokens):
   """A microbatch has two rows of 24 positions, and computes as many tokens, or fewer where prompts are shared."""
   rollouts, config = make_rollouts(), CONFIG.replace(prompt_sharing=prompt_sharing)
-  packed = update.pack_mixed(rollouts, REWARD_R, config)
+  packed = update.pack_rollouts(rollouts, MIXED_R, config)
   waste, used = pack.waste(packed), int(packed.first[-1])
   prompt_R = rollouts.prompts.length_M[rollouts.task_R] - 1
   positions = (rollouts.length_R + prompt_R)[MIXED_R].sum()

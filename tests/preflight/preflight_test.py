@@ -18,6 +18,8 @@ from kr_jax import prepare
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import train
+from kr_jax import types as types_lib
+from kr_jax.allocation import allocate
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import decode
@@ -145,6 +147,71 @@ def test_an_evaluation_of_more_tasks_than_a_step_has_is_looked_at_too():
   found = {p.phase: p for p in preflight.programs(setup)}
   assert list(found) == ['reshard', 'sample', 'evaluate', 'update'] and found['evaluate'].times == 0
   assert found['evaluate'].args[2].token_MP.shape == (40, 64)
+
+
+def test_a_step_in_waves_reads_prompts_once():
+  """Of 256 rollouts 86 in the first wave and 85 in two more: all together the work of one wave."""
+  one, three = ({p.phase: p for p in preflight.programs(preflight.setup(small(**{'alloc.waves': waves}), 'v5e:2x2'))}
+                for waves in (1, 3))
+  assert list(one) == ['reshard', 'sample', 'update']
+  assert list(three) == ['reshard', 'sample', 'place', 'wave', 'update']
+  assert [p.times for p in three.values()] == [1, 1, 2, 2, 1]
+  assert three['sample'].useful_flops + 2 * three['wave'].useful_flops == one['sample'].useful_flops
+  # 22 rollouts a shard in 16 slots.
+  assert three['sample'].trips[sample.REFILL] == three['wave'].trips[sample.REFILL] == 22 / 16
+  # The prefixes of 9 tasks, in chunks of 8, on each of four shards: 64 columns of two layers and two heads.
+  prefixes = three['wave'].args[-1]
+  assert prefixes.cache[0].k_LSKTH.shape == (2, 4 * 16, 2, 64, 64) and len(prefixes.logits_KV) == 4 * 16
+  assert jax.tree.leaves(three['place'].args)[:-1] == jax.tree.leaves(prefixes)
+  logits = 4 * prefixes.logits_KV.shape[1]
+  assert preflight.device_bytes(prefixes) == three['place'].read_bytes == 16 * (2 * 2 * 2 * 64 * 64 * 2 + logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('knobs', [
+    {}, pytest.param({'mesh.sample_model': 2, 'sample.cache': 'int8'}, marks=pytest.mark.exhaustive)], ids=str)
+def test_prefixes_stay_between_waves(knobs):
+  """Nothing but prefixes is held in addition; and each layer's are sent once."""
+  config = small(**TILED, **knobs, **{'alloc.waves': 2})
+  report = preflight.run(config, 'v5e:2x2', phases=['sample', 'place', 'wave'])
+  first, place, wave = phases_of(report).values()
+  program = {p.phase: p for p in preflight.programs(preflight.setup(config, 'v5e:2x2'))}['wave']
+  prefixes, shards = preflight.device_bytes(program.args[-1]), 4 // knobs.get('mesh.sample_model', 1)
+  assert report['fits'] and prefixes <= place.output_bytes < 2.1 * prefixes  # heads of 64 take tiles of 128
+  assert wave.argument_bytes - first.argument_bytes == pytest.approx(place.output_bytes, rel=0.02)
+  assert first.output_bytes - wave.output_bytes == pytest.approx(place.output_bytes, rel=0.02)
+  rollouts = 128 // shards * 128 * 8  # a token and its log-probability; 65 columns are a tile
+  assert rollouts <= wave.output_bytes < 1.1 * rollouts and wave.executed_flops < first.executed_flops
+  sent = sum(x['bytes'] for x in place.collectives if x['kind'] == 'all-gather')
+  assert sent == pytest.approx(prefixes * (shards - 1), rel=0.05)
+  assert not any('model' in x['axes'] for x in place.collectives)
+
+
+@pytest.mark.slow
+def test_shapes_of_waves_are_those_that_a_step_gives(monkeypatch):
+  """On eight devices of this machine."""
+  config = importlib.import_module('configs.arithmetic').get_config('debug')
+  config = overridden(config, {'alloc.waves': 2, 'policy.num_layers': 1, 'mesh.sample_model': 2})
+  setup = prepare.abstract(config, jax.devices())
+  want = {p.phase: p for p in preflight.programs(setup) if p.phase in ('sample', 'place', 'wave')}
+  seen = []
+  for name in ('_decode', '_place', '_decode_on'):
+    def spied(*args, function=getattr(sample, name)):
+      seen.append((function, args))
+      return function(*args)
+    monkeypatch.setattr(sample, name, spied)
+  M, totals = config.tasks.per_step, allocate.wave_rollouts(config.alloc)
+  prompts = types_lib.Prompts(np.zeros((M, setup.sample.prompt_length), np.int32), np.ones(M, np.int32),
+                              np.arange(M, dtype=np.int32))
+  with jax.set_mesh(setup.sample_mesh):
+    params = decode.sampling_params(setup.policy, policy.init(setup.policy, jax.random.key(0)))
+    waves = sample.Waves(setup.policy, params, prompts, jax.random.key(0), setup.sample, totals=totals)
+    for total in totals:
+      waves.sample(np.full(M, total // M))
+  for program, (function, args) in zip(want.values(), seen, strict=True):
+    assert program.function is function and shapes(args) == shapes(program.args)
+  for x, y in zip(*(jax.tree.leaves(args[-1]) for args in (seen[2][1], want['wave'].args))):
+    assert x.sharding.shard_shape(x.shape) == y.sharding.shard_shape(y.shape)
 
 
 def test_shorter_rollouts_take_less():

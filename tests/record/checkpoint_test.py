@@ -28,8 +28,10 @@ def run(seed: int, step: int = 7, I: int = 5) -> tuple[types.TrainState, types.T
   _, opt_state = optimizer.update(grads, optimizer.init(params), params)
   return (types.TrainState(jnp.int32(step), params, opt_state, jax.random.key(seed)),
           types.TaskStats(
-              rng.random(I) / 3, rng.random(I) / 7, rng.random(I) / 9, rng.integers(2**40, 2**50, I),
-              rng.integers(-1, 2, (I, 16), np.int8), rng.random(I) / 11, rng.random(4) / 13))
+              rng.random(I) / 3, rng.random(I) / 7, rng.random((2, I)) / 9, rng.random(I) / 5, rng.random(I) / 3,
+              rng.integers(2**40, 2**50, I), rng.integers(-1, 2, (I, 16), np.int8), rng.random(I) / 11,
+              rng.integers(0, 9, I, np.int32), rng.random((2, I)) / 7, rng.random((6, 4)) / 9, rng.random(3) / 3,
+              rng.random((2, 2)) / 7, rng.random(4) / 13))
 
 
 def same(x, y) -> None:

@@ -6,6 +6,7 @@ import os
 from matplotlib import image
 import pytest
 
+from kr_jax.record import calibration
 from kr_jax.record import report
 
 CONFIG = {'seed': 5, 'alloc': {'rule': 'knapsack', 'low': 2}, 'evaluate': {'rollouts': 4}}
@@ -21,6 +22,8 @@ def step(step, wall_s, unverified, **numbers):
   kinds = ('abstained', 'timeout', 'raised', 'died', 'invalid')
   of_kind = {f'unverified_{kind}': n for kind, n in zip(kinds, unverified)}
   return {'step': step, 'wall_s': wall_s, 'reward_mean': 0.5, 'expected_gradient_ratio': 0.5,
+          'expected_mixed_tasks': 1.5, 'uniform_mixed_tasks': 1.25, 'reliability': [[4, 1.0, 2, 2, 1.0], [4, 3.0, 4, 2, 1.0]],
+          **dict(zip(calibration.SCORES, (0.5, 0.25, 0.125, 0.75, 0.5, 0.25))),
           'loss': 0.0, 'grad_norm': 1.0, 'truncated': 0.0, 'slot_utilization': 0.75,
           'entropy': 1.0, 'budget_by_success_rate': [None] * 4 + [2.0, 6.5] + [None] * 4,
           'unverified': sum(unverified) / numbers['rollouts_total'], **of_kind, **numbers}
@@ -45,13 +48,18 @@ SUMMARY = {
     'rule': 'knapsack', 'seed': 5, 'steps': 3, 'wall_s': 8.5,
     'avg@4_first': 0.25, 'avg@4_last': 0.75, 'avg@4_last_stderr': 0.125, 'avg@4_rise': 0.5,
     'effective_gradient_ratio': 0.5, 'expected_gradient_ratio': 0.5,
-    'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0,
+    'uniform_gradient_ratio': 0.5, 'mixed_tasks': 2.0, 'expected_mixed_tasks': 1.5, 'uniform_mixed_tasks': 1.25,
+    'mixing_gap': [None, 0.25, -0.25, 0.0],
+    'log_loss': 0.5, 'brier': 0.25, 'count_log_loss': 0.125, 'constant_log_loss': 0.75, 'constant_brier': 0.5,
+    'constant_count_log_loss': 0.25, 'log_loss_last_quarter': 0.5, 'brier_last_quarter': 0.25,
+    'count_log_loss_last_quarter': 0.125, 'constant_log_loss_last_quarter': 0.75, 'constant_brier_last_quarter': 0.5,
+    'constant_count_log_loss_last_quarter': 0.25,
     'objective': 2.0, 'uniform_objective': 0.75, 'budget_min': 1, 'budget_max': 7, 'rollouts': 24,
     'tokens_generated': 210, 'tokens_updated': 90, 'compile_count': 11,
     'avg@4_last_unverified': 0.125, 'unverified': 6 / 24, 'no_answer': 0.25, 'unverified_abstained': 1,
     'unverified_timeout': 3, 'unverified_raised': 0, 'unverified_died': 2, 'unverified_invalid': 0, 'alarms': 3,
 }
-PLOTS = ['budgets.png', 'gradient_ratio.png', 'success_by_difficulty.png']
+PLOTS = ['budgets.png', 'calibration.png', 'gradient_ratio.png', 'success_by_difficulty.png']
 
 
 def fill(workdir, records):
@@ -59,7 +67,13 @@ def fill(workdir, records):
   (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 
-def test_summary(tmp_path):
+@pytest.fixture
+def no_plots(monkeypatch):
+  """A second of each test less."""
+  monkeypatch.setattr(report, '_plot', lambda *_: None)
+
+
+def test_summary(tmp_path, no_plots):
   fill(tmp_path, RECORDS)
   assert report.write(str(tmp_path)) == SUMMARY
   assert json.loads((tmp_path / 'summary.json').read_text()) == SUMMARY
@@ -93,7 +107,17 @@ def test_a_score_that_is_unknown(tmp_path):
   assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
 
 
-def test_half_a_record_is_left_out(tmp_path):
+def test_a_run_with_waves_and_a_step_without_verdicts(tmp_path):
+  """There is no objective, and scores are of the other steps."""
+  of_waves = [r | {'objective': None} if 'objective' in r else r for r in RECORDS]
+  of_waves[3] |= dict.fromkeys(calibration.SCORES) | {'reliability': [[0] * 5] * 2}
+  fill(tmp_path, of_waves)
+  found = report.write(str(tmp_path))
+  assert found == SUMMARY | {'objective': None} == json.loads((tmp_path / 'summary.json').read_text())
+  assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
+
+
+def test_half_a_record_is_left_out(tmp_path, no_plots):
   fill(tmp_path, RECORDS)
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 4, "reward_mean"')

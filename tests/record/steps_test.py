@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats as statistics
 
 from kr_jax import knobs
 from kr_jax import rewards
 from kr_jax import types
+from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.record import steps
 
@@ -31,9 +33,10 @@ SCORES = scores_of('right', 'no_answer', 'right', 'wrong', 'none')
 TASKS = [types.Task(id=f't{i}', index=i, prompt='', answer=f'{i}!', difficulty=0, solution='', tokens=(),
                     source=source, verifier=verifier)
          for i, (source, verifier) in enumerate([('sums', ''), ('quiz', 'choice'), ('sums', '')])]
-UPDATE = [{'loss': np.float32(2), 'grad_norm': np.float32(1), 'tokens_updated': 4, 'clipped_low': 1.0,
-           'clipped_high': 0.0, 'policy_entropy': 2.0, 'logp_error': 0.5, 'ratios': np.zeros(241, int),
-           'padding_waste': 0.25, 'attention_waste': 0.5}]
+FIRST = {'loss': np.float32(2), 'grad_norm': np.float32(1), 'tokens_updated': 4, 'clipped_low': 0.0,
+         'clipped_high': 0.0, 'policy_entropy': 2.0, 'logp_error': 0.5, 'ratios': np.zeros(241, int),
+         'padding_waste': 0.25, 'attention_waste': 0.5}
+UPDATE = [FIRST, FIRST | {'clipped_low': 2.0}]
 EVALUATION = {'eval/avg@8': 0.5, 'eval/avg@8_stderr': 0.1, 'eval/unverified': 0.0}
 
 
@@ -53,6 +56,68 @@ def test_the_figures_of_a_step():
   # Nothing was seen: all tasks have the prior, whose mean is 1/2.
   assert found['budget_by_success_rate'] == [None] * 5 + [pytest.approx(4 / 3)] + [None] * 4
   assert json.loads(json.dumps(found)) == found
+
+
+def test_what_is_expected_of_a_step_and_of_uniform_budgets():
+  """At the prior, of budgets 3, 1 and 0 and of 2, 1 and 1: a group of one rollout is never mixed."""
+  prior = estimate.posterior(estimate.init(3), np.array([0, 1, 2]))
+  mixed = lambda n: 1 - statistics.betabinom.pmf([0, n], n, prior.a_M[0], prior.b_M[0]).sum()
+  want = {
+      'expected_gradient_ratio': 3 * mixed(3) / 4, 'expected_mixed_tasks': mixed(3),
+      'uniform_gradient_ratio': 2 * mixed(2) / 4, 'uniform_mixed_tasks': mixed(2)}
+  found = measured()
+  assert {name: found[name] for name in want} == pytest.approx(want)
+  assert found['objective'] > found['uniform_objective'] > 0
+
+
+def test_what_is_expected_of_waves():
+  """Of the first group one rollout is of the first wave and right, then two are of the second: mixed unless both are
+  right. The place without a rollout is of no wave."""
+  prior = estimate.posterior(estimate.init(3), np.array([0, 1, 2]))
+  all_right = statistics.betabinom.pmf(2, 2, prior.a_M[0] + 1, prior.b_M[0])
+  found = steps.measure(knobs.Alloc(waves=2), estimate.init(3), BUDGET_M,
+                        ROLLOUTS._replace(wave_R=np.array([0, 1, 1, 1, 0])), 2, 4.0, SCORES)
+  want = {'expected_mixed_tasks': 1 - all_right, 'expected_gradient_ratio': 3 / 4 * (1 - all_right)}
+  assert {name: found[name] for name in want} == pytest.approx(want)
+  assert found['objective'] is None and found['uniform_objective'] == measured()['uniform_objective']
+  changed = {*want, 'objective'}
+  assert {name: x for name, x in found.items() if name not in changed} == {
+      name: x for name, x in measured().items() if name not in changed}
+
+
+def test_forecasts_are_scored_on_verified_rollouts():
+  """Of four rollouts at 1/2, of which the second is right and two are not verified."""
+  found = measured(scores_of('timeout', 'right', 'no_answer', 'died', 'none'))
+  assert found['log_loss'] == pytest.approx(math.log(2)) and found['brier'] == pytest.approx(0.25)
+  assert found['reliability'][5] == pytest.approx([2, 1, 1, 1, 0])
+
+
+def test_uniform_budgets_may_be_of_other_tasks():
+  """Of two tasks two rollouts each; in the step three tasks were chosen."""
+  stats = estimate.observe(estimate.init(6), np.arange(6), np.arange(6).repeat(3), np.float32([1, 1, 0] * 6),
+                           np.ones(18), discount=0.5)
+  found = steps.measure(knobs.Alloc(), stats, BUDGET_M, ROLLOUTS, 2, 4.0, SCORES, uniform_index_M=np.array([4, 5]))
+  uniform = estimate.posterior(stats, np.array([4, 5]))
+  mixed = 1 - statistics.betabinom.pmf([0, 2], 2, uniform.a_M[0], uniform.b_M[0]).sum()
+  assert found['uniform_gradient_ratio'] == pytest.approx(mixed)
+  assert found['uniform_mixed_tasks'] == pytest.approx(2 * mixed)
+  assert found['expected_mixed_tasks'] == pytest.approx(
+      1 - statistics.betabinom.pmf([0, 3], 3, uniform.a_M[0], uniform.b_M[0]).sum())
+
+
+@pytest.mark.parametrize('value', ['snr', 'coba'])
+def test_the_objective_is_that_of_the_budgets(value):
+  """With what is known of all tasks, and with evidence where advantages count it."""
+  stats = estimate.observe(estimate.init(9), np.arange(9), np.arange(9).repeat(3), np.float32([1, 1, 0] * 3 + [0] * 18),
+                           np.ones(27), discount=0.5)
+  prior = estimate.posterior(stats, np.array([0, 1, 2]))
+  for counts_evidence in (False, True):
+    found = steps.measure(knobs.Alloc(value=value), stats, BUDGET_M, ROLLOUTS, 2, 4.0, SCORES,
+                          counts_evidence=counts_evidence)
+    failure_rate = 1 - estimate.mean_rate(estimate.posterior(stats, np.arange(9))).mean()
+    want = allocate.objective(prior, BUDGET_M, value, failure_rate=failure_rate,
+                              evidence_M=prior.a_M + prior.b_M if counts_evidence else None)
+    assert found['objective'] == pytest.approx(want)
 
 
 SAMPLING = ('rollouts_total', 'tokens_generated', 'truncated', 'slot_utilization', 'entropy', 'tokens_prefilled')
@@ -78,6 +143,7 @@ def test_rewards_are_unknown_where_nothing_is_verified():
   found = measured(scores_of(*['died'] * 4, 'none', reward=[0] * 5))
   assert found['reward_mean'] is found['success_rate'] is None and found['unverified'] == 1
   assert found['mixed_tasks'] == found['effective_gradient_ratio'] == 0 and found['budget_max'] == 3
+  assert found['log_loss'] is found['constant_brier'] is None and found['expected_mixed_tasks'] > 0
   assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -103,6 +169,7 @@ def test_a_step_is_written_one_step_late(tmp_path):
     assert [row['step'] for row in lines(tmp_path)] == [0]
     row = lines(tmp_path)[0]
     assert row['loss'] == 2 and row['clip_fraction_low'] == 0.25 and row['compile_count'] >= 0
+    assert row['alarms'] == []
     note(record, 1)
     record.evaluation(2, EVALUATION)
     assert [row['step'] for row in lines(tmp_path)] == [0, 1, 2]
@@ -172,6 +239,44 @@ def test_an_alarm_shows_the_last_wrong_answer_and_counts_over_a_resume(tmp_path,
   assert "512 answers of sums/ends_with none was right; the last one ends '3 tokens', where the answer is '0!'" in (
       alarms[63][0])
   assert alarms[63][0] in capsys.readouterr().out
+
+
+def test_the_constant_beside_the_forecasts_counts_over_a_resume(tmp_path):
+  """2 of 4 rollouts are right, then none of 4: 1/2, 1/2 and 3/10, whether or not the run was stopped in between."""
+  wrong = scores_of(*['wrong'] * 4, 'none')
+  for directory, starts in ((tmp_path / 'whole', [0]), (tmp_path / 'parts', [0, 1, 2])):
+    for first, last in zip(starts, [*starts[1:], 3]):
+      with record_of(directory, first) as record:
+        for step in range(first, last):
+          note(record, step, scores=[SCORES, wrong, SCORES][step])
+          record.flush()
+    rates = [0.5, 0.5, 3 / 10]
+    assert [row['constant_brier'] for row in lines(directory)] == pytest.approx([
+        0.25, 0.25, (rates[2] ** 2 + (1 - rates[2]) ** 2) / 2])
+
+
+def test_the_bar_shows_what_was_seen_beside_what_was_expected(tmp_path, capsys):
+  with record_of(tmp_path) as record:
+    note(record, 0)
+    record.flush()
+  row, = lines(tmp_path)
+  assert (f'gradient=0.75 (expected {row["expected_gradient_ratio"]:.2f}, of uniform '
+          f'{row["uniform_gradient_ratio"]:.2f})') in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('clipped, step, says', [(0.25, 0, True), (0.03, 0, False), (0.25, 1, False)])
+def test_tokens_clipped_before_the_policy_moved_are_said(tmp_path, capsys, clipped, step, says):
+  """Of 4 tokens of the first update .25 are 6.2 %, and .03 below 1 %."""
+  with record_of(tmp_path, step) as record:
+    note(record, step, [FIRST | {'clipped_high': clipped}, FIRST])
+    record.flush()
+  row, = lines(tmp_path)
+  if says:
+    said, = row['alarms']
+    assert '6.2% of the tokens were clipped before the policy had moved' in said and 'grpo.tis_cap=2' in said
+    assert 'grpo.clip_low=0.2 and grpo.clip_high=0.28' in said and said in capsys.readouterr().out
+  else:
+    assert row['alarms'] == []
 
 
 def test_an_unknown_score_is_shown_as_such(tmp_path, capsys):

@@ -37,7 +37,7 @@ def best(value_MJ: jax.Array, cost_M: jax.Array, *, capacity: int) -> jax.Array:
         new_U = jnp.maximum(new_U, jax.lax.dynamic_slice(padded, (U - shift,), (U,)) + value_J[j])
       return new_U
 
-    affordable = jnp.minimum(blocks, capacity // cost // _BLOCK + 1)
+    affordable = jnp.where(cost > capacity, 0, jnp.minimum(blocks, capacity // cost // _BLOCK + 1))
     new_U = jax.lax.fori_loop(0, affordable, add_block, best_U + value_J[0])
     return new_U, new_U
 
@@ -70,7 +70,8 @@ def knapsack(value_MJ: jax.Array, cost_M: jax.Array, spend: jax.Array | int | No
   """How many units each task gets for the largest summed value, within what they may cost.
 
   Args:
-    value_MJ: int32, the value of giving task m j units, of any sign; sum_m max_j |value| must be below 2^29.
+    value_MJ: int32, the value of giving task m j units, of any sign; sum_m max_j |value| must be below 2^29. Or
+      FORBIDDEN where task m must not have j units: then value 0 must be 0 for all tasks, and some choice be allowed.
     cost_M: int32 >= 1, of a unit of each task.
     spend: int32 in 0..capacity, the amount to spend; None: the capacity.
     capacity: the size of the table, a constant of the program, unlike `spend`.

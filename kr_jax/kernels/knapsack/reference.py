@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 # The value of entries that no choice reaches. With S = sum_m max_j |value| < 2^29, the entries in reach lie within
 # -S..S, above -2^29. The others, NEG with values added to it, lie within NEG - S..NEG + S, below -2^29. So an entry
-# out of reach never wins over an entry in reach, and no sum wraps.
+# out of reach never wins over an entry in reach, and no sum wraps. NEG as the value of a candidate forbids it: it puts
+# an entry in reach out of it. Where no units are worth 0, no entry falls below NEG, so that NEG + NEG does not wrap.
 NEG = -2**30
 
 
