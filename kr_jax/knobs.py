@@ -90,7 +90,8 @@ class Alloc(Section):
   recalibrate: bool = knob(True, 'whether posteriors are fitted to the verdicts of the last steps')
   value: str = knob('infogain', "of a task's rollouts (kr_jax/allocation/value.py)",
                     choices=('infogain', 'variance', 'snr', 'mixed', 'hit', 'coba'))
-  waves: int = knob(1, "parts of a step's rollouts, each with budgets by the verdicts of those before", choices=(1, 2, 3))
+  waves: int = knob(1, "parts of a step's rollouts, each with budgets by the verdicts of those before",
+                    choices=(1, 2, 3))
   nu: float = knob(2.0, "noise-to-signal ratio of a rollout's gradient, of 'snr', until it is measured", above=0)
   nu_every: int = knob(0, 'steps from one measurement of nu, of 1.6 updates, to the next; 0: none', low=0)
   solver: str = knob('dp', "of the knapsack; 'greedy' is for tens of thousands of tasks", choices=('dp', 'greedy'))

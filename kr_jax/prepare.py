@@ -196,7 +196,8 @@ def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: S
   filters = lambda section: {name: getattr(section, name) for name in ('temperature', 'top_k', 'top_p', 'min_p')}
   sample_config = sample.Config(**knobs.as_dict(c.sample), stop_ids=tokenizer.stop_ids if tokenizer else (0,))
   update_config = update.Config(
-      **knobs.as_dict(c.optimizer), **knobs.as_dict(c.pack), grpo=c.grpo, temperature=c.sample.temperature)
+      **knobs.as_dict(c.optimizer), **knobs.as_dict(c.pack), grpo=c.grpo, temperature=c.sample.temperature,
+      wave_rollouts=allocate.wave_rollouts(c.alloc))
   learn_mesh, sample_mesh = sharding.meshes(c.mesh, trained, rollouts=c.alloc.rollouts_per_step, devices=devices)
   rewards_config = rewards.Config(**knobs.as_dict(c.rewards))
   rewards.check(rewards_config, c.sample.completion_length)
@@ -228,13 +229,18 @@ def _check_alloc(c: knobs.Config) -> None:
         'alloc.rollouts_per_step')
   if c.tasks.candidates_per_step > M and c.alloc.low:
     raise ValueError(
-        f'tasks.candidates_per_step={c.tasks.candidates_per_step} is more than tasks.per_step={M}, so some tasks get no '
-        f'rollouts, and alloc.low={c.alloc.low} gives each task some; set alloc.low=0, or '
+        f'tasks.candidates_per_step={c.tasks.candidates_per_step} is more than tasks.per_step={M}, so some tasks get '
+        f'no rollouts, and alloc.low={c.alloc.low} gives each task some; set alloc.low=0, or '
         'tasks.candidates_per_step=0')
   # And what the allocator itself refuses.
   considered = tasks_lib.considered(c.tasks)
-  allocate.of_step(c.alloc, estimate.init(considered), np.arange(considered), completion_length=C, most_tasks=M,
-                   counts_evidence=c.grpo.advantage == 'posterior')
+  budget_X = allocate.of_step(c.alloc, estimate.init(considered), np.arange(considered), completion_length=C,
+                              most_tasks=M, counts_evidence=c.grpo.advantage == 'posterior')
+  if not budget_X.any():  # and none would ever be, as nothing would be learnt of the tasks
+    raise ValueError(
+        f'alloc.tokens_per_step={c.alloc.tokens_per_step} gives no task of the first step rollouts: a rollout is '
+        f'expected to take sample.completion_length={C} tokens there, and a single one may have no value; raise '
+        'alloc.tokens_per_step, or alloc.low from 0')
 
 
 def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, tokenizer, most: int | None = None

@@ -190,8 +190,8 @@ def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
     ValueError: the split, or a dataset of the mixture, holds fewer tasks than a step may take of it.
   """
   if per_step > len(tasks):
-    raise ValueError(f'a step of {per_step} tasks (tasks.per_step, or tasks.candidates_per_step) is more than the {len(tasks)} '
-                     'tasks of the split')
+    raise ValueError(f'a step of {per_step} tasks is more than the {len(tasks)} tasks of the split; lower '
+                     'tasks.per_step, or tasks.candidates_per_step where it is set')
   if not weights:
     return _of_epoch(tasks, step, per_step, seed)
   count_K, most_K = _counts(step, per_step, seed, np.array(list(weights.values())))
@@ -200,7 +200,7 @@ def batch(tasks: Sequence[types.Task], step: int, *, per_step: int, seed: int,
     dataset = [task for task in tasks if task.source == source]
     if most_K[k] > len(dataset):
       raise ValueError(f'a step takes up to {most_K[k]} tasks of {source!r}, which has {len(dataset)}; lower its '
-                       'weight in tasks.mixture, or tasks.per_step')
+                       'weight in tasks.mixture, tasks.per_step or tasks.candidates_per_step')
     taken = _of_epoch(dataset, step, most_K[k], seed, k)[:count_K[k]]
     ordered += [((i + 0.5) / len(taken), task) for i, task in enumerate(taken)]
   # Datasets take turns: their tasks may differ in length, and neighbours share a device.

@@ -32,6 +32,10 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
      "solver='greedy' is exact for equal costs only"),
     ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 99, 'alloc__estimate': 'window'},
      "the paper's rule knows no costs"),
+    ({'alloc__cost': 'tokens', 'alloc__tokens_per_step': 21, 'alloc__low': 0},
+     'alloc.tokens_per_step=21 gives no task of the first step rollouts: .* sample.completion_length=22 tokens'),
+    ({'tasks__candidates_per_step': 9}, 'tasks.candidates_per_step=9 is more than tasks.per_step=8.*set alloc.low=0'),
+    ({'tasks__candidates_per_step': 9000, 'alloc__low': 0}, 'a step of 9000 tasks is more than the 8192 tasks'),
     ({'sample__prompt_length': 20}, r'has 21 tokens, not 1..sample.prompt_length=20; .* at least 21'),
     ({'sample__completion_length': 19}, 'sample.completion_length=19'),
     ({'rewards__length_buffer': 23}, r'rewards.length_buffer=23 is not in 0..sample.completion_length=22'),
@@ -48,7 +52,7 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
     ({'tasks__train_split': 'training'}, "has no split 'training'"),
     ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
-    ({'tasks__train_split': 'train[:7]'}, 'tasks.per_step=8 is more than the 7 tasks'),
+    ({'tasks__train_split': 'train[:7]'}, 'a step of 8 tasks is more than the 7 tasks'),
     ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.knobs:has_a_one'"),
     ({'warm_start__per_step': 8193}, 'warm_start.per_step=8193 is more than the 8192 tasks of its split')])
 def test_bad_input_is_refused_before_anything_is_computed(tmp_path, data_dir, monkeypatch, changed, message):

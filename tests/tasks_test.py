@@ -192,7 +192,7 @@ def test_joined_splits_are_rows_of_one():
 
 
 def test_more_tasks_a_step_than_there_are():
-  with pytest.raises(ValueError, match=r'tasks.per_step=6 is more than the 5 tasks of the split'):
+  with pytest.raises(ValueError, match='a step of 6 tasks is more than the 5 tasks of the split; lower tasks.per_step'):
     tasks.batch(some(5), 0, per_step=6, seed=0)
 
 

@@ -50,7 +50,7 @@ def _check_bounds(num_tasks: int, low: int, high: int, rule: str) -> None:
 
 def _check_most(num_tasks: int, most_tasks: int | None, low: int) -> int:
   """How many tasks may get rollouts."""
-  if most_tasks is None or most_tasks >= num_tasks:
+  if most_tasks is None or operator.index(most_tasks) >= num_tasks:
     return num_tasks
   if most_tasks < 1:
     raise ValueError(f'most_tasks={most_tasks} must be at least 1')
@@ -285,12 +285,13 @@ def of_step(alloc: knobs.Alloc, stats: types.TaskStats, index_M: np.ndarray, *, 
   if alloc.cost == 'tokens':
     token_M = estimate.tokens(stats, index_M, default=completion_length, rate_M=estimate.mean_rate(rate))
   return of_wave(rate, alloc.replace(nu=estimate.nu(stats, default=alloc.nu)), wave=wave, group=group,
-                 token_M=token_M, most_tasks=most_tasks, evidence_M=evidence_M, failure_rate=failure_rate)
+                 token_M=token_M, most_tasks=most_tasks, evidence_M=evidence_M, failure_rate=failure_rate,
+                 due_M=estimate.due(stats, index_M))
 
 
 def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: int = 0, group: Group | None = None,
             token_M: Array | None = None, most_tasks: int | None = None, evidence_M: Array | None = None,
-            failure_rate: float | None = None) -> np.ndarray:
+            failure_rate: float | None = None, due_M: Array | None = None) -> np.ndarray:
   """budget_M: how many rollouts each task of a step gets in one of alloc.waves waves.
 
   With alloc.cost = 'rollouts' the budgets sum to wave_rollouts(alloc)[wave]. With 'tokens' the expected tokens of all
@@ -299,7 +300,9 @@ def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: in
 
   With alloc.low = 0 the first wave decides which tasks get any: those that do if all rollouts of the step are shared at
   once. So no prompt is read late, and the groups have room for later waves: those that get R rollouts at once have room
-  for R within alloc.high, whatever part of them the first wave gives to whom. With alloc.low > 0 all tasks have room
+  for R within alloc.high, whatever part of them the first wave gives to whom. Tasks that are due come before all
+  others, and each gets a rollout at least: what is known of them has faded, and tasks that are known to be worth much
+  would keep them away for ever. With alloc.low > 0 all tasks have room
   for alloc.high each, of which a wave leaves what later waves give them at least.
 
   Args:
@@ -309,6 +312,7 @@ def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: in
     token_M: the expected tokens of a rollout of each task, where they are the cost.
     most_tasks: how many of the tasks get rollouts at the most, with alloc.low = 0.
     evidence_M, failure_rate: of `budgets`.
+    due_M: bool, the tasks that are due; None: none.
   """
   M = value_lib.check_success_rate(success_rate)
   R, rollouts_W, low_W = alloc.rollouts_per_step, wave_rollouts(alloc), _lows(alloc.low, alloc.waves)
@@ -334,11 +338,20 @@ def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: in
         solver=alloc.solver, cost_M=cost_X, group=group, evidence_M=rows(evidence_M, row_X), failure_rate=failure_rate,
         most_tasks=most_tasks)
 
-  all_M = np.arange(M)
-  if wave or alloc.low or alloc.waves == 1:
-    return share(rollouts_W[wave], low_W[wave], all_M, None if wave or alloc.low else most)
-  budget_M = share(R, 0, all_M, min(most, rollouts_W[0]))
-  row_X = np.flatnonzero(budget_M)
+  all_M, choice = np.arange(M), min(most, rollouts_W[0])
+  due_X = all_M[:0] if due_M is None or alloc.rule == 'uniform' else np.flatnonzero(due_M)
+  if wave or alloc.low:
+    return share(rollouts_W[wave], low_W[wave], all_M)
+  if alloc.waves == 1 and not len(due_X):
+    return share(R, 0, all_M, most)
+  if len(due_X) > choice:
+    row_X = due_X[np.argsort(-share(R, 0, due_X, choice), kind='stable')][:choice]
+  else:
+    at_once_M = share(R, 0, all_M, choice)
+    wanted_X = np.argsort(-at_once_M, kind='stable')[:np.count_nonzero(at_once_M)]
+    row_X = np.append(due_X, np.setdiff1d(wanted_X, due_X, assume_unique=True))[:choice]
+  row_X = np.sort(row_X)
+  budget_M = np.zeros(M, np.int32)
   if len(row_X):  # else the tokens do not pay for any rollout that adds value
     budget_M[row_X] = share(rollouts_W[0], 1, row_X)
   return budget_M

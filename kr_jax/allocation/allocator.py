@@ -26,7 +26,10 @@ from kr_jax.allocation.value import Beta, Value
 from kr_jax.types import Array, TaskStats
 
 _VERSION = 1  # of what state_dict returns
+_STATE = dict(settings=Mapping, ids=list, labels=list, stats=Mapping, recent=list, tokens=(bool, type(None)))
+_WHOLE = 'save what state_dict returns as a whole'
 _GROUPS = 512  # the last groups that forecasts are recalibrated to, and that `calibration` scores
+_COUNTS = ('successes_I', 'failures_I', 'tokens_OI', 'visits_I', 'rates_I', 'rollouts_I', 'known_OI')
 _MOST = 2 ** 20  # rollouts of an outcome of a task in a step; a larger count is taken for a mistake
 
 
@@ -62,8 +65,12 @@ class Allocator:
     value_lib.check(value, nu)
     if num_tasks is not None and not (isinstance(num_tasks, numbers.Integral) and num_tasks > 0):
       raise ValueError(f'num_tasks={num_tasks!r} must be a positive whole number, or None where it is not known')
-    if bad := [(x, rate) for x, rate in (prior or {}).items() if not 0 <= rate <= 1]:
-      raise ValueError(f'prior[{bad[0][0]!r}]={bad[0][1]} must be a rate in [0, 1]; leave out what is not known')
+    for x, rate in (prior or {}).items():
+      if not (isinstance(rate, (numbers.Real, np.bool_)) and 0 <= rate <= 1):
+        raise ValueError(f'prior[{x!r}]={rate!r} must be a rate in [0, 1]; leave out what is not known')
+    for x, label in (strata or {}).items():
+      if not isinstance(label, Hashable):
+        raise ValueError(f'strata[{x!r}]={label!r} is no label that can be looked up; give texts or numbers')
     self._settings = dict(
         low=int(low), high=int(high), rule=rule, nu=float(nu), solver=solver, recalibrate=recalibrate,
         value=value if isinstance(value, str) else getattr(value, '__qualname__', type(value).__name__),
@@ -219,16 +226,21 @@ class Allocator:
     version = state.get('version') if isinstance(state, Mapping) else None
     if version != _VERSION:
       raise ValueError(f'a state of version {version!r} cannot be read; this code has version {_VERSION}')
-    if missing := {'settings', 'ids', 'labels', 'stats', 'recent', 'tokens'} - set(state):
-      raise ValueError(f'the state lacks {sorted(missing)}; save what state_dict returns as a whole')
+    if missing := [name for name, kind in _STATE.items() if name not in state or not isinstance(state[name], kind)]:
+      raise ValueError(f'the state lacks {missing}, or they are damaged; {_WHOLE}')
     theirs = state['settings']
     if other := [f'{name}={theirs.get(name)!r}, here {x!r}' for name, x in self._settings.items()
                  if theirs.get(name) != x]:
       raise ValueError(f"the state is of an allocator with {'; '.join(other)}; make one with the state's settings")
     ids = _ids([_hashable(x) for x in state['ids']])
+    if len(set(ids)) < len(ids):
+      raise ValueError(f'the state has {len(ids) - len(set(ids))} ids twice; {_WHOLE}')
     labels = [_hashable(x) for x in state['labels']]
     unseen = self._unseen(ids)
     stats = _read(state['stats'], unseen)
+    recent = _numbers('recent', state['recent'], np.dtype(float))
+    if recent.size % 4 or recent.min(initial=0) < 0:
+      raise ValueError(f'recent of the state is not of groups of four numbers, 0 or more; {_WHOLE}')
     same_I = np.all(stats.known_OI == unseen.known_OI, axis=0)
     for x, y, same in zip(ids, stats.stratum_I, same_I):
       if not same or labels[y:y + 1] != [self._strata.get(x)]:
@@ -236,7 +248,7 @@ class Allocator:
                          'prior, prior_rollouts and strata that the state was made with')
     self._stats = stats._replace(stratum_I=unseen.stratum_I)
     self._row = {x: i for i, x in enumerate(ids)}
-    self._recent = collections.deque(map(tuple, state['recent']), maxlen=_GROUPS)
+    self._recent = collections.deque(map(tuple, recent.reshape(-1, 4).tolist()), maxlen=_GROUPS)
     self._tokens = state['tokens']
 
   def _unseen(self, ids: list[Hashable]) -> TaskStats:
@@ -271,9 +283,10 @@ class Allocator:
 
 def _ids(ids: Iterable[Hashable]) -> list[Hashable]:
   """Ids as a list. Scalars of numpy and torch become numbers: those of torch are equal to nothing but themselves."""
-  if isinstance(ids, (str, bytes)):
+  ids = ids.tolist() if hasattr(ids, 'tolist') else ids
+  if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
     raise ValueError(f'ids={ids!r} is one id; give a list of them')
-  ids = [x.item() if hasattr(x, 'ndim') else x for x in (ids.tolist() if hasattr(ids, 'tolist') else ids)]
+  ids = [x.item() if getattr(x, 'ndim', None) == 0 else x for x in ids]
   for m, x in enumerate(ids):
     try:
       hash(x)
@@ -291,12 +304,25 @@ def _hashable(x: Any) -> Any:
 
 def _read(lists: Mapping[str, Any], like: TaskStats) -> TaskStats:
   """Statistics of nested lists, of the shapes and dtypes of others."""
-  read = {name: np.array(lists.get(name, ()), x.dtype) for name, x in like._asdict().items()}
+  read = {name: _numbers(f'stats[{name!r}]', lists.get(name, ()), x.dtype) for name, x in like._asdict().items()}
   for name, x in like._asdict().items():
     if read[name].size != x.size:
       raise ValueError(f'stats[{name!r}] of the state has {read[name].size} numbers, and its ids ask for {x.size}; '
-                       'save what state_dict returns as a whole')
+                       f'{_WHOLE}')
+    if name in _COUNTS and read[name].min(initial=0) < 0:
+      raise ValueError(f'stats[{name!r}] of the state has the count {read[name].min():g}, below 0; {_WHOLE}')
   return TaskStats(*(read[name].reshape(x.shape) for name, x in like._asdict().items()))
+
+
+def _numbers(name: str, lists: Any, dtype: np.dtype) -> np.ndarray:
+  """The numbers of nested lists. Raises ValueError for what is none."""
+  try:
+    x = np.array(lists, dtype)
+  except (TypeError, ValueError, OverflowError) as error:
+    raise ValueError(f'{name} of the state are no numbers ({error}); {_WHOLE}') from error
+  if not np.all(np.isfinite(x)):
+    raise ValueError(f'{name} of the state has a number that is not finite; {_WHOLE}')
+  return x
 
 
 def _counts(name: str, x: Array, num_ids: int, *, most: float = _MOST) -> np.ndarray:

@@ -120,6 +120,11 @@ def posterior(stats: types.TaskStats, index_M: Array) -> Beta:
   return recalibrate.apply(evidence(stats, index_M), stats.calibration)
 
 
+def due(stats: types.TaskStats, index_M: Array) -> np.ndarray:
+  """bool, the tasks of which less than one rollout's worth of evidence is left, or of which none was ever seen."""
+  return stats.successes_I[index_M] + stats.failures_I[index_M] < 1
+
+
 def window(stats: types.TaskStats, index_M: Array) -> Window:
   """The success rates of tasks as the paper's code estimates them."""
   return Window(stats.window_rate_I[index_M], stats.rollouts_I[index_M] >= _KNOWN)

@@ -275,6 +275,10 @@ class Estimator:
         return estimate.window(stats, index_M)
     return estimate.posterior(stats, index_M)
 
+  def due(self, index_M: np.ndarray) -> np.ndarray:
+    """bool, the tasks of which too little is known to leave them out, if not all get rollouts."""
+    return estimate.due(self._stats, index_M)
+
   def observe(self, step: int, index_M: np.ndarray, task_R: np.ndarray, verdict_R: np.ndarray) -> None:
     if self._filter:
       self._filter.observe(step, index_M, task_R, verdict_R)
@@ -284,8 +288,8 @@ class Estimator:
           self._stats, index_M, task_R, verdict_R, np.ones(len(task_R)), discount=discount)
 
 
-def follow(world: World, method: Method, *, seed: int) -> dict[str, float]:
-  """MEASURES of one run; and after an abrupt change `lost` by VISITS."""
+def follow(world: World, method: Method, *, seed: int, estimator: Any = None) -> dict[str, float]:
+  """MEASURES of one run; and after an abrupt change `lost` by VISITS. estimator: like Estimator; None: the method's."""
   setup = world.setup
   I, M = setup.tasks, setup.per_step
   candidates = min(method.candidates * M, I)
@@ -293,7 +297,7 @@ def follow(world: World, method: Method, *, seed: int) -> dict[str, float]:
       setup, M, value=method.value or setup.value, nu=setup.nu, waves=method.waves,
       rule='uniform' if method.estimate == 'uniform' else 'knapsack', low=0 if candidates > M else setup.low,
       solver='dp' if candidates > M or method.evidence else 'greedy')  # of values that may not be concave
-  estimator, exact = Estimator(method, world), Filter(world, knows_prior=method.prior)
+  estimator, exact = estimator or Estimator(method, world), Filter(world, knows_prior=method.prior)
   seen_I, late, by_visit = np.full(I, -1), collections.deque(), collections.defaultdict(list)
   visits_I, longest, measured = np.zeros(I, int), 0, []
   for step in range(setup.steps):
@@ -303,7 +307,8 @@ def follow(world: World, method: Method, *, seed: int) -> dict[str, float]:
     luck_MN = np.random.default_rng((seed, 1, step)).random((candidates, setup.high))
     evidence_M = forecast.a_M + forecast.b_M if method.evidence and isinstance(forecast, Beta) else None
     more = {'most_tasks': M if candidates > M else None, 'evidence_M': evidence_M}
-    spent = worlds.spend(forecast, p_M, luck_MN, alloc, **more)
+    due_M = estimator.due(index_M) if candidates > M and method.estimate == 'recalibrated' else None
+    spent = worlds.spend(forecast, p_M, luck_MN, alloc, due_M=due_M, **more)
     count_M = spent.budget_M
     if step >= setup.steps - setup.measured * setup.steps_a_pass:
       oracle = worlds.spend(p_M, p_M, luck_MN, alloc.replace(waves=1, rule='knapsack'), **more)

@@ -10,10 +10,10 @@ and (a, b, s, c) maximise the likelihood of the right rollouts of the last group
 
     1/2 [4 a^2 + 4 (b - 1)^2 + 4 (log s)^2 + 10 (c - 1)^2]
 
-which keeps (0, 1, 1, 1) until the groups say otherwise. Of a policy that has moved evenly a is the move; b < 1 says that
-high and low rates have come together, s < 1 that all evidence has lost weight, and c < 1 that much evidence has lost
-more of it than little. The likelihood of counts decides, not the error of the mean: it also fits how often whole groups
-are right or wrong.
+which keeps (0, 1, 1, 1) until the groups say otherwise. Of a policy that has moved evenly a is the move; b < 1 says
+that high and low rates have come together, s < 1 that all evidence has lost weight, and c < 1 that much evidence has
+lost more of it than little. The likelihood of counts decides, not the error of the mean: it also fits how often whole
+groups are right or wrong.
 
 Source: Cox 1958, Two further applications of a model for binary regression, Biometrika 45 (a and b); the Beta-binomial
 likelihood is that of Skellam 1948, JRSS B 10.
@@ -95,7 +95,8 @@ def _loss(forecast_H4: np.ndarray, theta: np.ndarray) -> tuple[float, np.ndarray
   z_H, total_H = a + b * x_H, np.exp(log_s + c * log_H)
   mean_H, rest_H = special.expit(z_H), special.expit(-z_H)
   alpha_H, beta_H = total_H * mean_H, total_H * rest_H
-  rise = lambda f: (f(alpha_H + right_H) - f(alpha_H), f(beta_H + wrong_H) - f(beta_H), f(total_H + count_H) - f(total_H))
+  rise = lambda f: (
+      f(alpha_H + right_H) - f(alpha_H), f(beta_H + wrong_H) - f(beta_H), f(total_H + count_H) - f(total_H))
   of_alpha_H, of_beta_H, of_total_H = rise(special.gammaln)
   likelihood = np.sum(of_alpha_H + of_beta_H - of_total_H)
   # First and second derivatives by alpha and by beta, less what alpha + beta has of them.

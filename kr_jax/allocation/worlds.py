@@ -191,7 +191,7 @@ class Spent(NamedTuple):
 
 
 def spend(forecast: Array | Beta | Window, p_M: np.ndarray, luck_MN: np.ndarray, alloc: knobs.Alloc, *,
-          most_tasks: int | None = None, evidence_M: Array | None = None) -> Spent:
+          most_tasks: int | None = None, evidence_M: Array | None = None, due_M: Array | None = None) -> Spent:
   """Spends the rollouts of a step by a forecast of success rates, in alloc.waves waves.
 
   The failure rate that the value 'coba' reads is that of these tasks.
@@ -200,21 +200,18 @@ def spend(forecast: Array | Beta | Window, p_M: np.ndarray, luck_MN: np.ndarray,
     forecast: success rates that are believed; with more than one wave not a Window.
     p_M: the true ones.
     luck_MN: uniform in [0, 1): the n-th rollout of task m is right where luck_MN[m, n] < p_M[m].
-    most_tasks, evidence_M: of `allocate.budgets`.
+    most_tasks, evidence_M, due_M: of `allocate.of_wave`.
   """
   N = luck_MN.shape[1]
   verdict_MN = luck_MN < p_M[:, None]
   within = lambda n_M: np.arange(N) < n_M[:, None]
   n_M, objective, known = np.zeros(len(p_M), int), 0.0, {'evidence_M': evidence_M}
-  low_W = [alloc.low // alloc.waves + (w < alloc.low % alloc.waves) for w in range(alloc.waves)]
-  for wave, total in enumerate(allocate.wave_rollouts(alloc)):
+  for wave in range(alloc.waves):
     right_M = (verdict_MN & within(n_M)).sum(axis=1)
     rate, group = forecast, Group(right_M, n_M - right_M) if wave else None
     if wave and isinstance(forecast, Beta):
       rate = Beta(forecast.a_M + right_M, forecast.b_M + n_M - right_M)
-    more_M = allocate.budgets(
-        rate, total, low=low_W[wave], high=alloc.high - sum(low_W[wave + 1:]), rule=alloc.rule, value=alloc.value,
-        nu=alloc.nu, solver=alloc.solver, group=group, most_tasks=most_tasks, **known)
+    more_M = allocate.of_wave(rate, alloc, wave=wave, group=group, most_tasks=most_tasks, due_M=due_M, **known)
     worth = lambda n_M: allocate.objective(p_M, n_M, alloc.value, alloc.nu, group=group, **known)
     objective += worth(more_M) - worth(np.zeros_like(more_M))
     mixed_M = (right_M > 0) & (right_M < n_M)

@@ -30,8 +30,6 @@ MICROBATCHES = 'microbatches'  # the name of the loops over the microbatches in 
 # Edges of the bins in which the logs of ratios are counted: each is a tenth further from 0 than the one before.
 _SIZES = 1e-4 * 1.1 ** np.arange(120)
 LOG_RATIO_EDGES = np.concatenate([-_SIZES[::-1], _SIZES]).astype(np.float32)
-
-
 # Ratios of tokens to the sampler's policy are off by 1e-2 and more in bfloat16.
 _ROUNDING = 0.02
 
@@ -43,6 +41,8 @@ class Config(knobs.Optimizer, knobs.Pack):
   SECTION = 'sample'
   grpo: knobs.Grpo = knobs.Grpo()
   temperature: float = knobs.knob(1.0, 'at which the rollouts were sampled', above=0)
+  # Of each wave of a step, where there are several; (): as many as it has rows, which a mesh may round up.
+  wave_rollouts: tuple[int, ...] = ()
 
 
 class Tokens(NamedTuple):
@@ -249,10 +249,11 @@ def _experience(rollouts: types.Rollouts, reward_R: Array, config: Config, past:
                 key: Array | None = None) -> Experience:
   M, C = rollouts.prompts.length_M.shape[0], rollouts.token_RC.shape[1]
   task_R, length_R, wave_R, g = rollouts.task_R, rollouts.length_R, rollouts.wave_R, config.grpo
+  share_W = np.divide(config.wave_rollouts, sum(config.wave_rollouts)) if config.wave_rollouts else None
   advantage_R = grpo.advantage(reward_R, task_R, M, kind=g.advantage, wave_R=wave_R, past=past)
   weight_R = grpo.token_weights(
       task_R, length_R, M, weight=g.weight, aggregate=g.aggregate, completion_length=C, wave_R=wave_R,
-      least=1 if g.advantage == 'posterior' else 2)
+      share_W=share_W, least=1 if g.advantage == 'posterior' else 2)
   if g.keep < 1:
     if key is None:
       raise ValueError(f'grpo.keep={g.keep:g} draws which rollouts are dropped by key=None; pass a key, or set it to 1')

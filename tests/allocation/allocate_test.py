@@ -992,3 +992,18 @@ def test_a_loop_of_another_trainer():
   assert budget_M.sum() == 32 and budget_M[3] == budget_M.min()
   assert allocation.expected_mixed_tasks(seen, budget_M) < 4
   np.testing.assert_allclose(allocation.expected_tokens(stats, np.arange(4), default=1.0), 7)
+
+
+def test_tasks_that_are_due_come_first():
+  """Two tasks at 1/3, whose value is the largest, would take all; one that is due and looks hopeless gets a rollout."""
+  rate = Beta(np.array([30.0, 30, 0.1, 0.1]), np.array([60.0, 60, 90, 90]))
+  alloc = knobs.Alloc(low=0, high=16, rollouts_per_step=12)
+  of = lambda due_M, **more: allocate.of_wave(rate, alloc.replace(**more), most_tasks=2, due_M=due_M)
+  np.testing.assert_array_equal(of(None), [6, 6, 0, 0])
+  np.testing.assert_array_equal(of(np.zeros(4, bool)), [6, 6, 0, 0])
+  for waves in (1, 2):
+    budget_M = of(np.array([False, False, False, True]), waves=waves)
+    assert budget_M[3] == 1 and np.count_nonzero(budget_M) == 2 and budget_M.sum() == 12 // waves
+    # Of more due tasks than there is room for, those that are worth most.
+    budget_M = of(np.array([False, True, True, True]), waves=waves)
+    assert budget_M[0] == 0 and budget_M[1] > 1 == budget_M[2] and budget_M.sum() == 12 // waves

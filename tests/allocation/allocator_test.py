@@ -255,6 +255,7 @@ def test_a_known_rate_and_strata_speak_before_any_rollout():
 @pytest.mark.parametrize('ids, total, message', [
     (['a', 'b', 'a'], 9, "the task 'a' stands 2 times in ids"), ([], 4, 'no tasks'),
     (['a'], 1, '1 rollouts cannot be shared by 1 tasks at 2..128'), ('ab', 8, 'is one id'),
+    (5, 8, 'ids=5 is one id'), (np.array(5), 8, 'ids=5 is one id'), ([np.zeros(2)], 8, 'cannot be looked up'),
     ([{}], 8, 'cannot be looked up')])
 def test_what_has_no_budgets_is_refused(ids, total, message):
   with pytest.raises(ValueError, match=message):
@@ -272,6 +273,8 @@ def test_no_tasks_get_no_rollouts():
     (dict(pass_discount=0), 'alloc.pass_discount=0'), (dict(num_tasks=0), 'num_tasks=0 must be a positive whole'),
     (dict(num_tasks=2.5), 'num_tasks=2.5'), (dict(prior={'a': 1.5}), r"prior\['a'\]=1.5 must be a rate in \[0, 1\]"),
     (dict(prior={'a': float('nan')}), 'leave out what is not known'), (dict(prior_rollouts=0), 'prior_rollouts=0'),
+    (dict(prior={'a': None}), r"prior\['a'\]=None must be"),
+    (dict(strata={'a': [1]}), r"strata\['a'\]=\[1\] is no label"),
     (dict(nu=-1.0), 'alloc.nu=-1.0'), (dict(rule='best'), "alloc.rule='best'")])
 def test_settings_out_of_bounds_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
@@ -393,6 +396,9 @@ def test_strata_may_be_named_in_another_order():
     ({}, dict(prior={'task 1': 0.5}), "another prior or stratum of task 'task 1'"),
     ({}, dict(strata={'task 3': 'x'}), "another prior or stratum of task 'task 3'"),
     (dict(ids=['a', 'b']), {}, r"stats\['successes_I'\] of the state has 12 numbers, and its ids ask for 2"),
+    (dict(ids=['a', 'a']), {}, 'the state has 1 ids twice'),
+    (dict(settings=None, recent='x'), {}, r"the state lacks \['settings', 'recent'\], or they are damaged; save what"),
+    (dict(recent=[[1, 2]]), {}, 'recent of the state is not of groups of four numbers'),
 ])
 def test_a_state_that_does_not_fit_is_refused(change, options, message):
   state = None if change is None else trained(steps=12).state_dict() | change
@@ -403,6 +409,17 @@ def test_a_state_that_does_not_fit_is_refused(change, options, message):
   with pytest.raises(ValueError, match=message):
     allocator.load_state_dict(state)
   assert allocator.state_dict() == before
+
+
+@pytest.mark.parametrize('name, value, message', [
+    ('successes_I', [float('nan')] * 12, 'has a number that is not finite'), ('failures_I', [-1] * 12, 'the count -1, be'),
+    ('tokens_OI', [[1], [1, 2]], 'are no numbers'), ('stratum_I', [2 ** 40] * 12, 'are no numbers'),
+    ('calibration', [float('inf')] * 4, 'has a number that is not finite')])
+def test_damaged_statistics_are_refused(name, value, message):
+  state = trained(steps=12).state_dict()
+  state['stats'][name] = value
+  with pytest.raises(ValueError, match=rf"stats\['{name}'\] of the state {message}"):
+    Allocator().load_state_dict(state)
 
 
 # The light install.

@@ -263,6 +263,17 @@ def test_forecasts_keep_up_with_a_policy_that_moves(drift):
     assert abs(np.mean(off)) < most if most else abs(np.mean(off)) > 0.08 or not drift
 
 
+def test_a_task_is_due_when_less_than_a_rollout_is_left():
+  stats = stats_of([8, 0, 0, 0.5], [0, 1, 0, 0.4])
+  np.testing.assert_array_equal(estimate.due(stats, np.arange(4)), [False, False, True, True])
+  none = np.zeros(0, int)
+  for passes, is_due in ((7, False), (8, True)):  # 8 * .75^7 = 1.07
+    faded = stats
+    for _ in range(4 * passes):
+      faded = estimate.observe(faded, np.array([2]), none, none, none, discount=0.75)
+    assert estimate.due(faded, np.array([0]))[0] == is_due
+
+
 def test_old_evidence_fades_into_the_prior():
   fresh = observe(estimate.init(2), 0, [1] * 8)
   none = np.zeros(0, int)
@@ -320,7 +331,7 @@ def test_estimates_are_those_of_the_tasks_asked_for():
 
 
 def test_tokens_by_hand():
-  """Right rollouts have 60 tokens of 6, so 10 on the mean, wrong ones 80 of 4, so 20; four of these are added to each."""
+  """Right rollouts have 60 tokens of 6, so 10 on the mean, wrong ones 80 of 4, so 20; four of these join each."""
   stats = stats_of([1, 0, 5], [1, 0, 3], tokens_OI=np.array([[50.0, 0, 30], [20, 0, 40]]))
   np.testing.assert_allclose(
       estimate.tokens(stats, np.array([2, 0, 1]), default=99.0, rate_M=np.array([0.75, 0.5, 0.1])),

@@ -80,7 +80,7 @@ def test_is_that_of_the_loops(groups, num_strata, known):
 
 
 def test_a_task_counts_once_whatever_its_rollouts():
-  """Half of the tasks at .1 with 30 rollouts, half at .95 with 2: the mean rate is .525; of all rollouts .153 are right."""
+  """Half of the tasks at .1 with 30 rollouts, half at .95 with 2: the mean rate is .525, and .153 of all rollouts."""
   rng = np.random.default_rng(0)
   p_I, n_I = np.tile([0.1, 0.95], 2000), np.tile([30, 2], 2000)
   right_I = rng.binomial(n_I, p_I)

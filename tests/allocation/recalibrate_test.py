@@ -1,4 +1,4 @@
-"""Recalibration finds how a posterior is off, by the likelihood of counts, and is nothing where there is nothing to see."""
+"""Recalibration finds how a posterior is off, by the likelihood of counts, and does nothing where nothing is seen."""
 
 import itertools
 import math
@@ -51,7 +51,8 @@ def test_nothing_seen_changes_nothing():
 
 
 @settings(max_examples=8)
-@given(seed=st.integers(0, 2 ** 32 - 1), move=st.sampled_from(((0, 1, 1, 1), (0.8, 1, 0.5, 1), (-1, 0.6, 0.3, 0.7), (0, 1.4, 2, 1))))
+@given(seed=st.integers(0, 2 ** 32 - 1),
+       move=st.sampled_from(((0, 1, 1, 1), (0.8, 1, 0.5, 1), (-1, 0.6, 0.3, 0.7), (0, 1.4, 2, 1))))
 def test_the_fit_is_the_minimum_of_the_loops(seed, move):
   rng = np.random.default_rng(seed)
   forecast_H4 = groups(rng, 40, **dict(zip('absc', move)), count=int(rng.integers(1, 9)))

@@ -396,6 +396,17 @@ def test_dropped_rollouts_are_not_computed_and_the_others_weigh_more():
   jax.tree.map(np.testing.assert_array_equal, *whole)
 
 
+@slow
+def test_the_weight_of_a_wave_does_not_hang_on_rows_that_are_none():
+  """A mesh may round up the rows of one wave more than those of another."""
+  config = varied(CONFIG, weight='task', aggregate='constant').replace(wave_rollouts=(8, 5, 2))
+  rollouts, _ = padded(make_rollouts(), REWARD_R, 3)
+  got, want = (update._experience(*of_rows, config).weight_R for of_rows in (
+      (rollouts._replace(wave_R=np.append(WAVE_R, [0, 0, 2]).astype(np.int32)), np.append(REWARD_R, [0, 0, 0])),
+      (make_rollouts()._replace(wave_R=WAVE_R), REWARD_R)))
+  np.testing.assert_array_equal(got[:15], want)
+
+
 def test_dropping_keeps_a_share_of_the_rollouts_and_the_expected_advantage():
   """Of 15 rollouts, whatever rows are none, 6 on the mean: to four standard errors of 4096 keys."""
   config, padded_R = varied(CONFIG, advantage='posterior', keep=0.4), padded(make_rollouts(), REWARD_R, 3)

@@ -1,7 +1,8 @@
 """A trainer of verl whose prompts get the rollouts that an Allocator gives. Written for verl 0.9.1, V1, `sync`.
 
-verl's agent loop reads how often a prompt is sampled from its field __rollout_n__, and verl groups advantages by uid: all
-there is to do is to fill in the field and to pass on the verdicts. A step has train_batch_size * rollout.n rollouts.
+verl's agent loop reads how often a prompt is sampled from its field __rollout_n__, and verl groups advantages by uid:
+all there is to do is to fill in the field and to pass on the verdicts. A step has train_batch_size * rollout.n
+rollouts.
 Name a module of your own in VERL_USE_EXTERNAL_MODULES, which verl imports in each process:
 
     from kr_jax.allocation import Allocator
