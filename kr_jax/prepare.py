@@ -238,9 +238,8 @@ def _check_alloc(c: knobs.Config) -> None:
                               most_tasks=M, counts_evidence=c.grpo.advantage == 'posterior')
   if not budget_X.any():  # and none would ever be, as nothing would be learnt of the tasks
     raise ValueError(
-        f'alloc.tokens_per_step={c.alloc.tokens_per_step} gives no task of the first step rollouts: a rollout is '
-        f'expected to take sample.completion_length={C} tokens there, and a single one may have no value; raise '
-        'alloc.tokens_per_step, or alloc.low from 0')
+        f'alloc.tokens_per_step={c.alloc.tokens_per_step} pays for no rollout of the first step, each of which is '
+        f'expected to take sample.completion_length={C} tokens; raise alloc.tokens_per_step, or alloc.low from 0')
 
 
 def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, tokenizer, most: int | None = None

@@ -372,9 +372,7 @@ def _join(waves: tuple[types.Rollouts, ...], rows: int | None) -> types.Rollouts
   of_all = lambda name: jnp.concatenate([sharding.replicate(getattr(wave, name)) for wave in waves])
   order_R = jnp.argsort(of_all('task_R'), stable=True)[:rows]  # what is no rollout is the last
   wave_R = jnp.concatenate([jnp.full(len(wave.task_R), w) for w, wave in enumerate(waves)])[order_R]
-  by_row = {name: of_all(name)[order_R] for name in ('token_RC', 'logp_RC')}
-  if len(order_R) % sharding.row_shards() == 0:
-    by_row = sharding.constrain_rows(by_row)
+  by_row = _divided_rows({name: of_all(name)[order_R] for name in ('token_RC', 'logp_RC')})
   whole = {name: of_all(name)[order_R] for name in ('task_R', 'length_R', 'ended_R')}
   counts = {name: sum(getattr(wave, name) for wave in waves) for name in ('decode_steps', 'tail_steps', 'refills')}
   return types.Rollouts(waves[0].prompts, **by_row, **sharding.replicate(whole | counts | {'wave_R': wave_R}))
@@ -427,9 +425,17 @@ def apply_stop_strings(rollouts: types.Rollouts, decode: Callable[[np.ndarray], 
 @jax.jit
 def _shorten(rollouts: types.Rollouts, length_R: Array, cut_R: Array) -> types.Rollouts:
   there_RC = jnp.arange(rollouts.token_RC.shape[1])[None] < length_R[:, None]
+  by_row = {'token_RC': jnp.where(there_RC, rollouts.token_RC, PAD),
+            'logp_RC': jnp.where(there_RC, rollouts.logp_RC, 0)}
+  ended_R = jnp.where(cut_R, types.ENDED_STOP, rollouts.ended_R)
   return rollouts._replace(
-      token_RC=jnp.where(there_RC, rollouts.token_RC, PAD), logp_RC=jnp.where(there_RC, rollouts.logp_RC, 0),
-      length_R=length_R, ended_R=jnp.where(cut_R, types.ENDED_STOP, rollouts.ended_R))
+      **_divided_rows(by_row), **sharding.replicate({'length_R': length_R, 'ended_R': ended_R}))
+
+
+def _divided_rows(tree: Any) -> Any:
+  """Arrays of R rows, divided by rows where the shards divide R."""
+  (R,) = {len(x) for x in jax.tree.leaves(tree)}
+  return tree if R % sharding.row_shards() else sharding.constrain_rows(tree)
 
 
 def keep(rollouts: types.Rollouts, keep_R: np.ndarray) -> types.Rollouts:

@@ -51,7 +51,7 @@ def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
 def workers(setup: Setup) -> rewards.Workers:
   """The verifier processes of a config."""
   return rewards.Workers(
-      setup.rewards, completion_length=setup.sample.completion_length,
+      setup.rewards, completion_length=setup.sample.completion_length, calls_a_step=setup.config.alloc.waves,
       verifiers=rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards))
 
 

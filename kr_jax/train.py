@@ -196,8 +196,9 @@ def _explore(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
   joined = lambda x_WR: sample.join_rows(x_WR, task_WR, waves.rows)
   return _Explored(
       sample.join(rollouts_W, waves.rows), sum_M,
-      rewards.Scores(joined([scores.outcome_R for scores in scores_W]), joined([scores.reward_R for scores in scores_W]),
-                     tuple(example for scores in scores_W for example in scores.examples)),
+      rewards.Scores(
+          joined([scores.outcome_R for scores in scores_W]), joined([scores.reward_R for scores in scores_W]),
+          tuple(example for scores in scores_W for example in scores.examples)),
       slots, sample_s)
 
 

@@ -174,8 +174,11 @@ def test_a_death_loses_nothing(tmp_path, data_dir):
 
 @pytest.mark.exhaustive
 def test_two_processes_are_one(tmp_path, data_dir):
-  """One process of eight devices, and two of four."""
-  whole, parts = (finished(tmp_path / str(count), start(tmp_path / str(count), data_dir, count, num_steps=4))
+  """One process of eight devices, and two of four; in waves, of tasks that are chosen, each wave's rows rounded up."""
+  waves = {'alloc.waves': 2, 'alloc.low': 0, 'tasks.candidates_per_step': 6, 'alloc.rollouts_per_step': 18,
+           'grpo.advantage': 'posterior', 'grpo.keep': 0.5, 'grpo.weight': 'task', 'sample.stop_strings': "('7',)",
+           'rewards.max_faulty_steps': 9}
+  whole, parts = (finished(tmp_path / str(count), start(tmp_path / str(count), data_dir, count, num_steps=4, **waves))
                   for count in (1, 2))
   for row, other in zip(whole, parts, strict=True):
     for name in ('tokens_generated', 'reward_mean', 'budget_max', 'mixed_tasks', 'unverified', 'no_answer',

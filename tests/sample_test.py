@@ -463,6 +463,23 @@ OF_WAVES = [types.Rollouts(
             for w, task_R in enumerate(([0, 0, 1, 3], [0, 2, 3]))]
 
 
+def test_what_stop_strings_leave_is_whole_on_every_device():
+  """All but the tokens, which stay divided: each process reads the lengths of all rollouts."""
+  text = lambda token_C: ''.join('#' if t == 10 else '.' for t in token_C)
+  config, joined = CONFIG.replace(stop_strings=('#',)), sample.join(OF_WAVES)
+  rows = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), {  # as many as the shards
+      name: getattr(joined, name) for name in ('task_R', 'token_RC', 'logp_RC', 'length_R', 'ended_R')})
+  want = sample.apply_stop_strings(joined._replace(**rows), text, config)
+  with jax.set_mesh(sharding.mesh(fsdp=8)):
+    rows = jax.jit(lambda rows: rows | sharding.constrain_rows({
+        name: rows[name] for name in ('token_RC', 'logp_RC')}))(rows)
+    got = sample.apply_stop_strings(joined._replace(**rows), text, config)
+  assert got.length_R.is_fully_replicated and got.ended_R.is_fully_replicated
+  assert len({str(s.index) for s in got.token_RC.addressable_shards}) == 8
+  assert got.length_R.tolist() == want.length_R.tolist() and got.ended_R.tolist() == want.ended_R.tolist()
+  np.testing.assert_array_equal(got.token_RC, want.token_RC)
+
+
 def test_waves_are_joined_by_hand():
   got = sample.join(OF_WAVES)
   assert got.task_R.tolist() == [0, 0, 0, 1, 2, 3, 3] and got.wave_R.tolist() == [0, 0, 1, 0, 1, 0, 1]

@@ -157,7 +157,7 @@ def test_a_mixture_of_one_is_its_dataset():
 
 def test_a_dataset_too_small_for_its_weight():
   with pytest.raises(ValueError, match="a step takes up to 3 tasks of 'b', which has 2; lower its "
-                                       'weight in tasks.mixture, or tasks.per_step'):
+                                       'weight in tasks.mixture, tasks.per_step or tasks.candidates_per_step'):
     tasks.batch(mixed(a=50, b=2), 0, per_step=8, seed=0, weights={'a': 2, 'b': 1})
 
 

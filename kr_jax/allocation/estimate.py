@@ -66,6 +66,9 @@ def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Ar
     length_R: completion tokens.
     discount: the share of the earlier evidence that a pass over the split leaves.
     reward_R: None: the verdicts.
+
+  Raises:
+    ValueError: a verdict that is neither 0 nor 1.
   """
   index_M, task_R = np.asarray(index_M), np.asarray(task_R)
   I, M = len(stats.rollouts_I), len(index_M)
@@ -73,6 +76,9 @@ def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Ar
   task_R = task_R[is_rollout_R]
   verdict_R, length_R, reward_R = (np.asarray(x_R, float)[is_rollout_R] for x_R in (
       verdict_R, length_R, verdict_R if reward_R is None else reward_R))
+  if not np.all((verdict_R == 0) | (verdict_R == 1)):
+    bad = verdict_R[(verdict_R != 0) & (verdict_R != 1)][0]
+    raise ValueError(f'verdict_R holds {bad:g}, and a verdict is 0.0 or 1.0; give what is in between as reward_R')
   index_R = index_M[task_R]
   of_task = lambda x_R: np.bincount(task_R, weights=x_R, minlength=M)
   right_M, count_M = of_task(verdict_R), of_task(np.ones(len(task_R)))

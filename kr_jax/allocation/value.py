@@ -195,8 +195,15 @@ def expected(success_rate: Array | Beta, budget: Array, value: str | Value = 'in
 
   Returns:
     float64 [M, J].
+
+  Raises:
+    ValueError: an unknown value, or a nu, evidence or failure rate out of its bounds.
   """
   check(value, nu)
+  if failure_rate is not None and not 0 <= failure_rate <= 1:
+    raise ValueError(f'failure_rate={failure_rate} must lie in [0, 1]; it is the share of all rollouts that are wrong')
+  if evidence_M is not None and not np.all((np.asarray(evidence_M) >= 0) & np.isfinite(evidence_M)):
+    raise ValueError(f'evidence_M={evidence_M} must hold finite numbers of rollouts, 0 or more')
   value = value if callable(value) else VALUES[value]
   budget = np.asarray(budget)
   if value in _CLOSED:

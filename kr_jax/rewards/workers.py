@@ -83,14 +83,17 @@ class Workers(contextlib.AbstractContextManager):
     config: `workers` of 0 are as many as the processors that this process may use, at most MOST_WORKERS.
     verifiers: the verifiers that tasks name, in addition to the config's.
     completion_length: C, tokens at which a completion is cut; config.length_buffer needs it.
+    calls_a_step: how often a step calls `score`: config.max_faulty_steps counts as many calls as one step.
 
   Raises:
     ValueError: an unknown verifier, a length_buffer above C, or a function that worker processes cannot import or call.
     RuntimeError: the import of a verifier's module ended its process.
   """
 
-  def __init__(self, config: Config, *, verifiers: Iterable[str | Verifier] = (), completion_length: int = 0):
+  def __init__(self, config: Config, *, verifiers: Iterable[str | Verifier] = (), completion_length: int = 0,
+               calls_a_step: int = 1):
     verifiers_lib.check(config, completion_length)
+    self._calls_a_step = calls_a_step
     self._config, self._completion_length = config, completion_length
     self._names = {name: _name(name) for name in (config.verifier, *verifiers)}
     self._numbers = itertools.count()
@@ -128,7 +131,7 @@ class Workers(contextlib.AbstractContextManager):
     """What comes of completions, each with its task; a completion is taken when a process has room.
 
     Raises ValueError for an unknown verifier, and if there are not as many completions as tasks; RuntimeError if
-    everything of a verifier failed, in max_faulty_steps calls in a row.
+    everything of a verifier failed, in as many calls in a row as max_faulty_steps have.
     """
     for task in task_R:
       if (task.verifier or self._config.verifier) not in self._names:
@@ -158,7 +161,7 @@ class Workers(contextlib.AbstractContextManager):
     return Request(next(self._numbers), secrets.token_hex(8), kind, name, **what)
 
   def _check_faults(self, kind: str, found: _Found) -> None:
-    """Counts calls in which everything of a verifier failed. Raises RuntimeError at max_faulty_steps in a row."""
+    """Counts calls in which everything of a verifier failed. Raises RuntimeError after max_faulty_steps of them."""
     succeeded = verdicts.VERIFIED if kind == worker.VERIFY else (verdicts.NONE,)
     for name in dict.fromkeys(found.name_R):
       places = [r for r, other in enumerate(found.name_R) if other == name]
@@ -166,7 +169,7 @@ class Workers(contextlib.AbstractContextManager):
         self._faulty[kind, name] = 0
         continue
       self._faulty[kind, name] += 1
-      if self._faulty[kind, name] >= self._config.max_faulty_steps:
+      if self._faulty[kind, name] >= self._config.max_faulty_steps * self._calls_a_step:
         what = 'verdict' if kind == worker.VERIFY else 'answer'
         examples = '; '.join(found.example(r) for r in places[:_EXAMPLES])
         raise RuntimeError(
@@ -182,8 +185,8 @@ class Workers(contextlib.AbstractContextManager):
 
     Raises:
       ValueError: a task names a verifier that this pool was not made with, or there are not R completions.
-      RuntimeError: everything of a verifier was unverified, in config.max_faulty_steps calls in a row; or no process
-        can be started.
+      RuntimeError: everything of a verifier was unverified, in as many calls in a row as config.max_faulty_steps have;
+        or no process can be started.
     """
     found = self._map(worker.VERIFY, completions, task_R)
     outcome_R = np.array([reply.outcome for reply in found.reply_R], np.int8)

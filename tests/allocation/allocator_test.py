@@ -145,7 +145,8 @@ class Tensor:
 
 @pytest.mark.parametrize('vector', [
     list, np.array, Tensor, lambda ids: [np.int64(x) for x in ids], lambda ids: [Tensor(x) for x in ids],
-    lambda ids: np.array(ids, object), lambda ids: (x for x in ids)], ids=str)
+    lambda ids: np.array(ids, object), lambda ids: (x for x in ids)],
+                         ids=['list', 'array', 'tensor', 'numpy', 'tensors', 'objects', 'generator'])
 def test_a_number_is_one_id_in_any_array(vector):
   allocator = Allocator()
   allocator.observe([3, 5], [4, 0], [0, 4])
@@ -412,7 +413,8 @@ def test_a_state_that_does_not_fit_is_refused(change, options, message):
 
 
 @pytest.mark.parametrize('name, value, message', [
-    ('successes_I', [float('nan')] * 12, 'has a number that is not finite'), ('failures_I', [-1] * 12, 'the count -1, be'),
+    ('successes_I', [float('nan')] * 12, 'has a number that is not finite'),
+    ('failures_I', [-1] * 12, 'has the count -1, below 0'),
     ('tokens_OI', [[1], [1, 2]], 'are no numbers'), ('stratum_I', [2 ** 40] * 12, 'are no numbers'),
     ('calibration', [float('inf')] * 4, 'has a number that is not finite')])
 def test_damaged_statistics_are_refused(name, value, message):

@@ -263,6 +263,11 @@ def test_forecasts_keep_up_with_a_policy_that_moves(drift):
     assert abs(np.mean(off)) < most if most else abs(np.mean(off)) > 0.08 or not drift
 
 
+def test_what_is_no_verdict_is_refused():
+  with pytest.raises(ValueError, match='verdict_R holds 0.5, and a verdict is 0.0 or 1.0; give .* as reward_R'):
+    observe(estimate.init(2), 0, [1, 0.5])
+
+
 def test_a_task_is_due_when_less_than_a_rollout_is_left():
   stats = stats_of([8, 0, 0, 0.5], [0, 1, 0, 0.4])
   np.testing.assert_array_equal(estimate.due(stats, np.arange(4)), [False, False, True, True])

@@ -244,6 +244,14 @@ def test_tasks_do_not_touch_each_other():
       [value_of('infogain', 0.6, 9), value_of('infogain', 0.6, 3)]], rtol=1e-13)
 
 
+@pytest.mark.parametrize('known, message', [
+    (dict(failure_rate=1.5), r'failure_rate=1.5 must lie in \[0, 1\]'),
+    (dict(evidence_M=[-1.0, 2.0]), 'must hold finite numbers of rollouts, 0 or more')])
+def test_what_cannot_be_known_is_refused(known, message):
+  with pytest.raises(ValueError, match=message):
+    value.expected([0.3, 0.5], [1, 2], 'coba', **known)
+
+
 @pytest.mark.parametrize('evidence', [False, True])
 def test_equal_posteriors_have_equal_values_to_the_last_bit(evidence):
   rng = np.random.default_rng(1)

@@ -92,7 +92,7 @@ class MeanRecalibrated(Posterior):
               @ special.log_expit(-z))
 
     a, b = optimize.minimize(loss, (0.0, 1.0)).x if len(seen) else (0.0, 1.0)
-    return recalibrate.apply(estimate.evidence(self.stats, index_M), np.array([a, b, 1.0]))
+    return recalibrate.apply(estimate.evidence(self.stats, index_M), np.array([a, b, 1.0, 1.0]))
 
 
 class Bank:

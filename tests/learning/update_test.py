@@ -400,10 +400,8 @@ def test_dropped_rollouts_are_not_computed_and_the_others_weigh_more():
 def test_the_weight_of_a_wave_does_not_hang_on_rows_that_are_none():
   """A mesh may round up the rows of one wave more than those of another."""
   config = varied(CONFIG, weight='task', aggregate='constant').replace(wave_rollouts=(8, 5, 2))
-  rollouts, _ = padded(make_rollouts(), REWARD_R, 3)
-  got, want = (update._experience(*of_rows, config).weight_R for of_rows in (
-      (rollouts._replace(wave_R=np.append(WAVE_R, [0, 0, 2]).astype(np.int32)), np.append(REWARD_R, [0, 0, 0])),
-      (make_rollouts()._replace(wave_R=WAVE_R), REWARD_R)))
+  rows = make_rollouts()._replace(wave_R=WAVE_R), REWARD_R
+  got, want = (update._experience(*of_rows, config).weight_R for of_rows in (padded(*rows), rows))
   np.testing.assert_array_equal(got[:15], want)
 
 

@@ -202,6 +202,13 @@ def test_a_verifier_without_any_verdict_ends_the_run_after_some_steps(fault, out
     assert f'{fault} 3' in str(error.value) and f'{fault} 4' not in str(error.value)
 
 
+def test_faulty_steps_of_several_calls():
+  with rewards.Workers(knobs.verifiers(own('hostile'), max_faulty_steps=1), calls_a_step=2) as pool:
+    assert not pool.score(['raise'], tasks('7')).verified_R.any()
+    with pytest.raises(RuntimeError, match=r'no verdict on any completion, 2 times in a row'):
+      pool.score(['raise'], tasks('7'))
+
+
 def test_an_extraction_without_any_answer_ends_the_run_too(monkeypatch):
   monkeypatch.setitem(rewards.ANSWERS, own('hostile'), hostile.hostile_answer)
   with rewards.Workers(knobs.verifiers(own('hostile'), max_faulty_steps=1)) as pool:
