@@ -80,7 +80,7 @@ def test_bad_flags_are_short_errors(tmp_path, data_dir):
       (*arithmetic, '--config.alloc.rul=uniform'): 'Did you mean "rule" instead of "rul"?',
       (*arithmetic, '--config.aloc.rule=uniform'): 'Did you mean "alloc" instead of "aloc"?',
       (*arithmetic, '--config.alloc.low=two'): '--config.alloc.low=two: invalid literal',
-      (*arithmetic, '--config.alloc.low=0'): 'alloc.low=0 (least rollouts of a task',
+      (*arithmetic, '--config.alloc.low=-1'): 'alloc.low=-1',
       (*arithmetic, '--config.alloc.rule=knapsak'): "did you mean 'knapsack'?",
       (*arithmetic, '--mode=tain'): 'should be one of <train|evaluate|report|export|generate|preflight>',
       (*arithmetic, '--config.policy.checkpoint=nowhere'): "checkpoint 'nowhere' is not there",
