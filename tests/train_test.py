@@ -150,7 +150,8 @@ WAVES = {'alloc__waves': 2, 'alloc__low': 0, 'tasks__candidates_per_step': 12, '
 @slow
 @pytest.mark.parametrize('knobs, num_steps', [
     (WAVES, 9),
-    ({'alloc__waves': 3, 'tasks__train_split': 'train[:16]', 'grpo__weight': 'task', 'evaluate__every': 0}, 9),
+    pytest.param({'alloc__waves': 3, 'tasks__train_split': 'train[:16]', 'grpo__weight': 'task', 'evaluate__every': 0}, 9,
+                 marks=exhaustive),
     pytest.param(WAVES | {'alloc__waves': 3, 'alloc__cost': 'tokens', 'alloc__tokens_per_step': 400}, 50,
                  marks=exhaustive)])
 def test_waves_and_choice(tmp_path, data_dir, knobs, num_steps):
