@@ -273,7 +273,8 @@ def test_a_vote_needs_answers_of_every_verifier():
 
 
 @pytest.mark.parametrize(
-    'batch', [pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.exhaustive), 7])
+    'batch', [pytest.param(2, marks=pytest.mark.exhaustive), pytest.param(5, marks=pytest.mark.exhaustive),
+              pytest.param(7, marks=pytest.mark.slow)])
 def test_outcomes_do_not_depend_on_the_batch(batch):
   """And equal what a plain loop over tasks verifies."""
   tasks = make_tasks(5)

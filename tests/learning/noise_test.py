@@ -91,6 +91,7 @@ def test_gradient_noise_by_hand():
                      np.array([-1.0])), [4, 1, 0, 4])
 
 
+@pytest.mark.slow
 def test_without_two_of_either_outcome_there_is_no_measurement():
   rollouts, _ = update_test.padded(update_test.make_rollouts(), REWARD_R)
   verdict_R = np.zeros(len(rollouts.task_R), np.float32)
