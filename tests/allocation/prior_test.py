@@ -74,6 +74,7 @@ groups = st.tuples(st.integers(0, 9), st.integers(0, 9))
 def test_is_that_of_the_loops(groups, num_strata, known):
   rates = {'prior_rate_I': np.linspace(0, 1, len(groups)), 'prior_rollouts': 3.0} if known else {}
   stats = stats_of(groups, num_strata, **rates)
+  stats = observe(stats, np.arange(len(groups)), *np.array(groups[::-1], int).T)  # a second visit, of other sizes
   a_I, b_I = prior.fit(stats)
   np.testing.assert_allclose((a_I, b_I), fit_by_loops(stats), rtol=1e-9)
   assert np.all(a_I > 0) and np.all(b_I > 0)
