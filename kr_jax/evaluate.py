@@ -32,6 +32,7 @@ import jax
 import numpy as np
 from scipy import stats
 
+from kr_jax import completions
 from kr_jax import health
 from kr_jax import processes
 from kr_jax import rewards
@@ -87,9 +88,9 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     sampled = sample.rollouts(
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
         np.full(batch, R), key, sample_config, total=batch * R)
-    sampled = sample.apply_stop_strings(sampled, tokenizer.decode, sample_config)
+    sampled = completions.apply_stop_strings(sampled, tokenizer.decode, sample_config)
     n = len(some) * R
-    row_X, texts = sample.texts(sampled, tokenizer.decode)
+    row_X, texts = completions.texts(sampled, tokenizer.decode)
     row_X = row_X[row_X < n]
     task_X = [some[r // R] for r in row_X]
     texts, again = itertools.tee(itertools.islice(texts, len(row_X)))

@@ -9,6 +9,7 @@ from absl import logging
 import jax
 import numpy as np
 
+from kr_jax import completions
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
@@ -51,4 +52,4 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
   rollouts = sample.rollouts(
       policy_config, decode.sampling_params(policy_config, params), tasks_lib.prompts(tasks, config.prompt_length),
       np.ones(len(tasks), int), jax.random.key(seed), config, total=len(tasks))
-  return list(sample.texts(rollouts, tokenizer.decode)[1])
+  return list(completions.texts(rollouts, tokenizer.decode)[1])

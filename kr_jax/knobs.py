@@ -275,6 +275,11 @@ class Grpo(Section):
   entropy_coef: float = knob(0.0, "weight of the policy's entropy, which is raised", low=0)
   tis_cap: float = knob(0.0, "cap of a token's importance weight, trainer over sampler; 0: no weight", low=0)
 
+  @property
+  def uses_past(self) -> bool:
+    """Whether advantages use what is known of a task from before the step."""
+    return self.advantage == 'posterior'
+
   def conflicts(self):
     if 0 < self.dual_clip <= 1 + self.clip_high:
       yield f'grpo.dual_clip={self.dual_clip} must be above 1 + grpo.clip_high={1 + self.clip_high}, or 0 for none'

@@ -235,7 +235,7 @@ def _check_alloc(c: knobs.Config) -> None:
   # And what the allocator itself refuses.
   considered = tasks_lib.considered(c.tasks)
   budget_X = allocate.of_step(c.alloc, estimate.init(considered), np.arange(considered), completion_length=C,
-                              most_tasks=M, counts_evidence=c.grpo.advantage == 'posterior')
+                              most_tasks=M, counts_evidence=c.grpo.uses_past)
   if not budget_X.any():  # and none would ever be, as nothing would be learnt of the tasks
     raise ValueError(
         f'alloc.tokens_per_step={c.alloc.tokens_per_step} pays for no rollout of the first step, each of which is '

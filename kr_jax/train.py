@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kr_jax import completions
 from kr_jax import evaluate
 from kr_jax import knobs
 from kr_jax import processes
@@ -104,7 +105,7 @@ def train(setup: Setup, workdir: str) -> None:
       found = _explore(setup, state_lib.sampling_params(setup, state, base), pool, stats, tasks_M, prompts, budget_M,
                        jax.random.fold_in(rollout_key, step), record.flush)
       rollouts, scores = found.rollouts, found.scores
-      verified, is_any_verified = sample.keep(rollouts, scores.verified_R), scores.verified_R.any()
+      verified, is_any_verified = completions.keep(rollouts, scores.verified_R), scores.verified_R.any()
       measures_noise = is_any_verified and c.alloc.nu_every and step % c.alloc.nu_every == 0
       if measures_noise:
         measured_noise = noise.gradient_noise(
@@ -147,7 +148,7 @@ def _chosen(c: knobs.Config, stats: types.TaskStats, considered: Sequence[types.
   """The tasks of a step, those of the tasks considered that get rollouts among them, and budgets of the first wave."""
   budget_X = allocate.of_step(
       c.alloc, stats, np.array([task.index for task in considered]), completion_length=c.sample.completion_length,
-      most_tasks=c.tasks.per_step, counts_evidence=c.grpo.advantage == 'posterior')
+      most_tasks=c.tasks.per_step, counts_evidence=c.grpo.uses_past)
   row_M = allocate.chosen(budget_X, c.tasks.per_step)
   return [considered[x] for x in row_M], budget_X[row_M]
 
@@ -174,7 +175,7 @@ def _explore(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     if wave:
       budget_M = allocate.of_step(
           c.alloc, stats, prompts.index_M, completion_length=c.sample.completion_length, wave=wave, group=group,
-          counts_evidence=c.grpo.advantage == 'posterior')
+          counts_evidence=c.grpo.uses_past)
     processes.check_same(f'tasks and budgets of wave {wave}', prompts.index_M, budget_M, expected_M)
     started = time.monotonic()
     with sharding.on(setup.sample_mesh):
@@ -182,7 +183,7 @@ def _explore(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     meanwhile()
     jax.block_until_ready(rollouts.length_R)
     sample_s += time.monotonic() - started
-    rollouts = sample.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
+    rollouts = completions.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
     scores = _scores(setup, pool, tasks_M, rollouts)
     task_R = np.asarray(rollouts.task_R)
     count = lambda which_R: np.bincount(task_R[which_R], minlength=len(tasks_M))
@@ -193,9 +194,9 @@ def _explore(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     rollouts_W.append(rollouts)
     scores_W.append(scores)
   task_WR = [np.asarray(rollouts.task_R) for rollouts in rollouts_W]
-  joined = lambda x_WR: sample.join_rows(x_WR, task_WR, waves.rows)
+  joined = lambda x_WR: completions.join_rows(x_WR, task_WR, waves.rows)
   return _Explored(
-      sample.join(rollouts_W, waves.rows), sum_M,
+      completions.join(rollouts_W, waves.rows), sum_M,
       rewards.Scores(
           joined([scores.outcome_R for scores in scores_W]), joined([scores.reward_R for scores in scores_W]),
           tuple(example for scores in scores_W for example in scores.examples)),
@@ -209,7 +210,7 @@ def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
   The examples are of this process.
   """
   task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
-  row_X, texts = sample.texts(rollouts, setup.tokenizer.decode)
+  row_X, texts = completions.texts(rollouts, setup.tokenizer.decode)
   scores = pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X])
   merge = lambda x_X: processes.merge_rows(row_X, x_X, len(task_R))
   return scores._replace(outcome_R=merge(scores.outcome_R), reward_R=merge(scores.reward_R))

@@ -12,7 +12,7 @@ LAYERS = (
     ('knobs',),
     ('sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
-    ('tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw'),
+    ('tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
     ('sample', 'allocation'),
     ('record', 'evaluate', 'generate'),
     ('warm_start',),

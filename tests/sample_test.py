@@ -1,7 +1,6 @@
 """The sampler against a naive one that knows no slots, no cache and no queue."""
 
 import dataclasses
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from kr_jax import completions
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
@@ -187,70 +187,18 @@ def test_any_of_the_stop_tokens_ends_a_completion(params):
     assert not np.any(other_C[n:])
 
 
-def test_a_completion_is_cut_after_a_stop_string():
-  """Of 'abcab': with 'ca' after 4 tokens, with 'b' after 2; of the second nothing, of the third all."""
-  token_RC = np.array([[2, 3, 4, 2, 3, 0], [2, 2, STOP, 0, 0, 0], [0] * 6], np.int32)
-  length_R = np.array([5, 3, 0], np.int32)
-  rollouts = types.Rollouts(
-      PROMPTS, np.array([0, 1, 3]), token_RC, np.where(token_RC > 0, -1.0, 0), length_R,
-      np.array([types.ENDED_LENGTH, types.ENDED_STOP, types.NOT_SAMPLED]), 5)
-  text = lambda token_C: ''.join('##abc'[t] for t in token_C)
-  for stops, n, ended in ((('ca', 'x'), 4, types.ENDED_STOP), (('ca', 'b'), 2, types.ENDED_STOP),
-                          (('abcab',), 5, types.ENDED_STOP), (('x',), 5, types.ENDED_LENGTH)):
-    got = sample.apply_stop_strings(rollouts, text, CONFIG.replace(stop_strings=stops))
-    assert got.length_R.tolist() == [n, 3, 0] and got.ended_R.tolist() == [ended, *rollouts.ended_R[1:]]
-    np.testing.assert_array_equal(got.token_RC[0], [*token_RC[0, :n], *[0] * (6 - n)])
-    np.testing.assert_array_equal(got.logp_RC[0], [-1] * n + [0] * (6 - n))
-    np.testing.assert_array_equal(got.token_RC[1:], token_RC[1:])
-  assert sample.apply_stop_strings(rollouts, text, CONFIG) is rollouts
-
-
-# What is done on the host.
-
-# Four rollouts of two tasks, the third not sampled, and a row beyond them.
-SAMPLED = types.Rollouts(
-    PROMPTS, np.array([0, 0, 1, 1, 3], np.int32), np.array([[2, 3], [4, 0], [5, 6], [6, 0], [0, 0]], np.int32),
-    np.full((5, 2), -1.0, np.float32), np.array([2, 1, 2, 1, 0], np.int32),
-    np.array([types.ENDED_STOP, types.ENDED_LENGTH, types.ENDED_STOP, types.ENDED_STOP, types.NOT_SAMPLED], np.int32),
-    5)
-
-
-def test_a_text_is_decoded_when_it_is_taken():
-  decoded = []
-
-  def decode(token_C):
-    decoded.append(token_C.tolist())
-    return str(sum(token_C))
-
-  row_X, texts = sample.texts(SAMPLED, decode)
-  assert row_X.tolist() == [0, 1, 2, 3] and decoded == []
-  assert next(texts) == '5' and decoded == [[2, 3]]
-  assert list(texts) == ['4', '11', '6'] and len(decoded) == 4
-
-
-def test_what_is_not_kept_is_no_rollout_by_hand():
-  got = sample.keep(SAMPLED, np.array([False, True, True, False, False]))
-  assert got.task_R.tolist() == [3, 0, 1, 3, 3] and got.length_R.tolist() == [0, 1, 2, 0, 0]
-  assert got.ended_R.tolist() == [0, types.ENDED_LENGTH, types.ENDED_STOP, 0, 0]
-  for name in ('prompts', 'token_RC', 'logp_RC', 'decode_steps'):
-    assert getattr(got, name) is getattr(SAMPLED, name)
-  everything = sample.keep(SAMPLED, np.array([True] * 4 + [False]))
-  jax.tree.map(np.testing.assert_array_equal, everything, SAMPLED)
-  assert all(x.dtype == np.int32 for x in (got.task_R, got.length_R, got.ended_R))
-
-
 @pytest.mark.slow
 def test_one_program_keeps_any_rollouts_and_leaves_them_on_the_mesh(params):
   mesh = sharding.mesh(jax.devices()[:2], data=2)
   with jax.set_mesh(mesh):
     rollouts = run(jax.device_put(params, sharding.of(mesh, params)), [4, 1, 11], total=16)
-    before = sample._keep._cache_size()
+    before = completions._keep._cache_size()
     for keep_R in np.random.default_rng(0).random((4, 16)) < np.array([[0], [0.3], [0.8], [1]]):
-      got = sample.keep(rollouts, keep_R)
+      got = completions.keep(rollouts, keep_R)
       assert got.task_R.tolist() == np.where(keep_R, rollouts.task_R, 3).tolist()
       for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(rollouts)):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim) and x.dtype == y.dtype
-    assert sample._keep._cache_size() == before + 1
+    assert completions._keep._cache_size() == before + 1
 
 
 @pytest.mark.exhaustive
@@ -261,21 +209,26 @@ def test_prompts_read_together_are_read_alike(params, prefill):
   np.testing.assert_array_equal(got.token_RC, want.token_RC)
 
 
-def test_every_prompt_is_read_once_whatever_its_budget(params):
-  """Three prompts in chunks of two: only as many chunks as hold tasks."""
-  read = []
-  prefill = decode.prefill
+@pytest.fixture
+def lengths_read(monkeypatch):
+  """The lengths of the prompts that are read, a list for each chunk; of programs that are traced anew."""
+  read, prefill = [], decode.prefill
 
   def counted(config, params, token_BP, length_B, **more):
     jax.debug.callback(lambda x: read.append(x.tolist()), length_B)
     return prefill(config, params, token_BP, length_B, **more)
 
-  with mock.patch.object(decode, 'prefill', counted):
-    for budget_M, chunks in (([1, 9, 2], [[2, 5], [3, 1]]), ([0, 9, 0], [[5, 2]])):
-      read.clear()
-      jax.block_until_ready(run(params, budget_M, CONFIG.replace(min_p=1e-30), total=12))
-      jax.effects_barrier()
-      assert sorted(read) == sorted(chunks)
+  monkeypatch.setattr(decode, 'prefill', counted)
+  return read
+
+
+def test_every_prompt_is_read_once_whatever_its_budget(params, lengths_read):
+  """Three prompts in chunks of two: only as many chunks as hold tasks."""
+  for budget_M, chunks in (([1, 9, 2], [[2, 5], [3, 1]]), ([0, 9, 0], [[5, 2]])):
+    lengths_read.clear()
+    jax.block_until_ready(run(params, budget_M, CONFIG.replace(min_p=1e-30), total=12))
+    jax.effects_barrier()
+    assert sorted(lengths_read) == sorted(chunks)
 
 
 def test_expected_lengths_change_the_order_and_no_token(params):
@@ -318,7 +271,7 @@ def in_waves(params, budget_WM, config=CONFIG, totals=TOTALS, policy_config=POLI
   waves = sample.Waves(policy_config, decode.sampling_params(policy_config, params), PROMPTS, key, config,
                        totals=totals)
   rollouts = [waves.sample(np.array(budget_M), expected_M) for budget_M in budget_WM]
-  return rollouts, sample.join(rollouts, waves.rows)
+  return rollouts, completions.join(rollouts, waves.rows)
 
 
 def assert_same_rollouts(got, want):
@@ -349,7 +302,7 @@ def test_waves_have_the_rollouts_of_one_wave(params, budget_WM):
 def test_budgets_of_waves_do_not_compile_again(params, num_waves):
   """Over 50 steps, of which some spend less than the totals, or nothing in a wave: a program of the first wave and
   one of all later ones."""
-  programs = sample._decode, sample._decode_on, sample._place, sample._by_task, sample._join
+  programs = sample._decode, sample._decode_on, sample._place, sample._by_task, completions._join
   rng, totals = np.random.default_rng(0), TOTALS[:num_waves]
   counts = []
   for step in range(50):
@@ -364,18 +317,10 @@ def test_budgets_of_waves_do_not_compile_again(params, num_waves):
 
 
 @pytest.mark.slow
-def test_prompts_are_read_in_the_first_wave_alone(params):
-  read = []
-  prefill = decode.prefill
-
-  def counted(config, params, token_BP, length_B, **more):
-    jax.debug.callback(lambda x: read.append(x.tolist()), length_B)
-    return prefill(config, params, token_BP, length_B, **more)
-
-  with mock.patch.object(decode, 'prefill', counted):
-    jax.block_until_ready(in_waves(params, [[1, 1, 1], [2, 0, 1], [1, 2, 0]], CONFIG.replace(min_p=1e-29)))
-    jax.effects_barrier()
-  assert sorted(read) == [[2, 5], [3, 1]]
+def test_prompts_are_read_in_the_first_wave_alone(params, lengths_read):
+  jax.block_until_ready(in_waves(params, [[1, 1, 1], [2, 0, 1], [1, 2, 0]], CONFIG.replace(min_p=1e-29)))
+  jax.effects_barrier()
+  assert sorted(lengths_read) == [[2, 5], [3, 1]]
 
 
 @pytest.mark.slow
@@ -418,7 +363,7 @@ def test_waves_are_joined_on_the_mesh_to_learn_on():
   with jax.set_mesh(learn):
     moved = [sharding.move(x) for x in rollouts]
     assert [x.token_RC.is_fully_replicated for x in moved] == [False, True]
-    got, all_rows = sample.join(moved, waves.rows), sample.join(moved)
+    got, all_rows = completions.join(moved, waves.rows), completions.join(moved)
   assert len(all_rows.task_R) == 14 and len(got.task_R) == waves.rows == 12
   assert_same_rollouts(all_rows, want)
   np.testing.assert_array_equal(got.token_RC, want.token_RC[:12])
@@ -454,59 +399,6 @@ def test_waves_have_totals(params):
     in_waves(params, [[2, 1, 1], [2, 2, 2]])
   with pytest.raises(ValueError, match=r'all waves .* totals=\(8, 5, 5\) names 3'):
     in_waves(params, [[2, 1, 1], [2, 2, 0], [0, 0, 0], [1, 0, 0]])
-
-
-# Tasks 1, 0 and nothing; tasks 0, 2 and nothing: of wave 0, and of wave 1.
-OF_WAVES = [types.Rollouts(
-    PROMPTS, np.array(task_R, np.int32), np.full((len(task_R), 2), 10 * w, np.int32) + np.arange(len(task_R))[:, None],
-    np.zeros((len(task_R), 2), np.float32), np.array([2] * (len(task_R) - 1) + [0], np.int32),
-    np.array([types.ENDED_STOP] * (len(task_R) - 1) + [0], np.int32), np.int32(4 + w), np.int32(1), np.int32(2 + w))
-            for w, task_R in enumerate(([0, 0, 1, 3], [0, 2, 3]))]
-
-
-def test_what_stop_strings_leave_is_whole_on_every_device():
-  """All but the tokens, which stay divided: each process reads the lengths of all rollouts."""
-  text = lambda token_C: ''.join('#' if t == 10 else '.' for t in token_C)
-  config, joined = CONFIG.replace(stop_strings=('#',)), sample.join(OF_WAVES)
-  rows = jax.tree.map(lambda x: jnp.concatenate([x, x[-1:]]), {  # as many as the shards
-      name: getattr(joined, name) for name in ('task_R', 'token_RC', 'logp_RC', 'length_R', 'ended_R')})
-  want = sample.apply_stop_strings(joined._replace(**rows), text, config)
-  with jax.set_mesh(sharding.mesh(fsdp=8)):
-    rows = jax.jit(lambda rows: rows | sharding.constrain_rows({
-        name: rows[name] for name in ('token_RC', 'logp_RC')}))(rows)
-    got = sample.apply_stop_strings(joined._replace(**rows), text, config)
-  assert got.length_R.is_fully_replicated and got.ended_R.is_fully_replicated
-  assert len({str(s.index) for s in got.token_RC.addressable_shards}) == 8
-  assert got.length_R.tolist() == want.length_R.tolist() and got.ended_R.tolist() == want.ended_R.tolist()
-  np.testing.assert_array_equal(got.token_RC, want.token_RC)
-
-
-def test_waves_are_joined_by_hand():
-  got = sample.join(OF_WAVES)
-  assert got.task_R.tolist() == [0, 0, 0, 1, 2, 3, 3] and got.wave_R.tolist() == [0, 0, 1, 0, 1, 0, 1]
-  assert got.token_RC[:, 0].tolist() == [0, 1, 10, 2, 11, 3, 12]
-  assert got.length_R.tolist() == [2] * 5 + [0] * 2 and got.ended_R.tolist() == [types.ENDED_STOP] * 5 + [0] * 2
-  assert (int(got.decode_steps), int(got.tail_steps), int(got.refills)) == (9, 2, 5)
-  assert sample.join_rows([[5, 6, 7, 0], [8, 9, 0]], [x.task_R for x in OF_WAVES]).tolist() == [5, 6, 8, 7, 9, 0, 0]
-  assert sample.join(OF_WAVES[:1]) is OF_WAVES[0]
-
-
-def test_rows_that_waves_round_up_are_left_out():
-  got = sample.join(OF_WAVES, 5)
-  assert got.task_R.tolist() == [0, 0, 0, 1, 2] and got.token_RC.shape == got.logp_RC.shape == (5, 2)
-  assert sample.join_rows([[5, 6, 7, 0], [8, 9, 0]], [x.task_R for x in OF_WAVES], 5).tolist() == [5, 6, 8, 7, 9]
-
-
-def test_what_is_kept_of_joined_waves_stays_of_its_wave():
-  """Also by stop strings; and what is kept before is joined as what is kept after."""
-  joined = sample.join(OF_WAVES)
-  got = sample.keep(joined, np.array([True, False, True, True, True, True, True]))
-  assert got.wave_R.tolist() == joined.wave_R.tolist() and got.task_R.tolist() == [0, 3, 0, 1, 2, 3, 3]
-  text = lambda token_C: ''.join('#' if t == 10 else '.' for t in token_C)
-  cut = sample.apply_stop_strings(joined, text, CONFIG.replace(stop_strings=('#',)))
-  assert cut.length_R.tolist() == [2, 2, 1, 2, 2, 0, 0] and cut.wave_R.tolist() == joined.wave_R.tolist()
-  before = sample.join([sample.keep(OF_WAVES[0], np.array([True, False, True, True])), OF_WAVES[1]])
-  assert before.token_RC[:, 0].tolist() == [0, 10, 2, 11, 1, 3, 12] and before.task_R.tolist() == [0, 0, 1, 2, 3, 3, 3]
 
 
 # Truncated distributions.

@@ -171,7 +171,7 @@ class Record:
     """
     figures = measure(
         self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores, self._seen,
-        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.advantage == 'posterior')
+        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past)
     self._seen = self._seen.add([figures])
     task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
     name_M = health.names(tasks_M, self._config.rewards.verifier)

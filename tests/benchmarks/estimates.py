@@ -1,7 +1,7 @@
 """Compares estimates of success rates: on recorded verdicts of real runs, and in simulated worlds.
 
     .venv/bin/python -m tests.benchmarks.estimates                        # the records of tests/data/verdicts (a minute)
-    .venv/bin/python -m tests.benchmarks.estimates --seeds 20 --jobs 2    # simulated worlds too (an hour)
+    .venv/bin/python -m tests.benchmarks.estimates --seeds 20 --jobs 2    # simulated worlds too
 
 Of a record each estimate sees the verdicts of a step after it forecast them. A record holds what uniform or adaptive
 budgets gave, so forecasts are judged, not budgets: by the likelihood of the mean and of the counts (nats a rollout; of
@@ -41,8 +41,6 @@ WORLDS = {  # options of passes.PassesSetup
     'no drift': {'per_task': 4, 'passes': 8, 'measured': 7},
     '+.02, slopes lognormal(1)': {'per_task': 4, 'passes': 8, 'measured': 7, 'drift': 0.02, 'drift_spread': 1.0},
     '+.05 for 60 steps': {'per_task': 4, 'passes': 8, 'measured': 7, 'drift': 0.05, 'drift_steps': 60},
-    'dapo, no drift': passes.PRESETS['dapo'],
-    'dapo, +.01': passes.PRESETS['dapo'] | {'drift': 0.01},
 }
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import arithmetic
+from kr_jax import completions
 from kr_jax import sample
 from kr_jax import types
 from kr_jax.allocation import allocate
@@ -167,7 +168,7 @@ class Step:
       for budget_M in budget_WM:
         rollouts.append(waves.sample(budget_M, 2.0 * difficulty_M + 1))
         np.asarray(rollouts[-1].token_RC)  # what is verified before the next budgets
-      joined = jax.block_until_ready(sample.join(rollouts, waves.rows))
+      joined = jax.block_until_ready(completions.join(rollouts, waves.rows))
     seconds, length_R = time.perf_counter() - start, np.asarray(joined.length_R)
     assert np.array_equal(length_R, 2 * difficulty_M[joined.task_R] + 1)
     return seconds, int(length_R.sum()), int(joined.decode_steps)

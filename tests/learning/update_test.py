@@ -690,7 +690,7 @@ LEFT_OUT_R = np.isin(np.arange(len(REWARD_R)), [0, 1, 4, 9, 12])
 
 
 def left_out(rollouts, where_R):
-  """The step with `where_R` no rollouts, as sample.keep leaves them."""
+  """The step with `where_R` no rollouts, as completions.keep leaves them."""
   return rollouts._replace(
       task_R=np.where(where_R, len(BUDGET_M), rollouts.task_R), length_R=np.where(where_R, 0, rollouts.length_R),
       ended_R=np.where(where_R, types.NOT_SAMPLED, rollouts.ended_R))
