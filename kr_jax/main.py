@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
   from kr_jax import prepare
   from kr_jax import processes
   from kr_jax import state
-  from kr_jax.record import report
+  from kr_jax.report import summary
   from kr_jax import train
   workdir = _WORKDIR.value
   try:
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
       print('\n\n'.join(written))
       return
     if _MODE.value == 'report':
-      print(json.dumps(report.write(workdir), indent=1))
+      print(json.dumps(summary.write(workdir), indent=1))
       return
     if _COORDINATOR.value:
       processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -145,7 +145,7 @@ def main(argv: list[str]) -> None:
         return
       print(f'step {evaluation["step"]}, temperature {setup.evaluate.temperature}\n'
             f'{evaluate.table(evaluation)}')
-      report.save(path, evaluation)
+      summary.save(path, evaluation)
       print(f'see {path}')
       return
     train.claim(setup, workdir)
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> None:
   with processes.watch():
     train.train(setup, workdir)
   if processes.is_first():
-    report.write(workdir)
+    summary.write(workdir)
     print(f'done: {setup.config.num_steps} steps; see {os.path.join(workdir, "summary.json")} and '
           f'{os.path.join(workdir, "plots")}')
 

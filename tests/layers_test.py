@@ -8,14 +8,15 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'processes', 'sections'),
-    ('knobs',),
+    ('types', 'phases', 'sections'),
+    ('knobs', 'processes'),
     ('sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
+    ('costs',),
     ('tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
     ('sample', 'allocation'),
     ('record', 'evaluate', 'generate'),
-    ('warm_start',),
+    ('warm_start', 'report'),
     ('prepare',),
     ('state',),
     ('train', 'preflight'),
@@ -32,8 +33,11 @@ INSIDE = {
     'learning': (('grpo', 'pack'), ('update',), ('noise',)),
     'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
                 ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
-    'record': (('metrics', 'checkpoint', 'calibration'), ('report', 'steps')),
-    'preflight': (('resources',), ('flops',), ('hlo',), ('preflight',), ('suggest',)),
+    'costs': (('arithmetic', 'hardware'), ('flops', 'pricing', 'meters'), ('hlo',), ('programs',)),
+    'record': (('sinks', 'rollouts', 'checkpoint', 'calibration', 'ledger'), ('metrics', 'goodput'), ('terminal',),
+               ('steps',)),
+    'report': (('summary', 'run'), ('compare', 'charts'), ('scorecard',), ('page',)),
+    'preflight': (('preflight',), ('suggest',)),
 }
 # These import nothing of kr_jax but themselves.
 ALONE = ('kernels', 'datasets', 'answers')

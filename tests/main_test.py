@@ -58,7 +58,7 @@ CALLS = '''
 import json, os, sys
 from absl import app
 from kr_jax import generate, main, prepare, state, train
-from kr_jax.record import report
+from kr_jax.report import summary
 
 for i, flags in enumerate(json.load(sys.stdin)):
   child = os.fork()

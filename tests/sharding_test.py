@@ -14,7 +14,7 @@ from kr_jax import knobs as knobs_lib
 from kr_jax import sharding
 from kr_jax.learning import update
 from kr_jax.model import policy
-from kr_jax.preflight import hlo
+from kr_jax.costs import hlo
 from tests import knobs
 
 POLICY = policy.Config(

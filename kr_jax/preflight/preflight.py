@@ -50,9 +50,9 @@ from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import moe
 from kr_jax.model import policy
-from kr_jax.preflight import flops
-from kr_jax.preflight import hlo
-from kr_jax.preflight import resources
+from kr_jax.costs import flops
+from kr_jax.costs import hlo
+from kr_jax.costs import arithmetic
 from kr_jax.prepare import Setup
 
 
@@ -100,7 +100,7 @@ class Phase(NamedTuple):
 
 def devices(topology: str) -> Sequence[Any]:
   """Of a slice, 'v5e:4x4'. Raises ValueError for a slice that the TPU compiler does not know."""
-  resources.chip(topology)
+  arithmetic.chip(topology)
   try:
     return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
   except Exception as error:  # of types that jaxlib does not export
@@ -202,7 +202,7 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float], k
   slots = min(config.slots, Q)
   model = samples.shape['model']
   heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
-  column = resources.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
+  column = arithmetic.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
   refills = max(Q / slots, 1)
   # Each decoding step reads all weights but experts without a token and, for each slot, its prompt and the completion
   # so far.
@@ -214,8 +214,8 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float], k
       samples, 1, (held.state, held.base),
       {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: refills,
        sample.DECODE: completion},
-      resources.sample_flops(setup.policy, **lengths),
-      resources.decode_attention_flops(
+      arithmetic.sample_flops(setup.policy, **lengths),
+      arithmetic.decode_attention_flops(
           setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
 
 
@@ -233,7 +233,7 @@ def _later_waves(setup: Setup, held: _Held, lengths: dict[str, float], first: Pr
                   (*wave.resident, held.sampling_params), {}, 0.0, read_bytes=device_bytes(prefixes))
   return [place, wave._replace(
       function=sample._decode_on, args=(*wave.args[:-1], prefixes), times=times,
-      useful_flops=resources.sample_flops(setup.policy, **lengths | {'tasks': 0}))]
+      useful_flops=arithmetic.sample_flops(setup.policy, **lengths | {'tasks': 0}))]
 
 
 def _weight_bytes(c: policy.Config, sampling_params: Any, tokens: float) -> float:
@@ -241,7 +241,7 @@ def _weight_bytes(c: policy.Config, sampling_params: Any, tokens: float) -> floa
   if not c.num_experts:
     return device_bytes(sampling_params)
   of_experts = device_bytes([stage[name] for stage in sampling_params['layers'] for name in moe.MATRICES])
-  return device_bytes(sampling_params) - (1 - resources.touched_experts(c, tokens)) * of_experts
+  return device_bytes(sampling_params) - (1 - arithmetic.touched_experts(c, tokens)) * of_experts
 
 
 def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Program]:
@@ -251,7 +251,7 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
       setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
   tokens, experience = _batch(setup, lengths)
   bounds = np.zeros(2, np.int32)
-  forward_flops = resources.score_flops(setup.policy, **lengths)
+  forward_flops = arithmetic.score_flops(setup.policy, **lengths)
 
   def score(phase, trained, base, policy_config, resident):
     return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, resident,
@@ -321,7 +321,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit])
 
 
-def measure(program: Program, chip: resources.Chip, efficiency: float) -> Phase:
+def measure(program: Program, chip: arithmetic.Chip, efficiency: float) -> Phase:
   """Compiles a program and says what it takes."""
   chips, started = program.mesh.size, time.monotonic()
   # A chunk of the rows of a device's experts is as full as it is if each expert is sent as many tokens.
@@ -367,7 +367,7 @@ def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Ass
 
   Raises ValueError as `setup` and `programs` do.
   """
-  found, chip = setup(config, topology), resources.chip(topology)
+  found, chip = setup(config, topology), arithmetic.chip(topology)
   wanted = [p for p in programs(found, assumed) if not phases or p.phase in phases]
   # Two compilations at a time, as each has phases that use one core. Of programs with experts two at a time end in a
   # segmentation fault of the compiler, in about half of the runs (libtpu 0.0.52).

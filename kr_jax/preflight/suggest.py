@@ -20,7 +20,7 @@ from kr_jax import sharding
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.preflight import preflight
-from kr_jax.preflight import resources
+from kr_jax.costs import arithmetic
 from kr_jax.preflight.preflight import Assumed
 
 
@@ -104,7 +104,7 @@ def advice(report: dict[str, Any]) -> str:
 
 def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
   """Samplers whose weights and caches alone leave room, with the time to read them from memory."""
-  chip, base = resources.chip(topology), preflight.setup(config, topology)
+  chip, base = arithmetic.chip(topology), preflight.setup(config, topology)
   c, learn = base.policy, base.learn_mesh
   copy = learn.size // learn.shape['data']
   sampler = next(p for p in preflight.programs(base, assumed) if p.phase == 'sample')
@@ -118,9 +118,9 @@ def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed
     if rollouts * shards > 2 * R:  # most slots would be empty
       continue
     heads = c.num_kv_heads / math.lcm(c.num_kv_heads, model) * model
-    column = resources.column_bytes(c, base.sample.cache) / heads
+    column = arithmetic.column_bytes(c, base.sample.cache) / heads
     vocabulary = (2 - c.tie_embeddings) * c.vocab_size * c.width
-    weights = 2 * (c.num_layers * resources.layer_weights(c) + vocabulary) / model
+    weights = 2 * (c.num_layers * arithmetic.layer_weights(c) + vocabulary) / model
     for slots in {min(2 ** i, rollouts) for i in range(2, 10)}:
       if resident + weights + column * (slots * C + tasks * P) > chip.hbm_bytes:
         continue
@@ -134,7 +134,7 @@ def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed
 def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
   """Updates whose state and saved activations alone leave room, with the time of their FLOPs, or of the parameters
   and gradients that they send, whichever is longer."""
-  chip, n = resources.chip(topology), len(preflight.devices(topology))
+  chip, n = arithmetic.chip(topology), len(preflight.devices(topology))
   data, expert, R = config.mesh.data, config.mesh.expert, config.alloc.rollouts_per_step
   for model, rows, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16), policy.REMAT):
     fsdp = n // data // expert // model
@@ -156,10 +156,10 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
         [x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
     if arguments + saved > chip.hbm_bytes:
       continue
-    passes, active = _PASSES[remat], c.num_layers * resources.active_weights(c) / model
+    passes, active = _PASSES[remat], c.num_layers * arithmetic.active_weights(c) / model
     sent = 0.0
     if fsdp > 1:  # matrices are gathered for each pass, and their gradients scattered
-      weights = c.num_layers * resources.layer_weights(c) / model
+      weights = c.num_layers * arithmetic.layer_weights(c) / model
       sent += microbatches * 2 * weights / expert * passes
     if expert > 1:  # tokens are gathered for each pass, and their sums scattered
       sent += microbatches * 4 * (expert - 1) * tokens * c.num_layers * c.width * passes

@@ -12,7 +12,7 @@ import pytest
 
 from kr_jax import sharding
 from kr_jax.model import moe
-from kr_jax.preflight import hlo
+from kr_jax.costs import hlo
 
 B, T, D, F, E, X = 8, 6, 16, 8, 8, 3
 NAMES = ('h_BTD', 'router_DE', 'gate_EDF', 'up_EDF', 'down_EFD')

@@ -25,7 +25,7 @@ from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.preflight import preflight
-from kr_jax.preflight import resources
+from kr_jax.costs import arithmetic
 from kr_jax.preflight.suggest import overridden
 from tests import configs_test
 from tests import main_test
@@ -107,7 +107,7 @@ def test_collectives_are_those_of_divided_parameters(report):
   sent = {kind: sum(x['bytes'] for x in phase['collectives'] if x['kind'] == kind)
           for kind in ('all-gather', 'reduce-scatter', 'all-reduce')}
   microbatches = 256 // 4 // 8
-  gathered = c.num_layers * resources.layer_weights(c) + 2 * c.vocab_size * c.width
+  gathered = c.num_layers * arithmetic.layer_weights(c) + 2 * c.vocab_size * c.width
   once = 2 * 3 / 4 * microbatches * gathered
   assert once < sent['all-gather'] < 1.15 * once
   assert 0.98 < (sent['reduce-scatter'] + sent['all-reduce'] / 2) / once < 1.2
@@ -116,7 +116,7 @@ def test_collectives_are_those_of_divided_parameters(report):
 
 @pytest.mark.slow
 def test_seconds_and_dollars_are_arithmetic(report):
-  chip, seconds = resources.CHIPS['v5e'], 0
+  chip, seconds = arithmetic.CHIPS['v5e'], 0
   for phase in report['phases'].values():
     sent = sum(moved['bytes'] for moved in phase['collectives'])
     least = max(phase['executed_flops'] / chip.flops, sent / chip.ici_bytes_per_s)
@@ -133,7 +133,7 @@ def test_seconds_and_dollars_are_arithmetic(report):
 def test_flops_are_those_of_microbatches_and_tokens(report):
   """64 rollouts a chip of 64 + 65 tokens, eight in each microbatch: forward and back. And all that is decoded."""
   c, phases = preflight.setup(small(**TILED), 'v5e:2x2').trained, phases_of(report)
-  matrices, vocabulary = c.num_layers * resources.layer_weights(c), c.width * c.vocab_size
+  matrices, vocabulary = c.num_layers * arithmetic.layer_weights(c), c.width * c.vocab_size
   attention = c.num_layers * (2 + 3 + 4) * c.num_heads * c.head_width * 128 * (128 + 128)
   assert phases['update'].executed_flops == pytest.approx(
       64 * (128 * 2 * 3 * (matrices + vocabulary) + attention), rel=2e-3)
@@ -310,7 +310,7 @@ def test_a_program_that_the_compiler_refuses():
   x = jax.ShapeDtypeStruct((2 ** 17, 2 ** 17), jnp.float32,
                            sharding=jax.sharding.NamedSharding(mesh, PartitionSpec()))
   program = preflight.Program('update', jax.jit(lambda x: x @ x @ x), (x,), mesh, 1, (x,), {}, 1.0)
-  phase = preflight.measure(program, resources.CHIPS['v5e'], 0.4)
+  phase = preflight.measure(program, arithmetic.CHIPS['v5e'], 0.4)
   assert not phase.fits and phase.temp_bytes is phase.seconds is phase.executed_flops is None
   assert phase.resident_bytes == 2 ** 36 and phase.peak_bytes >= 2 * 2 ** 36
 
@@ -325,7 +325,7 @@ def test_another_error_of_the_compiler_is_no_lack_of_memory(message):
   broken = preflight.Program('update', types.SimpleNamespace(trace=lambda: types.SimpleNamespace(
       lower=lambda: types.SimpleNamespace(compile=compile_))), (), mesh, 1, (), {}, 1.0)
   with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-    preflight.measure(broken, resources.CHIPS['v5e'], 0.4)
+    preflight.measure(broken, arithmetic.CHIPS['v5e'], 0.4)
 
 
 @pytest.mark.parametrize('topology, named', [
@@ -420,7 +420,7 @@ def test_parameters_are_fully_sharded():
   config = config_of('qwen3_4b')
   setup = preflight.setup(config, 'v5e:4x4')
   c, phase = setup.trained, report['phases']['update']
-  layers, vocabulary = c.num_layers * resources.layer_weights(c), c.width * c.vocab_size
+  layers, vocabulary = c.num_layers * arithmetic.layer_weights(c), c.width * c.vocab_size
   state = 12 * (layers + vocabulary) / 16
   tokens_bytes = 8 * 4 * 64 * 5120  # of all microbatches of a chip, at the most
   assert state < phase['argument_bytes'] < 1.02 * state + tokens_bytes

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from kr_jax import preflight
-from kr_jax.preflight import resources
+from kr_jax.costs import arithmetic
 from tests.preflight.preflight_test import GIGA, small
 
 SUGGEST = importlib.import_module('kr_jax.preflight.suggest')  # the folder's face has the function of this name
@@ -13,7 +13,7 @@ SUGGEST = importlib.import_module('kr_jax.preflight.suggest')  # the folder's fa
 
 def chips_of(monkeypatch, hbm_bytes):
   """Chips with so little memory."""
-  monkeypatch.setitem(resources.CHIPS, 'v5e', resources.CHIPS['v5e']._replace(hbm_bytes=int(hbm_bytes)))
+  monkeypatch.setitem(arithmetic.CHIPS, 'v5e', arithmetic.CHIPS['v5e']._replace(hbm_bytes=int(hbm_bytes)))
 
 
 def test_overrides_leave_the_config_as_it_is():

@@ -8,7 +8,7 @@ Each equation counts as often as it runs:
     cond          the branch with most FLOPs; of jax.lax.platform_dependent the branch of a TPU
     shard_map     once on each shard, as the shapes inside are those of a shard
     ragged_dot    once for each row, as a row has one group
-    pallas_call   what resources.kernel_flops says of its name and shapes
+    pallas_call   what arithmetic.kernel_flops says of its name and shapes
 
 Equations whose results nothing reads are left out first.
 
@@ -27,7 +27,7 @@ import re
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from kr_jax.preflight import resources
+from kr_jax.costs import arithmetic
 
 # No program of this project has these; they would be missed.
 _UNCOUNTED = ('conv_general_dilated',)
@@ -73,7 +73,7 @@ def _of_equation(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) ->
     return _of_grouped_product(eqn)
   if name == 'pallas_call':
     operands, results = ([x.aval.shape for x in side] for side in (eqn.invars, eqn.outvars))
-    return resources.kernel_flops(params['name'], operands, results)
+    return arithmetic.kernel_flops(params['name'], operands, results)
   if name == 'scan':
     return params['length'] * count(params['jaxpr'].jaxpr, trips)
   if name == 'while':
@@ -82,7 +82,7 @@ def _of_equation(eqn: core.JaxprEqn, trips: Mapping[str, float], scopes: str) ->
   if name == 'cond':
     return _of_branches(eqn, trips, scopes)
   if name in _UNCOUNTED:
-    raise ValueError(f'FLOPs of {name} are not counted; add it to kr_jax/preflight/flops.py')
+    raise ValueError(f'FLOPs of {name} are not counted; add it to kr_jax/costs/flops.py')
   inside = sum(count(jaxpr, trips, scopes) for jaxpr in core.jaxprs_in_params(params))
   if name == 'shard_map':
     return inside * math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])

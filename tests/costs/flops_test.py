@@ -11,8 +11,8 @@ import pytest
 from kr_jax import sharding
 from kr_jax.learning import update
 from kr_jax.model import moe
-from kr_jax.preflight import flops
-from kr_jax.preflight import resources
+from kr_jax.costs import flops
+from kr_jax.costs import arithmetic
 from tests import tpu_test
 
 X, W = jax.ShapeDtypeStruct((8, 32), 'float32'), jax.ShapeDtypeStruct((32, 32), 'float32')
@@ -169,15 +169,15 @@ def of_update(policy_config=POLICY, microbatches=1, **axes):
 def test_an_update_executes_what_it_uses_and_a_third_of_outputs_and_half_of_attention():
   """Of two rows a chip, nothing of whose layers is computed again."""
   c = POLICY
-  matrices = ROWS * T * 2 * c.num_layers * resources.layer_weights(c)
-  read = ROWS * resources.forward_flops(c, T, outputs=0)
-  outputs, attention = ROWS * resources.forward_flops(c, T) - read, read - matrices
+  matrices = ROWS * T * 2 * c.num_layers * arithmetic.layer_weights(c)
+  read = ROWS * arithmetic.forward_flops(c, T, outputs=0)
+  outputs, attention = ROWS * arithmetic.forward_flops(c, T) - read, read - matrices
   # Logits are computed in both passes, and scores and their gradient in both kernels of the second, of whole
   # blocks of 512; and the entropy's gradient is summed up by a product with ones.
   want = 3 * matrices + 4 * outputs + 9 / 2 * attention * 2
   assert of_update(microbatches=7, fsdp=4) == pytest.approx(7 * want, rel=2e-3)
   lengths = dict(tasks=0, rollouts=ROWS, prompt=0, completion=T)
-  assert 1 < want / (3 * resources.score_flops(c, **lengths)) < 2.5
+  assert 1 < want / (3 * arithmetic.score_flops(c, **lengths)) < 2.5
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_what_remat_computes_again():
                             for x in ('none', 'dots', 'attention', 'full'))
   assert dots == none
   # The last product of a layer is not asked for again.
-  assert kept - none == layer * (resources.layer_weights(c) - c.width * c.hidden_width)
+  assert kept - none == layer * (arithmetic.layer_weights(c) - c.width * c.hidden_width)
   assert full - kept == attention
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kr_jax.preflight import flops
+from kr_jax.costs import flops
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
 # No program of this project has these; they would be missed.

@@ -7,7 +7,7 @@ from matplotlib import image
 import pytest
 
 from kr_jax.record import calibration
-from kr_jax.record import report
+from kr_jax.report import summary
 
 CONFIG = {'seed': 5, 'alloc': {'rule': 'knapsack', 'low': 2}, 'evaluate': {'rollouts': 4}}
 
@@ -70,18 +70,18 @@ def fill(workdir, records):
 @pytest.fixture
 def no_plots(monkeypatch):
   """A second of each test less."""
-  monkeypatch.setattr(report, '_plot', lambda *_: None)
+  monkeypatch.setattr(summary, '_plot', lambda *_: None)
 
 
 def test_summary(tmp_path, no_plots):
   fill(tmp_path, RECORDS)
-  assert report.write(str(tmp_path)) == SUMMARY
+  assert summary.write(str(tmp_path)) == SUMMARY
   assert json.loads((tmp_path / 'summary.json').read_text()) == SUMMARY
 
 
 def test_plots(tmp_path):
   fill(tmp_path, RECORDS)
-  report.write(str(tmp_path))
+  summary.write(str(tmp_path))
   assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
   for name in PLOTS:
     pixels = image.imread(tmp_path / 'plots' / name)
@@ -91,17 +91,17 @@ def test_plots(tmp_path):
 
 def test_again_after_more_steps(tmp_path):
   fill(tmp_path, RECORDS[:2])
-  first = report.write(str(tmp_path))
+  first = summary.write(str(tmp_path))
   assert (first['steps'], first['avg@4_rise'], first['wall_s']) == (1, 0.0, 4.0)
   fill(tmp_path, RECORDS)
-  assert report.write(str(tmp_path)) == SUMMARY
+  assert summary.write(str(tmp_path)) == SUMMARY
   assert sorted(os.listdir(tmp_path)) == ['config.json', 'metrics.jsonl', 'plots', 'summary.json']
 
 
 def test_a_score_that_is_unknown(tmp_path):
   """No held-out rollout was verified: neither the last score nor the rise is a number."""
   fill(tmp_path, [*RECORDS[:-1], evaluation(3, 8.5, None, None)])
-  found = report.write(str(tmp_path))
+  found = summary.write(str(tmp_path))
   changed = {'avg@4_last': None, 'avg@4_last_stderr': None, 'avg@4_rise': None}
   assert found == SUMMARY | changed == json.loads((tmp_path / 'summary.json').read_text())
   assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
@@ -112,7 +112,7 @@ def test_a_run_with_waves_and_a_step_without_verdicts(tmp_path):
   of_waves = [r | {'objective': None} if 'objective' in r else r for r in RECORDS]
   of_waves[3] |= dict.fromkeys(calibration.SCORES) | {'reliability': [[0] * 5] * 2}
   fill(tmp_path, of_waves)
-  found = report.write(str(tmp_path))
+  found = summary.write(str(tmp_path))
   assert found == SUMMARY | {'objective': None} == json.loads((tmp_path / 'summary.json').read_text())
   assert sorted(os.listdir(tmp_path / 'plots')) == PLOTS
 
@@ -121,14 +121,14 @@ def test_half_a_record_is_left_out(tmp_path, no_plots):
   fill(tmp_path, RECORDS)
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 4, "reward_mean"')
-  assert report.write(str(tmp_path)) == SUMMARY
+  assert summary.write(str(tmp_path)) == SUMMARY
 
 
 def test_a_file_is_strict_json_or_is_not_written(tmp_path):
   path = tmp_path / 'made.json'
-  report.save(str(path), {'a': 1.5})
+  summary.save(str(path), {'a': 1.5})
   with pytest.raises(ValueError):
-    report.save(str(path), {'a': float('nan')})
+    summary.save(str(path), {'a': float('nan')})
   assert json.loads(path.read_text()) == {'a': 1.5}
 
 
@@ -140,6 +140,6 @@ def test_nothing_to_report(tmp_path, records):
     fill(tmp_path, records)
   with pytest.raises(ValueError, match=r'metrics.jsonl holds no step and evaluation .* train first'
                      ) as error:
-    report.write(str(tmp_path))
+    summary.write(str(tmp_path))
   assert str(tmp_path) in str(error.value)
   assert not (tmp_path / 'summary.json').exists()

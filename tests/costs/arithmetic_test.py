@@ -9,8 +9,8 @@ import pytest
 
 from kr_jax.model import decode
 from kr_jax.model import policy
-from kr_jax.preflight import flops
-from kr_jax.preflight import resources
+from kr_jax.costs import flops
+from kr_jax.costs import arithmetic
 
 TINY = policy.Config(
     vocab_size=11, num_layers=3, width=4, num_heads=4, num_kv_heads=2, head_width=2, hidden_width=5,
@@ -30,7 +30,7 @@ def abstract_params(c):
 
 
 def test_weights_of_a_layer_by_hand():
-  assert resources.layer_weights(TINY) == 2 * 32 + 2 * 16 + 3 * 20 == 156
+  assert arithmetic.layer_weights(TINY) == 2 * 32 + 2 * 16 + 3 * 20 == 156
 
 
 EXPERTS = TINY.replace(num_experts=4, experts_per_token=2)
@@ -38,15 +38,15 @@ EXPERTS = TINY.replace(num_experts=4, experts_per_token=2)
 
 def test_weights_of_experts_by_hand():
   """Four MLPs of three 4 x 5 and a router of 4 x 4, of which a token meets two, and the router."""
-  assert resources.layer_weights(EXPERTS) == 96 + 4 * 60 + 16
-  assert resources.active_weights(EXPERTS) == 96 + 2 * 60 + 16 == 232
-  assert resources.forward_flops(EXPERTS, 5) == 5 * 2 * 3 * 232 + 25 * 48 + 5 * 88
-  assert resources.active_weights(TINY) == resources.layer_weights(TINY)
+  assert arithmetic.layer_weights(EXPERTS) == 96 + 4 * 60 + 16
+  assert arithmetic.active_weights(EXPERTS) == 96 + 2 * 60 + 16 == 232
+  assert arithmetic.forward_flops(EXPERTS, 5) == 5 * 2 * 3 * 232 + 25 * 48 + 5 * 88
+  assert arithmetic.active_weights(TINY) == arithmetic.layer_weights(TINY)
 
 
 @pytest.mark.parametrize('tokens, share', [(0, 0), (1, 1 / 2), (2, 3 / 4), (1000, 1)])
 def test_experts_that_tokens_touch(tokens, share):
-  assert resources.touched_experts(EXPERTS, tokens) == pytest.approx(share)
+  assert arithmetic.touched_experts(EXPERTS, tokens) == pytest.approx(share)
 
 
 @pytest.mark.parametrize('own, shared, outputs, flops', [
@@ -54,15 +54,15 @@ def test_experts_that_tokens_touch(tokens, share):
     (5, 10, None, 5 * 936 + (225 - 100) * 48 + 5 * 88), (5, 10, 0, 10680), (5, 10, 1, 10768),
     (0, 10, None, 0), (0.5, 0, None, 468 + 12 + 44)])
 def test_a_forward_pass_by_hand(own, shared, outputs, flops):
-  assert resources.forward_flops(TINY, own, shared=shared, outputs=outputs) == flops
+  assert arithmetic.forward_flops(TINY, own, shared=shared, outputs=outputs) == flops
 
 
 def test_a_step_by_hand():
   """Of 6 completions of 5 tokens, of 2 prompts of 10: 9360 + 4800 a prompt, 11120 a completion."""
   lengths = dict(rollouts=6, prompt=10, completion=5)
-  assert resources.sample_flops(TINY, tasks=2, **lengths) == 2 * (14160 + 88) + 6 * 11120 == 95216
-  assert resources.score_flops(TINY, tasks=2, **lengths) == 2 * 14160 + 6 * 11120 == 95040
-  assert resources.decode_attention_flops(TINY, **lengths) == 6 * 125 * 48 == 36000
+  assert arithmetic.sample_flops(TINY, tasks=2, **lengths) == 2 * (14160 + 88) + 6 * 11120 == 95216
+  assert arithmetic.score_flops(TINY, tasks=2, **lengths) == 2 * 14160 + 6 * 11120 == 95040
+  assert arithmetic.decode_attention_flops(TINY, **lengths) == 6 * 125 * 48 == 36000
 
 
 @pytest.mark.parametrize('dtype, cache, size', [
@@ -70,7 +70,7 @@ def test_a_step_by_hand():
 def test_a_column_is_as_large_as_that_of_a_cache(dtype, cache, size):
   """Of 3 layers keys and values of 2 heads, each of 2 numbers, and in int8 of a scale."""
   c = dataclasses.replace(TINY, dtype=dtype)
-  assert resources.column_bytes(c, cache) == size
+  assert arithmetic.column_bytes(c, cache) == size
   B, P = 2, 16
   _, caches = jax.eval_shape(
       lambda params: decode.prefill(c, decode.sampling_params(c, params), np.zeros((B, P), np.int32),
@@ -82,7 +82,7 @@ def test_a_column_is_as_large_as_that_of_a_cache(dtype, cache, size):
 def test_weights_are_the_parameters_of_matrices(c):
   layers = abstract_params(c)['layers']
   sizes = {name: x.size for name, x in layers.items() if 'norm' not in name and 'bias' not in name}
-  assert len(sizes) == 7 + bool(c.num_experts) and sum(sizes.values()) == c.num_layers * resources.layer_weights(c)
+  assert len(sizes) == 7 + bool(c.num_experts) and sum(sizes.values()) == c.num_layers * arithmetic.layer_weights(c)
 
 
 @pytest.mark.parametrize('c', [TINY, WIDE], ids=['tiny', 'wide'])
@@ -92,26 +92,26 @@ def test_products_of_the_policy_are_those_of_the_closed_form(c, B, T):
   jaxpr = jax.make_jaxpr(lambda params, x: policy.logits(c, params, x))(
       abstract_params(c), np.zeros((B, T), np.int32))
   half = 2 * c.num_layers * c.num_heads * c.head_width * B * T ** 2
-  assert flops.count(jaxpr.jaxpr, {}) - half == B * resources.forward_flops(c, T)
+  assert flops.count(jaxpr.jaxpr, {}) - half == B * arithmetic.forward_flops(c, T)
 
 
 @pytest.mark.parametrize('p, own', [(0, 7), (1, 1), (10, 5), (3, 200)])
 def test_a_prompt_and_then_its_completion_are_both(p, own):
   for outputs in (0, 1, p):
-    both = (resources.forward_flops(WIDE, p, outputs=outputs)
-            + resources.forward_flops(WIDE, own, shared=p))
-    assert both == resources.forward_flops(WIDE, p + own, outputs=outputs + own)
+    both = (arithmetic.forward_flops(WIDE, p, outputs=outputs)
+            + arithmetic.forward_flops(WIDE, own, shared=p))
+    assert both == arithmetic.forward_flops(WIDE, p + own, outputs=outputs + own)
 
 
 def test_tokens_one_by_one_are_all():
   """Each of them reads those before it, and half of itself."""
   p, own = 10, 6
-  token = 2 * TINY.num_layers * resources.layer_weights(TINY) + 2 * TINY.width * TINY.vocab_size
+  token = 2 * TINY.num_layers * arithmetic.layer_weights(TINY) + 2 * TINY.width * TINY.vocab_size
   read = [4 * TINY.num_layers * TINY.num_heads * TINY.head_width * (i + 0.5) for i in range(p, p + own)]
-  assert resources.forward_flops(TINY, own, shared=p) == sum(token + x for x in read)
-  assert resources.forward_flops(TINY, own, shared=p) == sum(
-      resources.forward_flops(TINY, 1, shared=i) for i in range(p, p + own))
-  assert resources.decode_attention_flops(TINY, rollouts=3, prompt=p, completion=own) == 3 * sum(read)
+  assert arithmetic.forward_flops(TINY, own, shared=p) == sum(token + x for x in read)
+  assert arithmetic.forward_flops(TINY, own, shared=p) == sum(
+      arithmetic.forward_flops(TINY, 1, shared=i) for i in range(p, p + own))
+  assert arithmetic.decode_attention_flops(TINY, rollouts=3, prompt=p, completion=own) == 3 * sum(read)
 
 
 @pytest.mark.parametrize('rows', [(), (3,)], ids=['', '3'])
@@ -126,7 +126,7 @@ def test_attention_of_blocks_up_to_the_diagonal(kernel, products, first, rows):
     operands = (info, info, (*rows, N, T, H), read, read, (*rows, T, 128))
     results = ((*rows, block, first), (*rows, N, T, H))
     blocks = sum(len(range(0, i + 1, block)) for i in range(0, T, block))
-    assert resources.kernel_flops(kernel, operands, results) == (
+    assert arithmetic.kernel_flops(kernel, operands, results) == (
         math.prod(rows) * N * blocks * products * 2 * block * block * H)
 
 
@@ -134,33 +134,33 @@ def test_token_logprob_computes_logits_once_a_pass():
   """And in the backward pass two gradients from theirs."""
   T, D, V = 48, 20, 700
   operands = ((T, D), (D, V), (T, 1))
-  assert resources.kernel_flops('token_logprob_forward', operands, ((T, 4),)) == 2 * T * D * V
+  assert arithmetic.kernel_flops('token_logprob_forward', operands, ((T, 4),)) == 2 * T * D * V
   operands = ((3,), *operands, (T, 5), (T, D))
-  assert resources.kernel_flops('token_logprob_backward', operands, ((D, V), (T, D))) == 3 * 2 * T * D * V
+  assert arithmetic.kernel_flops('token_logprob_backward', operands, ((D, V), (T, D))) == 3 * 2 * T * D * V
 
 
 def test_flops_of_the_decoding_kernel_depend_on_its_cache():
-  assert resources.kernel_flops('decode_attention', ((8,), (8, 4, 64)), ((8, 4, 64),)) == 0
+  assert arithmetic.kernel_flops('decode_attention', ((8,), (8, 4, 64)), ((8, 4, 64),)) == 0
 
 
 @pytest.mark.parametrize('name', ['gmm', 'splash_mqa_fwd_segmented', 'decode_attention_2', ''])
 def test_a_kernel_that_is_not_known_is_an_error(name):
   with pytest.raises(ValueError, match=f'the kernel {name!r} are not known'):
-    resources.kernel_flops(name, ((4, 4),) * 6, ((4, 4),))
+    arithmetic.kernel_flops(name, ((4, 4),) * 6, ((4, 4),))
 
 
 @pytest.mark.parametrize('topology, flops, gib', [
     ('v4:2x2x1', 137.5e12, 15.25), ('v5e:4x4', 197e12, 15.75), ('v5p:2x2x1', 459e12, 95.74),
     ('v6e:8x8', 918e12, 31.25), ('v5e', 197e12, 15.75)])
 def test_the_chip_of_a_topology(topology, flops, gib):
-  chip = resources.chip(topology)
-  assert chip == resources.CHIPS[topology.partition(':')[0]]
+  chip = arithmetic.chip(topology)
+  assert chip == arithmetic.CHIPS[topology.partition(':')[0]]
   assert chip.flops == flops and chip.hbm_bytes == int(gib * 2 ** 30)
 
 
 def test_figures_are_of_the_right_size():
   """A chip takes over 100 multiply-adds to a byte of HBM, and HBM is faster than links."""
-  for chip in resources.CHIPS.values():
+  for chip in arithmetic.CHIPS.values():
     assert all(x > 0 for x in chip) and isinstance(chip.hbm_bytes, int)
     assert chip.flops > 100 * chip.hbm_bytes_per_s > 100 * chip.ici_bytes_per_s
     assert 1 < chip.dollars_per_hour < 10
@@ -169,6 +169,6 @@ def test_figures_are_of_the_right_size():
 @pytest.mark.parametrize('topology', ['v3:2x2', 'V5E:2x2', ''])
 def test_a_chip_without_figures_is_an_error(topology):
   with pytest.raises(ValueError) as e:
-    resources.chip(topology)
+    arithmetic.chip(topology)
   assert repr(topology) in str(e.value) and repr(topology.partition(':')[0]) in str(e.value)
-  assert all(repr(name) in str(e.value) for name in resources.CHIPS)
+  assert all(repr(name) in str(e.value) for name in arithmetic.CHIPS)

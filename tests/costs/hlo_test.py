@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import pytest
 
 from kr_jax import sharding
-from kr_jax.preflight import hlo
+from kr_jax.costs import hlo
 from tests import tpu_test
 
 MESH = {'data': 2, 'fsdp': 4, 'model': 2}

@@ -1,0 +1,1 @@
+"""What work costs: FLOPs and bytes of programs, hardware profiles, and energy, money and carbon by them."""
