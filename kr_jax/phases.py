@@ -58,7 +58,7 @@ class Clock:
     self._offset = time.time() - time.monotonic()
     self._lock, self._thread = threading.RLock(), threading.get_ident()
     self._mark = time.monotonic() if since is None else since - self._offset
-    self._stack: list[tuple[str, bool]] = [('start', False)]
+    self._stack = [('start', False, False)]  # name, whether it is whole, whether the devices work in it
     self._rows: dict[str, _Row] = {}
     self._devices_work = False
     self._compiled: list[tuple[float, float]] = []  # intervals of the phase that runs
@@ -88,16 +88,17 @@ class Clock:
     row.wall_s += elapsed - compiled
     if compiled:
       self._row('compile').wall_s += compiled
-    if self._devices_work or name in ON_DEVICES:
+    if self._devices_work or self._stack[-1][2]:
       row.busy_s += elapsed - compiled
     self._mark = now
 
   def enter(self, name: str, whole: bool = False) -> None:
     with self._lock:
       self._tick()
+      on_devices = name in ON_DEVICES
       if self._stack[-1][1] and name not in _APART:
-        name, whole = self._stack[-1]
-      self._stack.append((name, whole))
+        name, whole, _ = self._stack[-1]
+      self._stack.append((name, whole, on_devices))
 
   def leave(self) -> None:
     with self._lock:
@@ -108,7 +109,7 @@ class Clock:
     """Makes a phase the one that runs where no other does: what 'start' is at first."""
     with self._lock:
       self._tick()
-      self._stack[0] = (name, False)
+      self._stack[0] = (name, False, False)
 
   def count(self, phase: str | None = None, **counts: int) -> None:
     with self._lock:
@@ -179,6 +180,17 @@ def stop() -> None:
 
 def is_running() -> bool:
   return _clock is not None
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Clock]:
+  """The clock that runs already, which whoever started it stops; or else one while in this."""
+  is_mine = _clock is None
+  try:
+    yield start()
+  finally:
+    if is_mine:
+      stop()
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ rollout's tokens depend on nothing else: not on S, its slot, its shard, its neig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import fractions
 import functools
 import math
 from typing import Any, NamedTuple
@@ -34,14 +35,19 @@ import numpy as np
 
 from kr_jax import draw
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import queues as queues_lib
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.costs import arithmetic
+from kr_jax.costs import programs
+from kr_jax.kernels.decode_attention import ops as attention_ops
 from kr_jax.model import decode as decode_lib
 from kr_jax.model import policy
 from kr_jax.types import PAD, Array
 
-# Names of the loops that end when their work is done, for whoever counts what they do (preflight.py).
+# Names of the loops that end when their work is done, for whoever counts what they do (preflight.py,
+# costs/programs.py).
 PREFILL, REFILL, DECODE = 'prefill', 'refill', 'decode'
 
 
@@ -85,7 +91,12 @@ def rollouts(policy_config: policy.Config, params: Any, prompts: types.Prompts, 
   Raises:
     ValueError: budgets that are negative or sum to more than R.
   """
-  return Waves(policy_config, params, prompts, key, config, totals=(total,)).sample(budget_M, expected_M)
+  waves = Waves(policy_config, params, prompts, key, config, totals=(total,))
+  with phases.phase('sample'):
+    found = waves.sample(budget_M, expected_M)
+    if phases.is_running():
+      phases.count(**waves.counters(found))
+  return found
 
 
 class Waves:
@@ -106,6 +117,8 @@ class Waves:
     self._done_M = np.zeros(len(prompts.length_M), np.int32)  # rollouts of the waves before
     self._prefixes: _Prefixes | None = None
     self._place_M: np.ndarray | None = None  # of the prefix of each task, among the places of all shards
+    self._calls: list[programs.Call] = []  # of the last wave, where a clock runs
+    self._held: queues_lib.Queues | None = None  # of the last wave
 
   def sample(self, budget_M: np.ndarray, expected_M: np.ndarray | None = None) -> types.Rollouts:
     """The next wave: rollouts as `rollouts` returns them, of these budgets.
@@ -127,20 +140,78 @@ class Waves:
     queues = queues_lib.assign_to_queues(budget_M, total=total, shards=shards, expected_M=expected_M)
     held = queues if wave == 0 else queues_lib.hold_all(queues, M)
     held = held._replace(number_ZQ=held.number_ZQ + self._done_M[held.task_ZQ])
+    self._calls, self._held = [], held
     program = self._policy, self._params, self._prompts, held, self._key, self._config
     if wave == 0:
-      decoded, self._prefixes = _decode(*program, not is_last)
+      decoded, self._prefixes = self._run(_decode, *program, not is_last)
     else:
       width = len(self._prefixes.logits_KV) // shards
       source_ZK = np.pad(self._place_M[held.task_ZK], ((0, 0), (0, width - held.task_ZK.shape[1])))
-      self._prefixes = _place(self._prefixes, source_ZK)
-      decoded = _decode_on(*program, self._prefixes)
+      self._prefixes = self._run(_place, self._prefixes, source_ZK)
+      decoded = self._run(_decode_on, *program, self._prefixes)
     self._wave, self._done_M = wave + 1, self._done_M + budget_M
     if is_last:
       self._params = self._prefixes = None
     else:
       self._place_M = queues_lib.places(held, M, width=len(self._prefixes.logits_KV) // shards)
-    return _by_task(self._prompts, budget_M, queues, *decoded)
+    return self._run(_by_task, self._prompts, budget_M, queues, *decoded)
+
+  def _run(self, function: Any, *args: Any) -> Any:
+    if phases.is_running():
+      self._calls.append(programs.begin(function, args))
+    return function(*args)
+
+  def counters(self, rollouts: types.Rollouts) -> dict[str, int]:
+    """What the last wave took, for phases.count. Waits for the rollouts.
+
+    Those that are not known are left out: so are the last three of these where no clock ran (phases.py).
+
+    rollouts: as `sample` returned them, with nothing left out or shortened.
+
+    Returns:
+      tokens_prompt: read by all shards; a prompt of two shards counts twice.
+      tokens_generated, rollouts, flops_useful: of the rollouts, however they were sampled.
+      hbm_bytes_read: by the decode loops, at the least.
+      flops_executed, collective_bytes, host_bytes: of the programs; and of what the host reads of the rollouts.
+    """
+    length_R, task_R, length_M = (np.asarray(x) for x in (rollouts.length_R, rollouts.task_R, self._prompts.length_M))
+    is_first, held, calls = self._wave == 1, self._held, self._calls
+    of = arithmetic.lengths(length_M, task_R, length_R, reads=is_first)
+    trips = _trips(held, rollouts, self._config, reads=is_first)
+    ran = [programs.executed(call, trips) for call in calls]
+    found = {name: sum(x[name] for x in ran) for name in ('flops_executed', 'collective_bytes', 'host_bytes')
+             if ran and all(name in x for x in ran)}
+    if 'flops_executed' in found and any(call.program(tuple(trips)).decodes_by_kernel for call in calls):
+      found['flops_executed'] += arithmetic.decode_attention_flops(self._policy, of)
+    if 'host_bytes' in found:
+      found['host_bytes'] += sum(
+          x.nbytes for x in (rollouts.token_RC, rollouts.task_R, rollouts.length_R, rollouts.ended_R))
+    is_read_ZK = np.arange(held.task_ZK.shape[1])[None] < held.tasks_Z[:, None]
+    return found | {
+        'tokens_prompt': int(length_M[held.task_ZK[is_read_ZK]].sum()) if is_first else 0,
+        'tokens_generated': int(length_R.sum()), 'rollouts': int(np.count_nonzero(length_R)),
+        'flops_useful': arithmetic.sample_flops(self._policy, of),
+        'hbm_bytes_read': arithmetic.decode_bytes(
+            self._policy, of, steps=int(rollouts.decode_steps), slots=min(self._config.slots, held.local_ZQ.shape[1]),
+            cache=self._config.cache)}
+
+
+def _trips(queues: queues_lib.Queues, rollouts: types.Rollouts, config: Config, *, reads: bool
+           ) -> dict[str, fractions.Fraction]:
+  """All trips of each loop of a wave, of a mean shard.
+
+  The windows of slots that read their prompt together are estimated, where attention has them: all rollouts of a
+  shard have so many, of which those of the slots are there at once.
+  """
+  (shards, K), Q = queues.task_ZK.shape, queues.local_ZQ.shape[1]
+  mean = lambda total: fractions.Fraction(int(total), shards)
+  windows_Z = [np.sum(-(-np.bincount(local_Q[:n]) // attention_ops.TOGETHER))
+               for local_Q, n in zip(queues.local_ZQ, queues.rollouts_Z)]
+  share = fractions.Fraction(min(config.slots, Q), Q)
+  chunks = np.sum(-(-queues.tasks_Z // min(config.prefill, K))) if reads else 0
+  steps = mean(rollouts.decode_steps)
+  return {PREFILL: mean(chunks), REFILL: mean(rollouts.refills), DECODE: steps,
+          attention_ops.WINDOWS: steps * share * mean(np.sum(windows_Z))}
 
 
 # The programs.

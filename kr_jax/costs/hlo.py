@@ -72,22 +72,30 @@ class _Instruction(NamedTuple):
 _Computation = dict[str, _Instruction]  # by name
 
 
-def count(text: str, mesh_shape: Mapping[str, int], trips: Mapping[str, float]) -> Collectives:
+class Program(NamedTuple):
+  """The text of a program, read."""
+
+  computations: dict[str, _Computation]
+  entry: str  # the computation that is the program
+
+
+def count(text: str | Program, mesh_shape: Mapping[str, int], trips: Mapping[str, float]) -> Collectives:
   """What the collectives of a program send.
 
   Args:
+    text: or what `read` made of it.
     mesh_shape: axes of the mesh that the program was compiled for, in order, with their sizes.
     trips: trip count of a loop each time it is reached, by the name of the jax.named_scope that the loop stands in.
 
   Raises:
     ValueError: the trips of a loop with collectives are not known, or the mesh is another one.
   """
-  computations, entry = _parse(text)
-  return _Counter(computations, mesh_shape, trips).of_computation(entry, set())
+  program = read(text) if isinstance(text, str) else text
+  return _Counter(program.computations, mesh_shape, trips).of_computation(program.entry, set())
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-  """The computations, and the name of the one that is the program."""
+def read(text: str) -> Program:
+  """The computations of a program's text. Raises ValueError where it is none."""
   computations, entry, name, lines = {}, '', None, []
 
   def take():
@@ -111,7 +119,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
       lines.append(line)  # metadata of kernels has lines of its own
   if not entry:
     raise ValueError('this is not the text of a compiled program: it has no ENTRY')
-  return computations, entry
+  return Program(computations, entry)
 
 
 def _instruction(text: str) -> _Instruction:
@@ -151,7 +159,8 @@ def _names(attribute: re.Pattern[str], rest: str) -> list[str]:
   return [x for found in attribute.findall(rest) for x in _NAME.findall(found)]
 
 
-def _sent(collectives: Collectives) -> float:
+def sent(collectives: Collectives) -> float:
+  """Bytes that one chip sends, of all kinds together."""
   return sum(moved.bytes for moved in collectives.values())
 
 
@@ -188,7 +197,7 @@ class _Counter(NamedTuple):
       if once:
         yield once, self._trip_count(i, body, condition)
     elif i.opcode == 'conditional':
-      yield max((self.of_computation(x, set()) for x in _names(_BRANCHES, i.rest)), key=_sent), 1
+      yield max((self.of_computation(x, set()) for x in _names(_BRANCHES, i.rest)), key=sent), 1
     elif i.opcode in ('fusion', 'async'):  # parts of one collective may be in several of them
       for called in _names(_CALLED, i.rest):
         yield self.of_computation(called, chains, fused=True), 1

@@ -243,6 +243,19 @@ def policy_loss(log_ratio: Array, logp: Array, advantage: Array, config: knobs.G
   return -gain, low, high
 
 
+def divergence_bits(log_ratio: Array) -> Array:
+  """f(p / q) of the log ratios, whose mean over tokens that q sampled is the Jensen-Shannon divergence of p and q.
+
+    JS = 1/2 E_q[log2(2 / (1 + r))] + 1/2 E_q[r log2(2 r / (1 + r))] = E_q[(1 + r)/2 (h tanh h - ln cosh h)] / ln 2,
+    with r = p / q and h = ln(r) / 2
+
+  It is 0 where p = q and never below. The last form keeps the digits of small differences, which the first one loses:
+  there the two logs are nearly opposite. Where q is 0 nothing is sampled, and the half of p there is not counted.
+  """
+  h = jnp.clip(jax.lax.stop_gradient(log_ratio), -60.0, 60.0) / 2  # beyond that sinh(h)^2 overflows
+  return (1 + jnp.exp(2 * h)) / 2 * (h * jnp.tanh(h) - jnp.log1p(jnp.sinh(h) ** 2) / 2) / np.log(2)
+
+
 def kl(logp: Array, ref_logp: Array, kind: str) -> Array:
   """An estimate of KL(policy | reference) at tokens that the policy sampled. Arrays of one shape, any.
 

@@ -27,6 +27,7 @@ import optax
 
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.costs import programs
 from kr_jax.learning import grpo
 from kr_jax.learning import update
 from kr_jax.model import policy
@@ -48,9 +49,10 @@ def gradient_noise(trained: Any, base: Any, rollouts: types.Rollouts, verdict_R:
   """
   mixed_M = grpo.mixed_tasks(verdict_R, rollouts.task_R, len(rollouts.prompts.length_M))
   packed = update.pack_rollouts(rollouts, np.append(mixed_M, False)[np.asarray(rollouts.task_R)], config)
-  return gradient_noise_of_tokens(
-      trained, base, rollouts.task_R, verdict_R, update.gather(rollouts, packed), packed.first[-1], key,
-      len(rollouts.prompts.length_M), policy_config, config)
+  return programs.run(
+      gradient_noise_of_tokens, trained, base, rollouts.task_R, verdict_R, update.gather(rollouts, packed),
+      packed.first[-1], key, len(rollouts.prompts.length_M), policy_config, config,
+      trips={update.MICROBATCHES: int(packed.first[-1])})
 
 
 @functools.partial(jax.jit, static_argnums=(7, 8, 9))

@@ -207,3 +207,10 @@ def waste(packed: Packed) -> dict[str, float]:
   m = packed.microbatches
   return {'padding_waste': padding(m.rollout_BT),
           'attention_waste': padding(m.rows.segment_GS if m.rows else m.rollout_BT)}
+
+
+def positions(packed: Packed) -> tuple[int, int]:
+  """Tokens that the microbatches in use compute, and positions of them that are padding."""
+  used_IBT = packed.microbatches.rollout_BT[:packed.first[-1]]
+  computed = int(np.count_nonzero(used_IBT >= 0))
+  return computed, used_IBT.size - computed

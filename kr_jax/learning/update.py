@@ -18,8 +18,11 @@ import numpy as np
 import optax
 
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.costs import arithmetic
+from kr_jax.costs import programs
 from kr_jax.kernels.token_logprob import token_logprob
 from kr_jax.learning import grpo
 from kr_jax.learning import pack
@@ -117,7 +120,11 @@ def pack_rollouts(rollouts: types.Rollouts, keep_R: np.ndarray, config: Config) 
 
 def gather(rollouts: types.Rollouts, packed: pack.Packed) -> Tokens:
   """The tokens of all microbatches; the rows of each device are put onto it."""
-  return _gather(rollouts, sharding.put(packed.microbatches, PartitionSpec(None, sharding.ROWS)))
+  put, mesh = sharding.put(packed.microbatches, PartitionSpec(None, sharding.ROWS)), jax.sharding.get_abstract_mesh()
+  if not mesh.empty:  # else the program copies them; along 'model' devices receive the same rows
+    copies = mesh.size // sharding.row_shards()
+    phases.count(host_bytes=copies * sum(x.nbytes for x in jax.tree.leaves(packed.microbatches)))
+  return programs.run(_gather, rollouts, put)
 
 
 @jax.jit
@@ -209,30 +216,54 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
     key: new every step; read where grpo.keep is below 1.
 
   Returns:
-    The state with its step counted up, and the measurements of each update, for `summarize`.
+    The state with its step counted up, and the measurements of each update, for `summarize`; those of the first have
+    `advantage_R` too, 0 for rollouts that were dropped.
 
   Raises:
     ValueError: past or key is None, and is read.
   """
   g, measured = config.grpo, []
-  experience = _experience(rollouts, reward_R, config, past, key)
-  # With these terms rollouts without an advantage have a gradient too.
-  learns_R = rollouts.length_R if g.kl_coef or g.entropy_coef else experience.advantage_R
-  packed = pack_rollouts(rollouts, np.asarray(learns_R) != 0, config)
-  tokens, end = gather(rollouts, packed), packed.first[-1]
-  old_logp = ref_logp = None
+  with phases.phase('pack'):
+    experience = _experience(rollouts, reward_R, config, past, key)
+    # With these terms rollouts without an advantage have a gradient too.
+    learns_R = np.asarray(rollouts.length_R if g.kl_coef or g.entropy_coef else experience.advantage_R) != 0
+    packed = pack_rollouts(rollouts, learns_R, config)
+    tokens, first = gather(rollouts, packed), packed.first
+  of, old_logp, ref_logp = _learnt(rollouts, learns_R), None, None
   if not has_own_ratios(g):
     old_logp = tokens.sampler_logp_BT
   elif config.epochs * config.minibatches > 1:
-    old_logp = logps(state.params, base, tokens, end, policy_config, config)
+    old_logp = _scored(state.params, base, tokens, first[-1], policy_config, config, of)
   if g.kl_coef:
-    ref_logp = logps(base, {}, tokens, end, policy.without_lora(policy_config), config)
+    ref_logp = _scored(base, {}, tokens, first[-1], policy.without_lora(policy_config), config, of)
   tokens = tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp)
-  for u in [*range(config.minibatches)] * config.epochs:
-    state, measured_u = _step(state, base, experience, tokens, packed.first[u:u + 2], policy_config, config)
-    measured.append(measured_u)
-  measured[0] |= pack.waste(packed)
+  with phases.phase('update'):
+    for u in [*range(config.minibatches)] * config.epochs:
+      state, measured_u = programs.run(_step, state, base, experience, tokens, first[u:u + 2], policy_config, config,
+                                       trips={MICROBATCHES: int(first[u + 1] - first[u])})
+      measured.append(measured_u)
+    _count_update(of, packed, policy_config, times=config.epochs)
+  measured[0] |= pack.waste(packed) | {'advantage_R': experience.advantage_R}
   return state._replace(step=state.step + 1), measured
+
+
+def _learnt(rollouts: types.Rollouts, learns_R: np.ndarray) -> arithmetic.Lengths:
+  """The lengths of the rollouts that an update learns from."""
+  return arithmetic.lengths(rollouts.prompts.length_M, rollouts.task_R, np.where(learns_R, rollouts.length_R, 0))
+
+
+def _count_update(of: arithmetic.Lengths, packed: pack.Packed, policy_config: policy.Config, times: int) -> None:
+  computed, padded = pack.positions(packed)
+  phases.count(flops_useful=times * arithmetic.update_flops(policy_config, of), tokens_computed=times * computed,
+               tokens_padded=times * padded, tokens_updated=times * of.completion_R.sum())
+
+
+def _scored(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: policy.Config, config: Config,
+            of: arithmetic.Lengths) -> Array:
+  """`logps`, as a phase. of: as of `_learnt`."""
+  with phases.phase('score'):
+    phases.count(flops_useful=arithmetic.score_flops(policy_config, of))
+    return programs.run(logps, trained, base, tokens, end, policy_config, config, trips={MICROBATCHES: int(end)})
 
 
 def has_own_ratios(config: knobs.Grpo) -> bool:
@@ -288,6 +319,13 @@ def _step(state: types.TrainState, base: Any, experience: Experience, tokens: To
   return _update(state, loss_and_counts, (base, experience), tokens, *first_and_end, config)
 
 
+def _sampler_errors(log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
+  """Of the ratios to the sampler's policy. One sum, as two take 1.4 GB more of a TPU in an update of qwen3_4b."""
+  of_each_BT2 = jnp.stack([jnp.abs(log_ratio_BT), grpo.divergence_bits(log_ratio_BT)], axis=-1)
+  error, divergence = jnp.sum(jnp.where(mask_BT[..., None], of_each_BT2, 0), axis=(0, 1))
+  return {'logp_error': error, 'divergence': divergence}
+
+
 def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experience, config: knobs.Grpo
           ) -> tuple[Array, dict[str, Array]]:
   """The loss of a microbatch, and sums over its completion tokens."""
@@ -305,9 +343,11 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
     sum_R = jnp.zeros(experience.length_R.shape).at[rollout_BT].add(jnp.where(mask_BT, log_ratio_BT, 0))
     log_ratio_BT = (sum_R / jnp.maximum(experience.length_R, 1))[rollout_BT]
   loss_BT, low_BT, high_BT = grpo.policy_loss(log_ratio_BT, logp_BT, experience.advantage_R[rollout_BT], config)
+  likely_BT, sampler_likely_BT = (x_BT > -np.log(2) for x_BT in (logp_BT, sampler_logp_BT))
   counts = {
       'tokens_updated': jnp.sum(mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
-      'policy_entropy': total(entropy_BT), 'logp_error': total(jnp.abs(logp_BT - sampler_logp_BT)),
+      'policy_entropy': total(entropy_BT), **_sampler_errors(logp_BT - sampler_logp_BT, mask_BT),
+      'argmax_known': total(likely_BT | sampler_likely_BT), 'argmax_same': total(likely_BT & sampler_likely_BT),
       'ratios': jnp.zeros(len(LOG_RATIO_EDGES) + 1, jnp.int32).at[
           jnp.searchsorted(LOG_RATIO_EDGES, log_ratio_BT)].add(mask_BT)}
   if config.tis_cap:
@@ -323,7 +363,7 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
   return total(experience.weight_R[rollout_BT] * loss_BT), counts
 
 
-def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
+def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float | None]:
   """One record of the updates of a batch, fetched from the device.
 
   Returns:
@@ -334,6 +374,11 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
       near 0, the clip takes rounding between sampler and trainer for movement of the policy.
     policy_entropy, in nats; clip_fraction_low and clip_fraction_high; kl and tis_weight, where they are in the loss.
     logp_error: |logp - the sampler's logp|, of the first update alone, before the policy has moved.
+    policy_fidelity: 1 - sqrt(JS), of the divergence in bits between the policies of sampler and trainer, of the same
+      tokens: 1 where they are one policy; None where there is no token.
+    argmax_agreement: of these tokens, among those that sampler or trainer gives a probability above 1/2, the share that
+      both do. Such a token is surely the likeliest; where only one is above 1/2, the other may still agree, so that
+      the share is the least that agree. None where there is no such token.
     ratio_p01, ratio_p50, ratio_p99: quantiles of the ratio to the old policy; their log is exact to 10 %.
     expert_load: tokens that the busiest expert of a layer was sent over those of the mean expert, a mean over layers;
       experts_unused: share of all layers' experts that no token was sent to; both where there are experts.
@@ -348,12 +393,21 @@ def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float]:
             'logp_error': first['logp_error'] / first_tokens,
             'clip_fraction_first': (first['clipped_low'] + first['clipped_high']) / first_tokens,
             'clip_fraction_low': sums['clipped_low'] / tokens, 'clip_fraction_high': sums['clipped_high'] / tokens}
+  record |= _fidelity(first)
   record |= {name: sums[name] / tokens for name in ('policy_entropy', 'kl', 'tis_weight') if name in sums}
   if 'load' in sums:
     load_LE = sums['load']
     record['expert_load'] = np.mean(load_LE.max(axis=1) / np.maximum(load_LE.mean(axis=1), 1e-9))
     record['experts_unused'] = np.mean(load_LE == 0)
   return {name: np.asarray(x).item() for name, x in record.items()} | ratio_quantiles(sums['ratios'])
+
+
+def _fidelity(first: dict[str, np.ndarray]) -> dict[str, float | None]:
+  """policy_fidelity and argmax_agreement, from the counts of the first update."""
+  tokens, known = int(first['tokens_updated']), int(first['argmax_known'])
+  # A mean over few tokens may be above 1, which the divergence is not.
+  return {'policy_fidelity': 1 - np.sqrt(min(float(first['divergence']) / tokens, 1.0)) if tokens else None,
+          'argmax_agreement': int(first['argmax_same']) / known if known else None}
 
 
 def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
@@ -368,8 +422,12 @@ def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
 def sft(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy.Config, config: Config
         ) -> tuple[types.TrainState, dict[str, Array]]:
   """One update of supervised fine-tuning. Donates the state; measures loss, a mean over tokens, and grad_norm."""
-  packed = pack_rollouts(rollouts, np.asarray(rollouts.length_R) > 0, config.replace(minibatches=1))
-  return _sft(state, gather(rollouts, packed), packed.first[-1], np.sum(rollouts.length_R), policy_config, config)
+  learns_R = np.asarray(rollouts.length_R) > 0
+  packed = pack_rollouts(rollouts, learns_R, config.replace(minibatches=1))
+  tokens, end = gather(rollouts, packed), packed.first[-1]
+  _count_update(_learnt(rollouts, learns_R), packed, policy_config, times=1)
+  return programs.run(_sft, state, tokens, end, np.sum(rollouts.length_R), policy_config, config,
+                      trips={MICROBATCHES: int(end)})
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)

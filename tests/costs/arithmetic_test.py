@@ -7,10 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from kr_jax import queues as queues_lib
+from kr_jax import sample
+from kr_jax import types
+from kr_jax.costs import arithmetic
+from kr_jax.costs import flops
+from kr_jax.kernels.decode_attention import ops as attention_ops
+from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
-from kr_jax.costs import flops
-from kr_jax.costs import arithmetic
+from tests import knobs
 
 TINY = policy.Config(
     vocab_size=11, num_layers=3, width=4, num_heads=4, num_kv_heads=2, head_width=2, hidden_width=5,
@@ -57,12 +63,56 @@ def test_a_forward_pass_by_hand(own, shared, outputs, flops):
   assert arithmetic.forward_flops(TINY, own, shared=shared, outputs=outputs) == flops
 
 
+LENGTHS = arithmetic.equal_lengths(tasks=2, rollouts=6, prompt=10, completion=5)
+
+
 def test_a_step_by_hand():
-  """Of 6 completions of 5 tokens, of 2 prompts of 10: 9360 + 4800 a prompt, 11120 a completion."""
-  lengths = dict(rollouts=6, prompt=10, completion=5)
-  assert arithmetic.sample_flops(TINY, tasks=2, **lengths) == 2 * (14160 + 88) + 6 * 11120 == 95216
-  assert arithmetic.score_flops(TINY, tasks=2, **lengths) == 2 * 14160 + 6 * 11120 == 95040
-  assert arithmetic.decode_attention_flops(TINY, **lengths) == 6 * 125 * 48 == 36000
+  """Of 6 completions of 5 tokens, of 2 prompts of 10: 9360 + 4800 a prompt, 11120 a completion.
+
+  When they are scored the prompt's last token belongs to the completion: 12312 a prompt of 9, 10640 a completion.
+  """
+  assert arithmetic.sample_flops(TINY, LENGTHS) == 2 * (14160 + 88) + 6 * 11120 == 95216
+  assert arithmetic.score_flops(TINY, LENGTHS) == 2 * 12312 + 6 * 10640 == 88464
+  assert arithmetic.update_flops(TINY, LENGTHS) == 3 * 88464
+  assert arithmetic.decode_attention_flops(TINY, LENGTHS) == 6 * 125 * 48 == 36000
+  assert all(isinstance(flops_of(TINY, LENGTHS), int) for flops_of in (
+      arithmetic.sample_flops, arithmetic.score_flops, arithmetic.update_flops, arithmetic.decode_attention_flops))
+
+
+def test_a_step_of_adapters_by_hand():
+  """Of rank 1 they have 4 + 8 elements at q and o, 4 + 4 at k and v, 4 + 5 at each of the MLP's. So a token takes
+  2 x 3 x 67 = 402 more; and an update no product for the gradients of the 156, nor for those of the output."""
+  lora = TINY.replace(lora_rank=1)
+  assert arithmetic.adapter_weights(lora) == 2 * 12 + 2 * 8 + 3 * 9 == 67
+  assert arithmetic.adapter_weights(lora.replace(num_experts=4, experts_per_token=2)) == 40
+  assert arithmetic.adapter_weights(TINY) == 0
+  score = 88464 + 402 * (2 * 9 + 6 * 5)
+  assert arithmetic.score_flops(lora, LENGTHS) == score == 107760
+  assert arithmetic.update_flops(lora, LENGTHS) == 2 * score + 402 * 48 + (2 * 81 + 6 * 115) * 48 == 275712
+
+
+def test_lengths_are_those_of_rollouts_and_of_each_of_their_prompts_once():
+  """In whatever order; rows without a rollout, of task M, and tasks without one do not count."""
+  length_M, task_R = np.array([3, 9, 4, 7], np.int32), np.array([0, 2, 2, 3, 3, 4, 4], np.int32)
+  length_R = np.array([5, 1, 6, 2, 2, 0, 0], np.int32)
+  of = arithmetic.lengths(length_M, task_R, length_R)
+  assert [x.tolist() for x in of] == [[3, 4, 7], [3, 4, 4, 7, 7], [5, 1, 6, 2, 2]]
+  assert arithmetic.lengths(length_M, task_R, length_R, reads=False).read_M.tolist() == []
+  for flops_of in (arithmetic.sample_flops, arithmetic.score_flops, arithmetic.update_flops):
+    assert flops_of(TINY, of) == flops_of(TINY, arithmetic.lengths(length_M, task_R[::-1], length_R[::-1]))
+    each = [flops_of(TINY, arithmetic.lengths(length_M, task_R[r:r + 1], length_R[r:r + 1])) for r in range(5)]
+    again = [flops_of(TINY, arithmetic.Lengths(length_M[m:m + 1], *np.zeros((2, 0), int))) for m in (2, 3)]
+    assert flops_of(TINY, of) == sum(each) - sum(again)  # their prompts are read for another rollout already
+
+
+def test_flops_are_exact_where_they_are_many():
+  """Of Qwen3-32B's sizes, of 4096 rollouts of 32768 tokens: of odd digits, beyond 2^53."""
+  c = TINY.replace(num_layers=64, width=5120, num_heads=64, num_kv_heads=8, head_width=128, hidden_width=25600,
+                   vocab_size=151936)
+  of = arithmetic.equal_lengths(tasks=0, rollouts=4096, prompt=1001, completion=32767)
+  weights = 5120 * (2 * 72 * 128 + 3 * 25600)
+  assert arithmetic.score_flops(c, of) == 4096 * (
+      32767 * 2 * (64 * weights + 5120 * 151936) + 2 * 64 * 64 * 128 * (33767 ** 2 - 1000 ** 2)) > 2 ** 53
 
 
 @pytest.mark.parametrize('dtype, cache, size', [
@@ -103,6 +153,18 @@ def test_a_prompt_and_then_its_completion_are_both(p, own):
     assert both == arithmetic.forward_flops(WIDE, p + own, outputs=outputs + own)
 
 
+def test_bytes_that_decoding_reads_by_hand():
+  """TINY has 3 x 156 + 4 x 11 = 512 numbers a step; completions of 1, 2 and 5 tokens read 11, 23 and 65 columns."""
+  of = arithmetic.lengths([10], [0, 0, 0, 0], [1, 2, 5, 0])
+  bytes_of = lambda c, **more: arithmetic.decode_bytes(c, of, **{'steps': 7, 'slots': 1} | more)
+  assert bytes_of(TINY) == 7 * 4 * 512 + (11 + 23 + 65) * 96
+  assert bytes_of(TINY.replace(dtype='bfloat16'), cache='int8') == 7 * 2 * 512 + 99 * 72
+  # One token meets two of four experts, of 60 numbers each; many meet all.
+  assert bytes_of(EXPERTS) == 7 * 4 * (3 * (96 + 2 * 60 + 16) + 44) + 99 * 96
+  assert bytes_of(EXPERTS, slots=1000) == 7 * 4 * (3 * (96 + 4 * 60 + 16) + 44) + 99 * 96
+  assert isinstance(bytes_of(EXPERTS, slots=3), int)
+
+
 def test_tokens_one_by_one_are_all():
   """Each of them reads those before it, and half of itself."""
   p, own = 10, 6
@@ -111,7 +173,82 @@ def test_tokens_one_by_one_are_all():
   assert arithmetic.forward_flops(TINY, own, shared=p) == sum(token + x for x in read)
   assert arithmetic.forward_flops(TINY, own, shared=p) == sum(
       arithmetic.forward_flops(TINY, 1, shared=i) for i in range(p, p + own))
-  assert arithmetic.decode_attention_flops(TINY, rollouts=3, prompt=p, completion=own) == 3 * sum(read)
+  of = arithmetic.equal_lengths(tasks=0, rollouts=3, prompt=p, completion=own)
+  assert arithmetic.decode_attention_flops(TINY, of) == 3 * sum(read)
+
+
+# What programs execute on a CPU, without padding: the closed form, and the terms by which they do more or less.
+
+DENSE = TINY.replace(vocab_size=64, num_layers=2, width=32, num_heads=4, num_kv_heads=4, head_width=8, hidden_width=48)
+GROUPED = DENSE.replace(num_kv_heads=2, tie_embeddings=True)
+LORA = GROUPED.replace(lora_rank=2)
+P, C = 16, 64
+
+
+def traced(function, *args, **trips):
+  """FLOPs of a run on a CPU."""
+  return flops.count(function.trace(*args).jaxpr.jaxpr, trips, platform='cpu')
+
+
+def attention(c, *squares):
+  """2 L A of each: of as many masked pairs, or of twice the pairs that are read."""
+  return 2 * c.num_layers * c.num_heads * c.head_width * sum(squares)
+
+
+@pytest.mark.parametrize('c', [pytest.param(DENSE, marks=pytest.mark.slow), GROUPED], ids=['dense', 'grouped'])
+def test_a_sampler_executes_the_closed_form(c):
+  """Of 5 prompts and 8 rollouts of each, all decoded at once.
+
+  The masked half of squares and of columns of the ring comes on top. In the last layer nothing but keys and values,
+  and attention, is computed of a prompt's tokens before its last. (A sampler reads no adapters.)
+  """
+  M, R = 5, 40
+  config = knobs.sampler(slots=R, prefill=M, prompt_length=P, completion_length=C)
+  params = jax.eval_shape(lambda params: decode.sampling_params(c, params), abstract_params(c))
+  token_MP, length_M = np.zeros((M, P), np.int32), np.full(M, P, np.int32)
+  last = 2 * (c.num_heads * c.head_width * c.width + 3 * c.width * c.hidden_width)
+  more = attention(c, M * P ** 2) - last * M * (P - 1)
+  prefill = traced(jax.jit(lambda params: decode.prefill(c, params, token_MP, length_M)), params)
+  read = arithmetic.equal_lengths(tasks=M, rollouts=0, prompt=P, completion=C)
+  assert prefill == arithmetic.sample_flops(c, read) + more
+  queues = queues_lib.assign_to_queues(np.full(M, 8), total=R)
+  whole = traced(
+      sample._decode, c, params, types.Prompts(token_MP, length_M, length_M), queues, jax.random.key(0), config,
+      **{sample.PREFILL: 1, sample.REFILL: 1, sample.DECODE: C, attention_ops.WINDOWS: M})
+  of = arithmetic.equal_lengths(tasks=M, rollouts=R, prompt=P, completion=C)
+  assert whole == arithmetic.sample_flops(c, of) + more + attention(c, R * C ** 2)
+  assert whole - prefill == arithmetic.forward_flops(c, of.completion_R, of.prompt_R) + attention(c, R * C ** 2)
+
+
+@pytest.mark.parametrize('c', [DENSE, pytest.param(GROUPED, marks=pytest.mark.slow), LORA],
+                         ids=['dense', 'grouped', 'lora'])
+def test_an_update_and_scores_execute_the_closed_form(c):
+  """Of rows of one rollout each, of a task of its own.
+
+  The masked half of squares comes on top, and outputs of the prompts' tokens, which predict nothing that is learnt.
+  """
+  R, T = 6, P + C - 1
+  config = knobs.updates(row_length=T, microbatch_rows=R, prompt_sharing=1.0)
+  token_RC = np.zeros((R, C), np.int32)
+  rollouts = types.Rollouts(
+      types.Prompts(np.zeros((R, P), np.int32), np.full(R, P, np.int32), np.arange(R, dtype=np.int32)),
+      task_R=np.arange(R, dtype=np.int32), token_RC=token_RC, logp_RC=np.float32(token_RC),
+      length_R=np.full(R, C, np.int32), ended_R=np.ones(R, np.int32), decode_steps=np.int32(1))
+  packed = update.pack_rollouts(rollouts, np.ones(R, bool), config)
+  assert packed.first.tolist() == [0, 1]
+  tokens = jax.eval_shape(update._gather, rollouts, packed.microbatches)
+  trained, base = jax.eval_shape(lambda key: policy.split(c, policy.init(c, key)), jax.random.key(0))
+  of, once = arithmetic.equal_lengths(tasks=R, rollouts=R, prompt=P, completion=C), {update.MICROBATCHES: 1}
+  masked, unread = attention(c, R * T ** 2), 2 * c.width * c.vocab_size * R * (P - 1)
+  score = traced(update.logps, trained, base, tokens, np.int32(1), c, config, **once)
+  assert score == arithmetic.score_flops(c, of) + masked + unread
+  state = jax.eval_shape(lambda params, key: update.init(params, key, config), trained, jax.random.key(0))
+  experience = update.Experience(rollouts.length_R, *np.ones((2, R), np.float32))
+  tokens = tokens._replace(old_logp_BT=tokens.sampler_logp_BT)
+  moved = traced(update._step, state, base, experience, tokens, packed.first, c, config, **once)
+  # With adapters the output has no gradient. Down and its adapter are computed again for the gradient of the latter.
+  again = 2 * c.num_layers * R * T * c.lora_rank * c.hidden_width
+  assert moved == arithmetic.update_flops(c, of) + 3 * masked + (2 if c.lora_rank else 3) * unread + again
 
 
 @pytest.mark.parametrize('rows', [(), (3,)], ids=['', '3'])
@@ -147,28 +284,3 @@ def test_flops_of_the_decoding_kernel_depend_on_its_cache():
 def test_a_kernel_that_is_not_known_is_an_error(name):
   with pytest.raises(ValueError, match=f'the kernel {name!r} are not known'):
     arithmetic.kernel_flops(name, ((4, 4),) * 6, ((4, 4),))
-
-
-@pytest.mark.parametrize('topology, flops, gib', [
-    ('v4:2x2x1', 137.5e12, 15.25), ('v5e:4x4', 197e12, 15.75), ('v5p:2x2x1', 459e12, 95.74),
-    ('v6e:8x8', 918e12, 31.25), ('v5e', 197e12, 15.75)])
-def test_the_chip_of_a_topology(topology, flops, gib):
-  chip = arithmetic.chip(topology)
-  assert chip == arithmetic.CHIPS[topology.partition(':')[0]]
-  assert chip.flops == flops and chip.hbm_bytes == int(gib * 2 ** 30)
-
-
-def test_figures_are_of_the_right_size():
-  """A chip takes over 100 multiply-adds to a byte of HBM, and HBM is faster than links."""
-  for chip in arithmetic.CHIPS.values():
-    assert all(x > 0 for x in chip) and isinstance(chip.hbm_bytes, int)
-    assert chip.flops > 100 * chip.hbm_bytes_per_s > 100 * chip.ici_bytes_per_s
-    assert 1 < chip.dollars_per_hour < 10
-
-
-@pytest.mark.parametrize('topology', ['v3:2x2', 'V5E:2x2', ''])
-def test_a_chip_without_figures_is_an_error(topology):
-  with pytest.raises(ValueError) as e:
-    arithmetic.chip(topology)
-  assert repr(topology) in str(e.value) and repr(topology.partition(':')[0]) in str(e.value)
-  assert all(repr(name) in str(e.value) for name in arithmetic.CHIPS)

@@ -1,6 +1,7 @@
 """FLOPs of jaxprs, against hand and against the closed form."""
 
 import dataclasses
+import functools
 
 import jax
 from jax.experimental import pallas as pl
@@ -101,6 +102,27 @@ def test_of_a_conditional_the_branch_with_most_counts():
   assert by_platform(cpu=three, tpu=one, default=three) == DOT
 
 
+@pytest.mark.parametrize('platform, products', [('tpu', 1), ('cpu', 3), ('gpu', 2), ('other', 4)])
+def test_of_branches_by_platform_the_one_of_the_platform_counts(platform, products):
+  times = lambda n: lambda x, w: functools.reduce(jnp.dot, [x, *[w] * n])
+  traced = jax.jit(lambda x, w: jax.lax.platform_dependent(
+      x, w, cpu=times(3), tpu=times(1), cuda=times(2), default=times(4))).trace(X, W)
+  found = flops.count(traced.jaxpr.jaxpr, {}, platform=platform)
+  assert found == products * DOT and isinstance(found, int)
+
+
+def test_kernels_are_found_where_the_platform_runs_them():
+  def kernel(x_ref, out_ref):
+    out_ref[...] = x_ref[...]
+
+  run = lambda x: pl.pallas_call(kernel, out_shape=X, name='mine')(x)
+  function = lambda x: jax.lax.scan(lambda x, _: (jax.lax.platform_dependent(
+      x, tpu=run, default=lambda x: x), None), x, length=2)[0]
+  jaxpr = jax.jit(function).trace(X).jaxpr.jaxpr
+  assert flops.runs_kernel(jaxpr, 'mine') and not flops.runs_kernel(jaxpr, 'mine', 'cpu')
+  assert not flops.runs_kernel(jaxpr, 'other')
+
+
 def test_shards_each_count():
   """Rows over 'data', and each shard of 'model' has its columns; over an axis that is not taken shapes are whole."""
   mesh = sharding.mesh(data=2, fsdp=2, model=2)
@@ -176,8 +198,8 @@ def test_an_update_executes_what_it_uses_and_a_third_of_outputs_and_half_of_atte
   # blocks of 512; and the entropy's gradient is summed up by a product with ones.
   want = 3 * matrices + 4 * outputs + 9 / 2 * attention * 2
   assert of_update(microbatches=7, fsdp=4) == pytest.approx(7 * want, rel=2e-3)
-  lengths = dict(tasks=0, rollouts=ROWS, prompt=0, completion=T)
-  assert 1 < want / (3 * arithmetic.score_flops(c, **lengths)) < 2.5
+  of = arithmetic.equal_lengths(tasks=0, rollouts=ROWS, prompt=1, completion=T)
+  assert 1 < want / arithmetic.update_flops(c, of) < 2.5
 
 
 @pytest.mark.slow

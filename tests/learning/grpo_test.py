@@ -602,7 +602,9 @@ def push_of(verdict_TR, task_R, *, kind, wave_R=None, past_T=None) -> np.ndarray
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('p, loo, std', [(0.05, 1.01, 2.14), (0.2, 1.05, 1.90), (0.5, 1.12, 1.61), (0.9, 1.08, 1.17)])
+@pytest.mark.parametrize('p, loo, std', [
+    (0.05, 1.01, 2.14), (0.5, 1.12, 1.61), pytest.param(0.2, 1.05, 1.90, marks=pytest.mark.exhaustive),
+    pytest.param(0.9, 1.08, 1.17, marks=pytest.mark.exhaustive)])
 def test_how_much_waves_bias_statistics_of_all(p, loo, std):
   """E[sum A (v - p)] / (E[N] p (1 - p)), which should be 1, of two rollouts, and six more where both fail."""
   rng, trials = np.random.default_rng(0), 200_000
@@ -620,7 +622,9 @@ def test_how_much_waves_bias_statistics_of_all(p, loo, std):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('n, low, high', [(2, 1.4, 2.1), (4, 1.15, 1.3), (8, 1.03, 1.12), (16, 1.01, 1.05)])
+@pytest.mark.parametrize('n, low, high', [
+    (2, 1.4, 2.1), (8, 1.03, 1.12), pytest.param(4, 1.15, 1.3, marks=pytest.mark.exhaustive),
+    pytest.param(16, 1.01, 1.05, marks=pytest.mark.exhaustive)])
 def test_what_the_past_adds_to_signal_and_noise(n, low, high):
   """mean^2 / variance of a group's gradient, of 'posterior' over 'loo', with 8 rollouts of the past; a rollout's score
   is (v - p) x and noise of power 8 |x|^2."""
@@ -636,7 +640,7 @@ def test_what_the_past_adds_to_signal_and_noise(n, low, high):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('n', [2, 4, 8])
+@pytest.mark.parametrize('n', [4, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 8))])
 def test_what_dropping_costs_in_signal(n):
   """Signal to noise of a step's gradient over that of 'loo', as above; 64 tasks of success rates Beta(.5, .5)."""
   rng, M, trials = np.random.default_rng(n), 64, 2_000

@@ -61,21 +61,24 @@ def test_gradient_noise_equals_a_loop_over_rollouts():
 
 @pytest.mark.slow
 def test_halves_are_of_what_is_not_left_out():
-  """A rollout that is left out counts in no half, wherever it stands in its group."""
+  """A rollout that is left out counts in no half, wherever it stands in its group. (The shapes are those of the test
+  above, whose program serves.)"""
   task_R = np.repeat([0, 1], [12, 2])
   verdict_R = np.float32([1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0] + [0, 1])
   stays_R = np.array([1, 1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0] + [1, 1], bool)
-  rollouts = update_test.make_rollouts()._replace(
-      prompts=types.Prompts(np.ones((2, 1), np.int32), np.ones(2, np.int32), np.arange(2, dtype=np.int32)))
-  token_RC = (2 + np.arange(14, dtype=np.int32) % 5)[:, None]
+  rollouts, _ = update_test.padded(update_test.make_rollouts(), REWARD_R)
+  token_RC = np.tile(2 + np.arange(14, dtype=np.int32)[:, None] % 5, (1, C))
+  rows = lambda x_R, rest=0: np.concatenate(
+      [x_R, np.full((len(rollouts.task_R) - 14, *x_R.shape[1:]), rest)]).astype(x_R.dtype)
   measured = []
   for order_R in (np.arange(14), np.argsort(~stays_R, kind='stable')):  # and behind all that stay
     in_R = stays_R[order_R]
     measured.append(noise.gradient_noise(
         update_test.params_of(), {}, rollouts._replace(
-            task_R=np.where(in_R, task_R[order_R], 2).astype(np.int32), length_R=np.int32(in_R),
-            token_RC=token_RC[order_R], logp_RC=np.zeros((14, 1), np.float32)),
-        verdict_R[order_R] * in_R, jax.random.key(0), POLICY, CONFIG))
+            task_R=rows(np.where(in_R, task_R[order_R], len(BUDGET_M)).astype(np.int32), len(BUDGET_M)),
+            length_R=rows(np.int32(in_R)), token_RC=rows(token_RC[order_R]),
+            logp_RC=np.zeros_like(rollouts.logp_RC)),
+        rows(verdict_R[order_R] * in_R), jax.random.key(0), POLICY, CONFIG))
   assert measured[0][1] > 0
   np.testing.assert_allclose(*measured, rtol=1e-4)
 

@@ -139,6 +139,7 @@ def test_a_shared_prompt_by_hand():
   np.testing.assert_array_equal(m.rows.place_BT, [[[0, 1, 2, 3, 4, 8, 9, 10, 11]]])
   np.testing.assert_array_equal(packed.first, [0, 1])
   assert pack.waste(packed) == {'padding_waste': 0, 'attention_waste': pytest.approx(1 / 12)}
+  assert pack.positions(packed) == (9, 0)
   assert {x.dtype for x in (*m[:2], *m.rows)} == {np.dtype(np.int32)}
 
 
@@ -284,7 +285,7 @@ def test_nothing_kept_is_all_padding(shape):
   np.testing.assert_array_equal(packed.microbatches.rollout_BT, np.full((2, 1, shape.tokens), -1))
   np.testing.assert_array_equal(packed.microbatches.position_BT, np.zeros((2, 1, shape.tokens)))
   np.testing.assert_array_equal(packed.first, [0, 0, 0])
-  assert pack.waste(packed) == {'padding_waste': 0, 'attention_waste': 0}
+  assert pack.waste(packed) == {'padding_waste': 0, 'attention_waste': 0} and pack.positions(packed) == (0, 0)
   empty = alone(np.zeros(0, np.int32), np.zeros(0, int), minibatches=2, microbatches=0, shape=shape)
   assert empty.microbatches.rollout_BT.shape == (0, 1, shape.tokens) and not empty.first.any()
 
@@ -380,6 +381,7 @@ def test_waste_by_hand():
   packed = alone([3, 5, 2, 4], np.zeros(4, int), minibatches=1, microbatches=3, shape=unshared(6, 2))
   share = pytest.approx(1 - 14 / 24)
   assert pack.waste(packed) == {'padding_waste': share, 'attention_waste': share}
+  assert pack.positions(packed) == (14, 10)
 
 
 def test_little_is_padding_where_lengths_are_log_normal():

@@ -18,8 +18,10 @@ import pytest
 
 from configs import presets
 from kr_jax import knobs as knobs_lib
+from kr_jax import phases
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.costs import arithmetic
 from kr_jax.learning import grpo
 from kr_jax.learning import pack
 from kr_jax.learning import update
@@ -168,6 +170,15 @@ def by_loops(logp_RC, entropy_RC, old_RC, ref_RC, rollouts, reward_R, c: knobs_l
   return x
 
 
+def fidelity_by_hand(logp_X, sampler_logp_X):
+  """By the definition of the divergence, and by the likeliest token where it is known."""
+  r_X, likely_X, sampler_likely_X = np.exp(logp_X - sampler_logp_X), logp_X > np.log(0.5), sampler_logp_X > np.log(0.5)
+  js = np.mean(np.log2(2 / (1 + r_X)) + r_X * np.log2(2 * r_X / (1 + r_X))) / 2
+  known = np.sum(likely_X | sampler_likely_X)
+  return {'policy_fidelity': 1 - np.sqrt(js),
+          'argmax_agreement': np.sum(likely_X & sampler_likely_X) / known if known else None}
+
+
 def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=None, kept_R=MIXED_R,
               times=1, policy_config=POLICY, advantage_R=None):
   """The gradient of the kept rollouts times `times`, what update.summarize says of them, and the log ratios.
@@ -191,6 +202,7 @@ def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=Non
   record = {'loss': times * x.loss_RC[kept_R].sum(), 'grad_norm': float(optax.tree.norm(gradient)),
             'tokens_updated': token_RC.sum(), 'policy_entropy': mean(entropy_RC),
             'logp_error': mean(np.abs(logp_RC - rollouts.logp_RC)),
+            **fidelity_by_hand(np.asarray(logp_RC, float)[token_RC], rollouts.logp_RC[token_RC].astype(float)),
             'clip_fraction_low': mean(x.low_RC), 'clip_fraction_high': mean(x.high_RC),
             'clip_fraction_first': mean(x.low_RC + x.high_RC)}
   if config.grpo.kl_coef:
@@ -225,9 +237,13 @@ def assert_close(tree, other, tolerance=1e-5):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * scale), tree, other)
 
 
-def assert_record(record, want, log_ratio):
+def assert_figures(record, want, rel, atol):
   for name, x in want.items():
-    assert record[name] == pytest.approx(x, rel=1e-5, abs=1e-7), name
+    assert record[name] == (None if x is None else pytest.approx(x, rel=rel, abs=atol)), name
+
+
+def assert_record(record, want, log_ratio):
+  assert_figures(record, want, 1e-5, 1e-7)
   for name, q in (('ratio_p01', 0.01), ('ratio_p50', 0.5), ('ratio_p99', 0.99)):
     exact = np.quantile(log_ratio, q, method='inverted_cdf')
     assert np.log(record[name]) == pytest.approx(exact, rel=0.1, abs=1e-4), name
@@ -547,8 +563,8 @@ def test_the_gradient_does_not_depend_on_the_mesh(axes, config):
     got, recorded, state = gradient_of(config, rollouts, REWARD_R, trained=params, base=base,
                                        policy_config=WIDE, mesh=mesh)
   assert_close(got, want)
-  for name in set(record) - set(WASTES):  # each device has prompts of its own
-    assert recorded[name] == pytest.approx(record[name], rel=1e-4, abs=1e-6), name
+  # Each device has prompts of its own.
+  assert_figures(recorded, {name: x for name, x in record.items() if name not in WASTES}, 1e-4, 1e-6)
   # Parameters and the optimiser's copies of them are divided as before.
   shards = axes.get('fsdp', 1) * axes.get('model', 1)
   for tree in (state.params, got):
@@ -598,6 +614,9 @@ def momentum(monkeypatch):
   monkeypatch.setattr(update, 'optimizer', lambda _: MOMENTUM)
 
 
+TERMS = {'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1}  # of a loss, in addition to that of the advantages
+
+
 def marked(**knobs):
   """A config of its own, so that no other test runs the programs compiled with this optimiser."""
   return varied(CONFIG, weight_decay=0.25, **knobs)
@@ -605,8 +624,7 @@ def marked(**knobs):
 
 @pytest.mark.parametrize('changed', [
     {'minibatches': 3, 'epochs': 2},
-    pytest.param({'minibatches': 3, 'epochs': 2, 'tis_cap': 1.2, 'kl_coef': 0.3, 'entropy_coef': 0.1},
-                 marks=slow),
+    pytest.param({'minibatches': 3, 'epochs': 2, **TERMS}, marks=slow),
     pytest.param({'minibatches': 2, 'epochs': 3, 'tis_cap': 1.2, 'loss': 'gspo'}, marks=exhaustive),
     pytest.param({'minibatches': 1, 'epochs': 2, 'loss': 'cispo'}, marks=exhaustive)], ids=str)
 def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
@@ -696,23 +714,23 @@ def left_out(rollouts, where_R):
       ended_R=np.where(where_R, types.NOT_SAMPLED, rollouts.ended_R))
 
 
-@pytest.mark.parametrize('changed', [
-    {}, pytest.param({'advantage': 'loo', 'weight': 'task', 'aggregate': 'rollout', 'kl_coef': 0.3}, marks=slow),
-    pytest.param({'prompt_sharing': 1.0, 'loss': 'gspo'}, marks=slow)], ids=str)
-def test_what_is_left_out_has_no_part_in_the_loss(changed):
+@pytest.mark.parametrize('changed, beyond', [
+    ({}, 0), pytest.param(VARIANTS['gspo and all'], 3, marks=slow),  # runs the program of the variant
+    pytest.param({'prompt_sharing': 1.0, 'loss': 'gspo'}, 0, marks=slow)], ids=str)
+def test_what_is_left_out_has_no_part_in_the_loss(changed, beyond):
   """Whatever reward it has, and though row 0, whose tokens padding reads, is left out."""
   config, rollouts = varied(CONFIG, **changed), left_out(make_rollouts(), LEFT_OUT_R)
   base, mixed_R = base_of(config), (np.arange(len(REWARD_R)) < 4) & ~LEFT_OUT_R
   reward_R = np.where(LEFT_OUT_R, 7, REWARD_R).astype(np.float32)
   assert REWARD_R[mixed_R].tolist() == [0, 1]
   want, record, log_ratio = reference(params_of(), rollouts, reward_R, config, ref_params=base, kept_R=mixed_R)
-  got, recorded, _ = gradient_of(config, rollouts, reward_R, base=base)
+  got, recorded, _ = gradient_of(config, *padded(rollouts, reward_R, beyond), base=base)
   assert_close(got, want)
   assert_record(recorded, record, log_ratio)
 
 
 @pytest.mark.parametrize('changed, all_left_out', [
-    ({}, False), ({}, True), pytest.param({'kl_coef': 0.1, 'entropy_coef': 0.1}, True, marks=slow)], ids=str)
+    ({}, False), ({}, True), pytest.param(TERMS, True, marks=slow)], ids=str)
 def test_without_a_mixed_group_nothing_moves(momentum, changed, all_left_out):
   """Nor without any rollout, where a term of the loss is of all."""
   config = marked(minibatches=3, epochs=2, **changed)
@@ -728,6 +746,7 @@ def test_without_a_mixed_group_nothing_moves(momentum, changed, all_left_out):
   record = update.summarize(measured)
   assert record['tokens_updated'] == record['loss'] == record['grad_norm'] == 0
   assert record['ratio_p50'] == 1 and record['padding_waste'] == record['logp_error'] == 0
+  assert record['policy_fidelity'] is record['argmax_agreement'] is None  # as nothing is known
 
 
 def test_one_program_serves_every_batch(momentum):
@@ -743,6 +762,59 @@ def test_one_program_serves_every_batch(momentum):
     state, _ = update.step(state, left_out(rollouts, where_R), REWARD_R, {}, POLICY, config)
   assert update._step._cache_size() <= before + 1
   assert int(state.step) == 10
+
+
+@pytest.fixture
+def clock():
+  yield phases.start()
+  phases.stop()
+
+
+def test_what_updates_take_is_counted(momentum, clock):
+  """Useful FLOPs by the lengths of the mixed groups' rollouts, a prompt once; the others by what is packed.
+
+  A microbatch computes 32 tokens, and attention of two rows of 24. Each of two epochs counts.
+  """
+  config, rollouts, c = marked(minibatches=3, epochs=2), make_rollouts(), POLICY
+  state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, c, config)
+  counts = {row['phase']: row for row in clock.drain()}
+  length_M, length_R = rollouts.prompts.length_M, rollouts.length_R[MIXED_R]
+  of = arithmetic.Lengths(length_M[[0, 5]], length_M[rollouts.task_R[MIXED_R]], length_R)
+  packed = update.pack_rollouts(rollouts, MIXED_R, config)
+  used, found = packed.first[-1], counts['update']
+  assert found['flops_useful'] == 2 * arithmetic.update_flops(c, of)
+  assert found['tokens_updated'] == 2 * length_R.sum() == update.summarize(measured)['tokens_updated']
+  computed = np.count_nonzero(packed.microbatches.rollout_BT >= 0)
+  assert (found['tokens_computed'], found['tokens_padded']) == (2 * computed, 2 * (32 * used - computed))
+  token = 2 * (c.num_layers * arithmetic.layer_weights(c) + c.width * c.vocab_size)
+  square = 4 * c.num_layers * c.num_heads * c.head_width * 24 ** 2
+  assert found['flops_executed'] == 2 * used * 3 * (32 * token + 2 * square)
+  assert found['collective_bytes'] == 0 and 'score' not in counts  # ratios are to the sampler's policy
+  arrays = (packed.microbatches, rollouts)
+  assert counts['pack']['host_bytes'] == sum(np.asarray(x).nbytes for x in jax.tree.leaves(arrays))
+
+
+def test_what_is_useful_does_not_depend_on_packing(clock):
+  """Nor do the tokens that have a gradient; those that are computed do."""
+  rollouts, found = make_rollouts(), []
+  for shape in ({}, {'prompt_sharing': 1.0}, {'row_length': 40, 'microbatch_rows': 3}, {'minibatches': 2}):
+    packed = update.pack_rollouts(rollouts, MIXED_R, CONFIG.replace(**shape))
+    update._count_update(update._learnt(rollouts, MIXED_R), packed, POLICY, times=1)
+    found.append({row['phase']: row for row in clock.drain()}['start'])
+  assert len({(x['flops_useful'], x['tokens_updated']) for x in found}) == 1
+  assert len({x['tokens_computed'] for x in found}) > 1 < len({x['tokens_padded'] for x in found})
+
+
+@slow
+def test_scores_are_counted_in_a_phase_of_their_own(clock):
+  """Of the old policy and of the initial one; all rollouts count, as the loss has a KL divergence."""
+  config, rollouts = varied(CONFIG, tis_cap=1.2, kl_coef=0.3, epochs=2), make_rollouts()
+  update.step(state_of(config), rollouts, REWARD_R, params_of(5), POLICY, config)
+  counts = {row['phase']: row for row in clock.drain()}
+  of = arithmetic.lengths(rollouts.prompts.length_M, rollouts.task_R, rollouts.length_R)
+  assert counts['score']['flops_useful'] == 2 * arithmetic.score_flops(POLICY, of)
+  assert counts['update']['flops_useful'] == 2 * arithmetic.update_flops(POLICY, of)
+  assert 3 * counts['score']['flops_executed'] == counts['update']['flops_executed']
 
 
 def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):
@@ -771,15 +843,18 @@ def test_summarize_by_hand():
   ratios[0, 120], ratios[1, 120] = 4, 5
   ratios[1, np.searchsorted(update.LOG_RATIO_EDGES, 0.1)] = 1
   first = {'loss': 0.5, 'grad_norm': 2.0, 'tokens_updated': 4, 'clipped_low': 1, 'clipped_high': 0,
-           'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0]}
+           'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0],
+           'divergence': 1.0, 'argmax_known': 3, 'argmax_same': 2}
   second = {'loss': 1.5, 'grad_norm': 4.0, 'tokens_updated': 6, 'clipped_low': 2, 'clipped_high': 5,
-            'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1]}
+            'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1],
+            'divergence': 6.0, 'argmax_known': 6, 'argmax_same': 0}
   record = update.summarize([first | {'padding_waste': 0.25, 'attention_waste': 0.5}, second])
   quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
   assert record == pytest.approx({
       'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'attention_waste': 0.5,
       'logp_error': 0.1, 'clip_fraction_first': 0.25, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5,
-      'policy_entropy': 0.7, 'kl': 0.1, 'tis_weight': 0.9})
+      'policy_entropy': 0.7, 'kl': 0.1, 'tis_weight': 0.9, 'policy_fidelity': 1 - 0.25 ** 0.5,
+      'argmax_agreement': 2 / 3})
   assert {type(x) for x in record.values()} == {float, int}
   assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
   assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
@@ -788,12 +863,53 @@ def test_summarize_by_hand():
 def test_summarize_the_load_of_experts_by_hand():
   """Two layers of four experts, of which the second has one that no update sent a token to."""
   measured = {'loss': 0.0, 'grad_norm': 0.0, 'tokens_updated': 2, 'clipped_low': 0, 'clipped_high': 0,
-              'policy_entropy': 0.0, 'logp_error': 0.0, 'ratios': np.zeros(241, int)}
+              'policy_entropy': 0.0, 'logp_error': 0.0, 'ratios': np.zeros(241, int), 'divergence': 0.0,
+              'argmax_known': 0, 'argmax_same': 0}
   load = lambda *rows: {'load': np.array(rows, np.int32)}
   waste = {'padding_waste': 0.0, 'attention_waste': 0.0}
   record = update.summarize([measured | waste | load([1, 1, 1, 1], [4, 0, 0, 0]),
                              measured | load([1, 1, 1, 1], [2, 1, 0, 1])])
   assert (record['expert_load'], record['experts_unused']) == ((1 + 3) / 2, 1 / 8)
+  assert (record['policy_fidelity'], record['argmax_agreement']) == (1, None)
+
+
+def test_divergence_by_hand():
+  """Of a token of twice the probability (log2(2/3) + 2 log2(4/3)) / 2, of one of none 1/2, of none other 0."""
+  log_ratio = np.array([0, np.log(2), -np.inf, -100, 1e-4, -1e-4], np.float32)
+  small = 1e-8 / (8 * np.log(2))  # the first term of its series
+  of = jax.jit(grpo.divergence_bits)
+  np.testing.assert_allclose(of(log_ratio), [0, 0.12255624891826566, 0.5, 0.5, small, small], rtol=1e-4)
+  assert np.isfinite(of(np.float32([60, 1000, np.inf, 0, 0, 0]))).all()
+
+
+def test_the_counts_of_fidelity_by_hand():
+  """Of five completion tokens two are the likeliest by both policies, one by the trainer's alone, one by the sampler's
+  alone; of a last one it is not known, and of what is no completion token nothing counts."""
+  p_BT = np.float32([[0.8, 0.8, 0.6, 0.4, 0.3, 0.9]])
+  q_BT = np.float32([[0.8, 0.6, 0.3, 0.8, 0.4, 0.6]])
+  tokens = update.Tokens(
+      *(np.zeros((1, 6), np.int32),) * 3, rows=None, rollout_BT=np.zeros((1, 6), np.int32),
+      target_BT=np.zeros((1, 6), np.int32), mask_BT=np.arange(6)[None] < 5, sampler_logp_BT=np.log(q_BT))
+  experience = update.Experience(np.array([5]), np.ones(1, np.float32), np.ones(1, np.float32))
+  loss = jax.jit(update._loss, static_argnums=4)
+  _, counts = loss(np.log(p_BT), np.zeros((1, 6), np.float32), tokens, experience, CONFIG.grpo)
+  assert (int(counts['argmax_known']), int(counts['argmax_same'])) == (4, 2)
+  r_T = np.float64([1, 4 / 3, 2, 1 / 2, 3 / 4])
+  terms_T = (np.log2(2 / (1 + r_T)) + r_T * np.log2(2 * r_T / (1 + r_T))) / 2
+  assert counts['divergence'] == pytest.approx(terms_T.sum(), rel=1e-5)
+
+
+def test_divergence_over_a_small_vocabulary():
+  """Its mean under the sampler is (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2, whichever way round."""
+  of = jax.jit(grpo.divergence_bits)
+  for seed, sharpness in enumerate((0.01, 1.0, 6.0)):
+    p_V, q_V = np.exp(np.random.default_rng(seed).normal(0, sharpness, (2, 7)))
+    p_V, q_V = p_V / p_V.sum(), q_V / q_V.sum()
+    m_V = (p_V + q_V) / 2
+    want = sum(np.sum(x_V * np.log2(x_V / m_V)) for x_V in (p_V, q_V)) / 2
+    for one_V, other_V in ((p_V, q_V), (q_V, p_V)):
+      found_V = of(np.log(one_V / other_V).astype(np.float32))
+      assert np.sum(other_V * np.asarray(found_V, float)) == pytest.approx(want, rel=1e-4) and 0 < want < 1
 
 
 @pytest.mark.parametrize('sigma', [0.001, 0.1, 2.0])

@@ -22,7 +22,8 @@ from kr_jax.kernels.decode_attention import kernel
 from kr_jax.kernels.decode_attention import reference
 from kr_jax.kernels.decode_attention import tiles
 
-_TOGETHER = 8  # slots of a task whose queries are multiplied by its prompt in one product, on a CPU
+TOGETHER = 8  # slots of a task whose queries are multiplied by its prompt in one product, on a CPU
+WINDOWS = 'windows'  # the name of the loops over these products, for whoever counts what they do
 
 
 class _Part(NamedTuple):
@@ -80,31 +81,32 @@ def _shared(q_SKGH: jax.Array, row_S: jax.Array, first_S: jax.Array, length_S: j
             *scale_MKP) -> _Part:
   """The attention of each slot to some columns of a row that other slots may read too.
 
-  Slots are sorted by their rows. A window is _TOGETHER slots of one row, which are multiplied by the row in one
+  Slots are sorted by their rows. A window is TOGETHER slots of one row, which are multiplied by the row in one
   product. A window may reach beyond the last slot of its row: the next window begins there and overwrites the rest.
   """
   (S, K, G, H), (M, _, P, _) = q_SKGH.shape, k_MKPH.shape
   row_S = jnp.where(length_S > 0, row_S, M)
   slot_S = jnp.argsort(row_S)
   slots_M = jnp.sum(row_S[None] == jnp.arange(M)[:, None], axis=1)
-  windows_M = -(-slots_M // _TOGETHER)
+  windows_M = -(-slots_M // TOGETHER)
   end_M = jnp.cumsum(windows_M)
   first_M = jnp.cumsum(slots_M) - slots_M
 
   def times(spec, x_SKGY, y_MKPH, width):
     """The product of x of each slot and y of its row, [., width] for each head, in the order of slot_S."""
-    x_KSGY = jnp.pad(jnp.moveaxis(x_SKGY, 1, 0), ((0, 0), (0, _TOGETHER), (0, 0), (0, 0)))
+    x_KSGY = jnp.pad(jnp.moveaxis(x_SKGY, 1, 0), ((0, 0), (0, TOGETHER), (0, 0), (0, 0)))
 
     def window(i, out_KSGW):
       m = jnp.sum(end_M <= i)
-      at = first_M[m] + (i - end_M[m] + windows_M[m]) * _TOGETHER
-      x_KXY = jax.lax.dynamic_slice_in_dim(x_KSGY, at, _TOGETHER, axis=1).reshape(K, _TOGETHER * G, -1)
+      at = first_M[m] + (i - end_M[m] + windows_M[m]) * TOGETHER
+      x_KXY = jax.lax.dynamic_slice_in_dim(x_KSGY, at, TOGETHER, axis=1).reshape(K, TOGETHER * G, -1)
       y_KPH = jax.lax.dynamic_index_in_dim(y_MKPH, m, keepdims=False).astype(jnp.float32)
       out_KXW = jnp.einsum(spec, x_KXY, y_KPH, precision=jax.lax.Precision.HIGHEST)
-      out_KXGW = out_KXW.reshape(K, _TOGETHER, G, width)
+      out_KXGW = out_KXW.reshape(K, TOGETHER, G, width)
       return jax.lax.dynamic_update_slice_in_dim(out_KSGW, out_KXGW, at, axis=1)
 
-    out_KSGW = jax.lax.fori_loop(0, end_M[-1], window, jnp.zeros((K, S + _TOGETHER, G, width)))
+    with jax.named_scope(WINDOWS):
+      out_KSGW = jax.lax.fori_loop(0, end_M[-1], window, jnp.zeros((K, S + TOGETHER, G, width)))
     return jnp.moveaxis(out_KSGW[:, :S], 0, 1)
 
   z_SKGP = times('kxh,kph->kxp', q_SKGH[slot_S], k_MKPH, P)
