@@ -7,9 +7,10 @@ and the files of kr_jax/datasets/README.md's table in data/.
 
 Hardware: v5p:2x2x4 (16 chips) or v6e:8x8 (64 chips).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150
-  --mean_completion=3000: 280 seconds a step on v5p:2x2x4 and 101 on v6e:8x8, of 500 steps.
-Expect: not measured. metrics.jsonl tells expert_load, the tokens of the busiest expert over the mean expert's: nothing
-  balances the experts but what the checkpoint was trained to.
+  --mean_completion=3000: 280 seconds a step on v5p:2x2x4 and 101 on v6e:8x8, of 500 steps: 39 and 14 hours, and 5 and
+  2 for 11 evaluations.
+Expect: not measured; avg@4. metrics.jsonl tells expert_load, the tokens of the busiest expert over the mean expert's:
+  nothing balances the experts but what the checkpoint was trained to.
 """
 
 import ml_collections

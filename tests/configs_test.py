@@ -17,10 +17,11 @@ from kr_jax import state
 from kr_jax import tasks
 from kr_jax import train
 from kr_jax.model import weights
+from kr_jax.preflight import whole_run
 from kr_jax.record import metrics
 
 NAMES = sorted(p.stem for p in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')
-               if p.stem not in ('common', 'presets'))
+               if p.stem not in ('common', 'presets', 'hardware'))
 
 
 # What stands in a checkpoint's place: a tiny one of its family.
@@ -125,6 +126,20 @@ def test_a_config_says_how_to_run_it(name):
   hardware = text.partition('Hardware:')[2].partition('Time:')[0]
   assert all(topology in hardware for topology in config.topologies)
   assert bool(config.topologies) == ('CPU' not in hardware)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_evaluations_take_a_fifth_of_the_rollouts_at_the_most(name):
+  """Under every preset; and the sizes of all test sets are known."""
+  for variant in ('', *presets.PRESETS):
+    config = knobs.read(importlib.import_module(f'configs.{name}').get_config(variant))
+    assert not whole_run.held_out(config).assumed
+    assert 0.05 < whole_run.evaluation_share(config) < 0.2
+
+
+def test_sizes_of_test_sets_are_those_that_are_generated():
+  for name in ('arithmetic', 'sums'):
+    assert whole_run.SIZES[name]['test'] == len(importlib.import_module(f'kr_jax.datasets.{name}').splits()['test'])
 
 
 def test_an_unknown_variant():

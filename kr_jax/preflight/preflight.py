@@ -45,14 +45,16 @@ from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.allocation import allocate
+from kr_jax.costs import arithmetic
+from kr_jax.costs import flops
+from kr_jax.costs import hardware as hardware_lib
+from kr_jax.costs import hlo
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import moe
 from kr_jax.model import policy
-from kr_jax.costs import flops
-from kr_jax.costs import hlo
-from kr_jax.costs import arithmetic
+from kr_jax.preflight import whole_run
 from kr_jax.prepare import Setup
 
 
@@ -100,7 +102,6 @@ class Phase(NamedTuple):
 
 def devices(topology: str) -> Sequence[Any]:
   """Of a slice, 'v5e:4x4'. Raises ValueError for a slice that the TPU compiler does not know."""
-  arithmetic.chip(topology)
   try:
     return topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
   except Exception as error:  # of types that jaxlib does not export
@@ -203,6 +204,7 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float], k
   model = samples.shape['model']
   heads = math.lcm(setup.policy.num_kv_heads, model) / model  # of a chip
   column = arithmetic.column_bytes(setup.policy, config.cache) * heads / setup.policy.num_kv_heads
+  of = arithmetic.equal_lengths(**lengths)
   refills = max(Q / slots, 1)
   # Each decoding step reads all weights but experts without a token and, for each slot, its prompt and the completion
   # so far.
@@ -214,9 +216,7 @@ def _sampler(phase: str, setup: Setup, held: _Held, lengths: dict[str, float], k
       samples, 1, (held.state, held.base),
       {sample.PREFILL: -(-math.ceil(M / shards) // min(config.prefill, K)), sample.REFILL: refills,
        sample.DECODE: completion},
-      arithmetic.sample_flops(setup.policy, **lengths),
-      arithmetic.decode_attention_flops(
-          setup.policy, rollouts=R, prompt=prompt, completion=completion), read)
+      arithmetic.sample_flops(setup.policy, of), arithmetic.decode_attention_flops(setup.policy, of), read)
 
 
 def _later_waves(setup: Setup, held: _Held, lengths: dict[str, float], first: Program, times: int) -> list[Program]:
@@ -233,7 +233,7 @@ def _later_waves(setup: Setup, held: _Held, lengths: dict[str, float], first: Pr
                   (*wave.resident, held.sampling_params), {}, 0.0, read_bytes=device_bytes(prefixes))
   return [place, wave._replace(
       function=sample._decode_on, args=(*wave.args[:-1], prefixes), times=times,
-      useful_flops=arithmetic.sample_flops(setup.policy, **lengths | {'tasks': 0}))]
+      useful_flops=arithmetic.sample_flops(setup.policy, arithmetic.equal_lengths(**lengths | {'tasks': 0})))]
 
 
 def _weight_bytes(c: policy.Config, sampling_params: Any, tokens: float) -> float:
@@ -251,11 +251,11 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
       setup, lengths, math.prod(learn.shape[axis] for axis in sharding.ROWS))
   tokens, experience = _batch(setup, lengths)
   bounds = np.zeros(2, np.int32)
-  forward_flops = arithmetic.score_flops(setup.policy, **lengths)
+  of = arithmetic.equal_lengths(**lengths)
 
   def score(phase, trained, base, policy_config, resident):
     return Program(phase, update.logps, (trained, base, tokens, bounds[0], policy_config, u), learn, 1, resident,
-                   {update.MICROBATCHES: microbatches * u.minibatches}, forward_flops)
+                   {update.MICROBATCHES: microbatches * u.minibatches}, arithmetic.score_flops(policy_config, of))
 
   found, logp, one_update = [], tokens.sampler_logp_BT, u.epochs * u.minibatches == 1
   own_ratios = update.has_own_ratios(u.grpo)
@@ -268,7 +268,8 @@ def _learners(setup: Setup, held: _Held, lengths: dict[str, float]) -> list[Prog
       ref_logp_BT=logp if u.grpo.kl_coef else None)
   return [*found, Program(
       'update', update._step, (state, base, experience, tokens, bounds, setup.trained, u), learn,
-      u.epochs * u.minibatches, (), {update.MICROBATCHES: microbatches}, 3 * forward_flops / u.minibatches)]
+      u.epochs * u.minibatches, (), {update.MICROBATCHES: microbatches},
+      arithmetic.update_flops(setup.trained, of) / u.minibatches)]
 
 
 def _batch(setup: Setup, lengths: dict[str, float]) -> tuple[update.Tokens, update.Experience]:
@@ -321,9 +322,9 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit])
 
 
-def measure(program: Program, chip: arithmetic.Chip, efficiency: float) -> Phase:
+def measure(program: Program, device: hardware_lib.Device, efficiency: float) -> Phase:
   """Compiles a program and says what it takes."""
-  chips, started = program.mesh.size, time.monotonic()
+  devices_, started = program.mesh.size, time.monotonic()
   # A chunk of the rows of a device's experts is as full as it is if each expert is sent as many tokens.
   trips = program.trips | {moe.CHUNKS: 1 / moe.HEADROOM}
   with jax.set_mesh(program.mesh):
@@ -333,87 +334,108 @@ def measure(program: Program, chip: arithmetic.Chip, efficiency: float) -> Phase
   resident = device_bytes(program.resident)
   phase = Phase(
       phase=program.phase, times=program.times, argument_bytes=arguments, output_bytes=0, temp_bytes=None,
-      resident_bytes=resident, peak_bytes=needed + resident, hbm_bytes=chip.hbm_bytes, fits=False,
-      useful_flops=program.useful_flops / chips, executed_flops=None, collectives=[], seconds=None,
+      resident_bytes=resident, peak_bytes=needed + resident, hbm_bytes=device.hbm_bytes, fits=False,
+      useful_flops=program.useful_flops / devices_, executed_flops=None, collectives=[], seconds=None,
       compile_seconds=round(time.monotonic() - started, 1))
   if compiled is None:
     return phase
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + resident
-  executed = (flops.count(traced.jaxpr.jaxpr, trips) + program.attention_flops) / chips
+  executed = (flops.count(traced.jaxpr.jaxpr, trips) + program.attention_flops) / devices_
   collectives = hlo.count(compiled.as_text(), program.mesh.shape, trips)
   sent = sum(moved.bytes for moved in collectives.values())
   return phase._replace(
       argument_bytes=memory.argument_size_in_bytes, output_bytes=output,
-      temp_bytes=memory.temp_size_in_bytes, peak_bytes=peak, fits=peak <= chip.hbm_bytes,
-      executed_flops=executed,
+      temp_bytes=memory.temp_size_in_bytes, peak_bytes=peak, fits=peak <= device.hbm_bytes, executed_flops=executed,
       collectives=[{'kind': kind, 'axes': list(axes), 'bytes': moved.bytes, 'count': moved.count}
                    for (kind, axes), moved in sorted(collectives.items())],
-      seconds=max(executed / chip.flops, program.read_bytes / chip.hbm_bytes_per_s,
-                  sent / chip.ici_bytes_per_s) / efficiency)
+      seconds=max(executed / device.flops, program.read_bytes / device.hbm_bytes_per_s,
+                  sent / device.ici_bytes_per_s) / efficiency)
 
 
-def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Assumed(),
+def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, hardware: hardware_lib.Hardware,
         phases: Sequence[str] = ()) -> dict[str, Any]:
   """What a config takes on a slice: a report, as JSON has it.
 
   Args:
+    hardware: figures of the chips.
     phases: those to compile; (): all.
 
-  Returns: fits; phases, {name: Phase as a dict}; and of a step of all chips tokens_per_step, seconds_per_step,
-    dollars_per_step and useful_share_of_peak, which useful FLOPs have of the chips' peak (None where a program does
-    not compile).
+  Returns: fits; phases, {name: Phase as a dict}; of a step of all chips tokens_per_step, seconds_per_step,
+    dollars_per_step and useful_share_of_peak, which useful FLOPs have of the chips' peak; and run, which
+    whole_run.cost says of all steps and evaluations. None where a program does not compile, or was left out.
 
-  Raises ValueError as `setup` and `programs` do.
+  Raises ValueError as `setup` and `programs` do, and for a chip without figures.
   """
-  found, chip = setup(config, topology), arithmetic.chip(topology)
+  profile = hardware.of_topology(topology)
+  device, found = hardware_lib.device(profile), setup(config, topology)
   wanted = [p for p in programs(found, assumed) if not phases or p.phase in phases]
   # Two compilations at a time, as each has phases that use one core. Of programs with experts two at a time end in a
   # segmentation fault of the compiler, in about half of the runs (libtpu 0.0.52).
   at_once = 1 if found.policy.num_experts else 2
   with processes.progress(f'compile for {topology}', 0, len(wanted), unit='program') as bar, \
       concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-    tasks = [pool.submit(measure, program, chip, assumed.efficiency) for program in wanted]
+    tasks = [pool.submit(measure, program, device, assumed.efficiency) for program in wanted]
     for _ in concurrent.futures.as_completed(tasks):
       bar.update()
   measured = [task.result() for task in tasks]
-  learn, samples = found.learn_mesh, found.sample_mesh
-  fits = all(phase.fits for phase in measured)
+  learn, samples, chips = found.learn_mesh, found.sample_mesh, len(devices(topology)) / device.per_chip
   report = {
-      'topology': topology, 'chips': learn.size, 'chip': chip._asdict(), 'assumed': assumed._asdict(),
-      'mesh': {'learn': dict(learn.shape), 'sample': dict(samples.shape)}, 'fits': fits,
+      'topology': topology, 'chips': chips, 'devices': learn.size, 'device': device._asdict(),
+      'assumed': assumed._asdict(), 'mesh': {'learn': dict(learn.shape), 'sample': dict(samples.shape)},
+      'fits': all(phase.fits for phase in measured),
       'phases': {phase.phase: phase._asdict() for phase in measured},
-      'tokens_per_step': config.alloc.rollouts_per_step * (
-          assumed.mean_completion or found.sample.completion_length)}
-  seconds = useful = None
+      'tokens_per_step': config.alloc.rollouts_per_step * (assumed.mean_completion or found.sample.completion_length)}
+  seconds = useful = of_run = None
   if all(phase.seconds is not None for phase in measured):
     seconds = sum(phase.times * phase.seconds for phase in measured)
-    useful = sum(phase.times * phase.useful_flops for phase in measured) / seconds / chip.flops
+    useful = sum(phase.times * phase.useful_flops for phase in measured) / seconds / device.flops
+    if not phases:
+      of_run = _whole_run(found, wanted, measured, seconds, chips, profile, hardware.site)
+  price = profile.dollars_per_hour
   return report | {
-      'seconds_per_step': seconds, 'useful_share_of_peak': useful,
-      'dollars_per_step': seconds and seconds * learn.size * chip.dollars_per_hour / 3600}
+      'seconds_per_step': seconds, 'useful_share_of_peak': useful, 'run': of_run,
+      'dollars_per_step': None if None in (seconds, price) else seconds * chips * price / 3600}
+
+
+def _whole_run(setup: Setup, wanted: Sequence[Program], measured: Sequence[Phase], step_s: float, chips: float,
+               profile: hardware_lib.Profile, site: hardware_lib.Site) -> dict[str, Any]:
+  """Of all programs, compiled."""
+  c, of = setup.config, {phase.phase: phase for phase in measured}
+  sampler, = (p for p in wanted if p.phase == 'sample')
+  compile_s = sum(phase.compile_seconds for phase in measured)
+  if 'evaluate' in of:
+    batch_s = of['evaluate'].seconds
+  else:  # its batches refill the slots more or less often, and are compiled apart
+    shards = math.prod(setup.sample_mesh.shape[axis] for axis in sharding.ROWS)
+    refills = max(math.ceil(c.evaluate.tasks_per_batch * c.evaluate.rollouts / shards) / setup.sample.slots, 1)
+    batch_s = of['sample'].seconds * refills / sampler.trips[sample.REFILL]
+    compile_s += of['sample'].compile_seconds
+  return whole_run.cost(c, step_s=step_s, batch_s=batch_s, reshard_s=of['reshard'].seconds, compile_s=compile_s,
+                        chips=chips, profile=profile, site=site)
 
 
 def table(report: dict[str, Any]) -> str:
-  """A report as text."""
+  """A report as text, of which the first line is the verdict."""
   giga = lambda x: '-' if x is None else f'{x / 1e9:.2f}'
   mesh = lambda shape: ' x '.join(f'{axis} {n}' for axis, n in shape.items())
   assumed, phases = report['assumed'], report['phases'].values()
-  lines = [f'{report["topology"]}: {report["chips"]} chips of {report["chip"]["hbm_bytes"] / 1e9:.1f} GB; learns on '
-           f'{mesh(report["mesh"]["learn"])}, samples on {mesh(report["mesh"]["sample"])}', '',
-           'a chip, GB    arguments   output   temporaries  resident    peak      fits']
+  lines = [whole_run.verdict(report), *(whole_run.notes(report['run']) if report['run'] else ()), '',
+           f'{report["chips"]:g} chips; {report["devices"]} devices of {report["device"]["hbm_bytes"] / 1e9:.1f} GB; '
+           f'learns on {mesh(report["mesh"]["learn"])}, samples on {mesh(report["mesh"]["sample"])}', '',
+           'a device, GB  arguments   output   temporaries  resident    peak      fits']
   for p in phases:
     lines.append(f'{p["phase"]:<12}{giga(p["argument_bytes"]):>11}{giga(p["output_bytes"]):>9}'
                  f'{giga(p["temp_bytes"]):>14}{giga(p["resident_bytes"]):>9}{giga(p["peak_bytes"]):>9}'
                  f'{"yes" if p["fits"] else "NO":>10}')
-  lines += ['', 'a chip, a run     TFLOP useful   executed   GB sent   seconds   a step']
+  lines += ['', 'a device, a run   TFLOP useful   executed   GB sent   seconds   a step']
   for p in phases:
     sent = sum(moved['bytes'] for moved in p['collectives'])
     number = lambda x, scale: '-' if x is None else f'{x / scale:.2f}'
     lines.append(f'{p["phase"]:<12}{number(p["useful_flops"], 1e12):>18}{number(p["executed_flops"], 1e12):>11}'
                  f'{sent / 1e9:>10.2f}{number(p["seconds"], 1):>10}{p["times"]:>8} x')
-  lines += ['', 'sent by a chip, a run']
+  lines += ['', 'sent by a device, a run']
   for p in phases:
     for moved in p['collectives']:
       lines.append(f'{p["phase"]:<12}{moved["kind"]:<20}{" x ".join(moved["axes"]):<16}'
@@ -421,7 +443,8 @@ def table(report: dict[str, Any]) -> str:
   lengths = ', '.join(f'{name.removeprefix("mean_")}s of {n or "full length"}{" tokens" if n else ""}'
                       for name, n in assumed.items() if name != 'efficiency')
   if report['seconds_per_step'] is not None:
-    lines += ['', f'a step: {report["tokens_per_step"]:,} tokens sampled in {report["seconds_per_step"]:.0f} s, '
-                  f'${report["dollars_per_step"]:.2f}; useful FLOPs {report["useful_share_of_peak"]:.1%} of peak '
+    dollars = '' if report['dollars_per_step'] is None else f', ${report["dollars_per_step"]:.2f}'
+    lines += ['', f'a step: {report["tokens_per_step"]:,} tokens sampled in {report["seconds_per_step"]:.0f} s{dollars}'
+                  f'; useful FLOPs {report["useful_share_of_peak"]:.1%} of peak '
                   f'(arithmetic: {lengths}, at {assumed["efficiency"]:.0%} of the chips\' peaks)']
   return '\n'.join(lines)

@@ -17,10 +17,12 @@ import jax
 import ml_collections
 
 from kr_jax import sharding
+from kr_jax.costs import arithmetic
+from kr_jax.costs import hardware as hardware_lib
+from kr_jax.costs.hardware import Hardware
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.preflight import preflight
-from kr_jax.costs import arithmetic
 from kr_jax.preflight.preflight import Assumed
 
 
@@ -51,7 +53,7 @@ def overridden(config: ml_collections.ConfigDict, overrides: dict[str, Any]) -> 
   return config
 
 
-def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed = Assumed(),
+def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, hardware: Hardware,
             phases: Sequence[str] = ()) -> dict[str, Any] | None:
   """Overrides of a few knobs with which a config fits.
 
@@ -65,7 +67,9 @@ def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed =
   for choices, names in ((_updates, _LEARNS), (_samplers, _SAMPLES)):
     if phases and not set(names) & set(phases):
       continue
-    fitting = _fitting(config, found, choices(overridden(config, found), topology, assumed), names, topology, assumed)
+    device = hardware_lib.device(hardware.of_topology(topology))
+    fitting = _fitting(config, found, choices(overridden(config, found), topology, assumed, device), names, topology,
+                       assumed, hardware)
     if fitting is None:
       return None
     found |= fitting
@@ -79,13 +83,13 @@ def suggest(config: ml_collections.ConfigDict, topology: str, assumed: Assumed =
 
 
 def _fitting(config: ml_collections.ConfigDict, found: dict[str, Any], choices: Iterator[_Choice],
-             phases: Sequence[str], topology: str, assumed: Assumed) -> dict[str, Any] | None:
+             phases: Sequence[str], topology: str, assumed: Assumed, hardware: Hardware) -> dict[str, Any] | None:
   """Overrides of the fastest choice whose phases fit together with what was found before; None: no choice does."""
   failed: list[_Choice] = []
   for choice in sorted(choices, key=lambda choice: choice.seconds):
     if any(all(x >= y for x, y in zip(choice.need, other.need)) for other in failed):
       continue
-    if preflight.run(overridden(config, found | choice.overrides), topology, assumed, phases)['fits']:
+    if preflight.run(overridden(config, found | choice.overrides), topology, assumed, hardware, phases)['fits']:
       return choice.overrides
     failed.append(choice)
   return None
@@ -102,9 +106,10 @@ def advice(report: dict[str, Any]) -> str:
   return f'fits {report["topology"]}: ' + ' '.join(f'--config.{name}={x}' for name, x in overrides.items())
 
 
-def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
+def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, device: hardware_lib.Device
+              ) -> Iterator[_Choice]:
   """Samplers whose weights and caches alone leave room, with the time to read them from memory."""
-  chip, base = arithmetic.chip(topology), preflight.setup(config, topology)
+  base = preflight.setup(config, topology)
   c, learn = base.policy, base.learn_mesh
   copy = learn.size // learn.shape['data']
   sampler = next(p for p in preflight.programs(base, assumed) if p.phase == 'sample')
@@ -122,19 +127,20 @@ def _samplers(config: ml_collections.ConfigDict, topology: str, assumed: Assumed
     vocabulary = (2 - c.tie_embeddings) * c.vocab_size * c.width
     weights = 2 * (c.num_layers * arithmetic.layer_weights(c) + vocabulary) / model
     for slots in {min(2 ** i, rollouts) for i in range(2, 10)}:
-      if resident + weights + column * (slots * C + tasks * P) > chip.hbm_bytes:
+      if resident + weights + column * (slots * C + tasks * P) > device.hbm_bytes:
         continue
       read = weights + slots * (prompt + completion / 2) * column
       logits = 4 * slots * c.vocab_size * (model - 1) / model  # sent, as each chip needs them whole
       seconds = max(rollouts / slots, 1) * completion * max(
-          read / chip.hbm_bytes_per_s, logits / chip.ici_bytes_per_s)
+          read / device.hbm_bytes_per_s, logits / device.ici_bytes_per_s)
       yield _Choice(seconds, {'mesh.sample_model': model, 'sample.slots': slots}, (slots, -model))
 
 
-def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed) -> Iterator[_Choice]:
+def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, device: hardware_lib.Device
+             ) -> Iterator[_Choice]:
   """Updates whose state and saved activations alone leave room, with the time of their FLOPs, or of the parameters
   and gradients that they send, whichever is longer."""
-  chip, n = arithmetic.chip(topology), len(preflight.devices(topology))
+  n = len(preflight.devices(topology))
   data, expert, R = config.mesh.data, config.mesh.expert, config.alloc.rollouts_per_step
   for model, rows, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16), policy.REMAT):
     fsdp = n // data // expert // model
@@ -154,7 +160,7 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
     saved = tokens * c.num_layers * 2 * (c.width if remat == 'full' else _SAVED[remat](c) / model)
     arguments = preflight.device_bytes(
         [x for x in jax.tree.leaves(program.args) if isinstance(x, jax.ShapeDtypeStruct)])
-    if arguments + saved > chip.hbm_bytes:
+    if arguments + saved > device.hbm_bytes:
       continue
     passes, active = _PASSES[remat], c.num_layers * arithmetic.active_weights(c) / model
     sent = 0.0
@@ -166,5 +172,5 @@ def _updates(config: ml_collections.ConfigDict, topology: str, assumed: Assumed)
     if model > 1:  # activations of attention and MLP are added up, forward and backward
       sent += microbatches * 4 * tokens * c.num_layers * c.width * 2 * passes / 3
     flops = microbatches * tokens * 2 * passes * (active + c.width * c.vocab_size / model)
-    yield _Choice(max(flops / chip.flops, sent / chip.ici_bytes_per_s), overrides,
+    yield _Choice(max(flops / device.flops, sent / device.ici_bytes_per_s), overrides,
                   (rows, list(_SAVED).index(remat), -model))
