@@ -320,6 +320,9 @@ class Pack(Section):
       'shared; 0: what full lengths give, and 1 where that is above 0.75', low=0, high=1)
 
 
+PERTURBATIONS = ('case', 'spaces', 'typos', 'opening')  # of prompts (evaluate.perturb)
+
+
 @section
 class Evaluate(Filters):
   every: int = knob(25, 'steps; 0: only before the first and after the last', low=0)
@@ -328,8 +331,12 @@ class Evaluate(Filters):
   pass_at: tuple = knob((), "the k of pass@k, each in 1..rollouts: '(1, 4)'")
   maj_at: tuple = knob((), 'the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS')
   tasks_per_batch: int = knob(128, 'tasks sampled by one program', low=1)
+  perturb: tuple = knob((), "ways to perturb prompts, of 'case', 'spaces', 'typos' and 'opening': ('typos',); the last "
+                        'evaluation of a run, and --mode=evaluate, then measure success on such prompts too')
 
   def conflicts(self):
+    if any(x not in PERTURBATIONS or self.perturb.count(x) > 1 for x in self.perturb):
+      yield f'evaluate.perturb={self.perturb} must hold names of {PERTURBATIONS}, each once'
     if self.temperature == 0 and self.rollouts > 1:
       yield (f'evaluate.rollouts={self.rollouts} completions of a task are all the same at '
              'evaluate.temperature=0; set evaluate.rollouts=1')
@@ -346,6 +353,18 @@ class Checkpoint(Section):
   directory: str = knob('', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir")
   every: int = knob(20, 'steps', low=1)
   keep: int = knob(2, 'checkpoints', low=1)
+
+
+@section
+class Record(Section):
+  """What of a run is kept, and where it is written besides the workdir."""
+
+  SECTION = 'record'
+  wandb: bool = knob(False, 'whether figures go to Weights & Biases too; its own environment variables set it up')
+  goodput: bool = knob(False, "whether the times of steps go to Google Cloud's ml-goodput-measurement too")
+  codecarbon: bool = knob(False, 'whether energy that nothing else measures is estimated by codecarbon')
+  rollouts: int = knob(32, 'rollouts that are kept to be read, of a step, at most; 0: none', low=0)
+  rollouts_mb: float = knob(64.0, 'MB that they take, of all steps together, at most', low=0)
 
 
 @section
@@ -367,6 +386,7 @@ class Config(Section):
   pack: Pack = Pack()
   evaluate: Evaluate = Evaluate()
   checkpoint: Checkpoint = Checkpoint()
+  record: Record = Record()
 
 
 def read(tree: Mapping[str, Any]) -> Config:

@@ -6,7 +6,8 @@ draws what the uninterrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import os
 from typing import Any
@@ -16,12 +17,15 @@ import jax.numpy as jnp
 
 from kr_jax import evaluate
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import prior_rates
 from kr_jax import rewards
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax import warm_start
 from kr_jax.allocation import estimate
+from kr_jax.costs import arithmetic
+from kr_jax.costs import programs
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import export
@@ -61,10 +65,11 @@ def _initial_params(setup: Setup, workdir: str, stopping: Callable[[], bool]) ->
   source = setup.config.policy.checkpoint
   params = weights.params(source, setup.policy) if source else policy.init(setup.policy, key)
   if setup.warm_start_tasks:
-    params = warm_start.run(
-        params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
-        setup.config.warm_start, setup.sft, os.path.join(workdir, 'warm_start'),
-        checkpoint_directory(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping)
+    with phases.phase('warm_start', whole=True):
+      params = warm_start.run(
+          params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
+          setup.config.warm_start, setup.sft, os.path.join(workdir, 'warm_start'),
+          checkpoint_directory(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping)
   return params
 
 
@@ -127,27 +132,84 @@ def merged(setup: Setup, state: types.TrainState, base: Any) -> Any:
 
 def sampling_params(setup: Setup, state: types.TrainState, base: Any) -> Any:
   """What the sampler reads of the policy as it stands."""
-  params = merged(setup, state, base)
+  with phases.phase('reshard'):
+    params = merged(setup, state, base)
+    with sharding.on(setup.sample_mesh):
+      return programs.run(decode.sampling_params, setup.policy, params)
+
+
+def compression(setup: Setup) -> dict[str, float]:
+  """Bytes over bytes: 'weights', the trainer's parameters over those that the sampler reads, copies of heads included;
+  'cache', keys and values in float32 over those that the sampler keeps."""
+  params = jax.eval_shape(lambda: policy.init(setup.policy, jax.random.key(0)))
   with sharding.on(setup.sample_mesh):
-    return decode.sampling_params(setup.policy, params)
+    sampled = jax.eval_shape(functools.partial(decode.sampling_params, setup.policy), params)
+  size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  column = arithmetic.column_bytes(setup.policy, setup.sample.cache)
+  return {'weights': size(params) / size(sampled),
+          'cache': arithmetic.column_bytes(setup.policy.replace(dtype='float32')) / column}
 
 
-def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers) -> dict[str, Any]:
-  """evaluate.summarize of the test tasks. params: as of `sampling_params`. key: of the run."""
-  c, tasks = setup.config.evaluate, setup.test_tasks
+def perturbed_tasks(setup: Setup) -> dict[str, list[types.Task]]:
+  """The test tasks with perturbed prompts, by name of the perturbation.
+
+  Raises ValueError as evaluate.perturbed does.
+  """
+  return {name: evaluate.perturbed(
+      setup.test_tasks, name, setup.tokenizer, prompt_length=setup.evaluate.prompt_length,
+      verifier=setup.rewards.verifier) for name in setup.config.evaluate.perturb}
+
+
+def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers, *,
+               perturbed: Mapping[str, Sequence[types.Task]] = {}, stopping: Callable[[], bool] | None = None,
+               progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+  """evaluate.summarize of the test tasks, and 'perturbed': evaluate.robustness by name, where there are any.
+
+  Args:
+    params: as of `sampling_params`.
+    key: of the run.
+    perturbed: as of `perturbed_tasks`; each takes as long as an evaluation without.
+    stopping: as of evaluate.outcomes.
+    progress: called after each batch with the rollouts done and all that there are to do.
+
+  Raises evaluate.Stopped where it was to stop.
+  """
+  c, tasks, done = setup.config.evaluate, setup.test_tasks, 0
   with sharding.on(setup.learn_mesh):
     key = jax.random.fold_in(key, EVALUATE)
-  with sharding.on(setup.sample_mesh):
-    found = evaluate.outcomes(
-        setup.policy, params, tasks, sharding.move(key), setup.evaluate, pool, setup.tokenizer,
-        rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)), answers=bool(c.maj_at))
-  return evaluate.summarize(found, tasks, [task.source for task in tasks], passes=c.pass_at, majorities=c.maj_at)
+
+  def count(rollouts):
+    nonlocal done
+    done += rollouts
+    if progress:
+      progress(done, (1 + len(perturbed)) * len(tasks) * c.rollouts)
+
+  def outcomes(of_tasks, answers):
+    with sharding.on(setup.sample_mesh):
+      return evaluate.outcomes(
+          setup.policy, params, of_tasks, sharding.move(key), setup.evaluate, pool, setup.tokenizer,
+          rollouts=c.rollouts, batch=min(c.tasks_per_batch, len(tasks)), answers=answers, stopping=stopping,
+          progress=count)
+
+  found = outcomes(tasks, bool(c.maj_at))
+  summary = evaluate.summarize(
+      found, tasks, [task.source for task in tasks], passes=c.pass_at, majorities=c.maj_at)
+  if perturbed:
+    summary['perturbed'] = {name: evaluate.robustness(found, outcomes(others, False), tasks, others)
+                            for name, others in perturbed.items()}
+  return summary
 
 
-def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
-  """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and
-  evaluate.summarize. Raises ValueError where there is no checkpoint."""
-  directory = checkpoint_directory(setup, workdir)
+def evaluate_checkpoint(setup: Setup, workdir: str, *, progress: Callable[[int, int], None] | None = None
+                        ) -> dict[str, Any]:
+  """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and `evaluation`,
+  with perturbed prompts where evaluate.perturb names any.
+
+  progress: as of `evaluation`.
+
+  Raises ValueError where there is no checkpoint, or prompts cannot be perturbed.
+  """
+  directory, perturbed = checkpoint_directory(setup, workdir), perturbed_tasks(setup)
   with checkpoint.Checkpoints(directory) as checkpoints:
     latest = checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
@@ -159,7 +221,7 @@ def evaluate_checkpoint(setup: Setup, workdir: str) -> dict[str, Any]:
         'checkpoint': os.path.join(checkpoint.absolute(directory), str(latest)),
         'config': {name: config[name]
                    for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
-        **evaluation(setup, params, state.key, pool)}
+        **evaluation(setup, params, state.key, pool, perturbed=perturbed, progress=progress)}
 
 
 def export_checkpoint(setup: Setup, workdir: str, directory: str, *, dtype: str = '') -> int:

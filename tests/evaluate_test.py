@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kr_jax import evaluate
+from kr_jax import knobs as knobs_lib
 from kr_jax import rewards
 from kr_jax import sample
 from kr_jax import types
@@ -174,6 +175,7 @@ def test_a_summary_counts_what_is_left_out():
   assert measured['eval/avg@4'] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
   assert measured['eval/pass@2'] == pytest.approx((5 / 6 + 2 / 3 + 0) / 3) and measured['eval/pass@4'] == 1
   assert [measured[f'eval/{name}_left_out'] for name in ('avg@4', 'pass@2', 'pass@4')] == [1, 1, 3]
+  assert measured['eval_tasks'] == {'right': [2, 1, 0, 0], 'verified': [4, 3, 2, 0]}
   three = summary['groups']['source_three']
   assert three['tasks'] == 1
   assert three['metrics']['avg@4'] == {'mean': None, 'stderr': None, 'low': None, 'high': None, 'left_out': 1}
@@ -236,8 +238,10 @@ def test_summary_by_hand():
   groups = summary['groups']
   assert {name: x['tasks'] for name, x in groups.items()} == {
       'all': 4, 'source_one': 3, 'source_two': 1, 'difficulty_0': 2, 'difficulty_1': 2}
-  # Shares, counts of five kinds and of extractions; of each group and metric an estimate; tasks that are left out.
-  assert len(measured) == 2 + 5 + 1 + 5 * 3 * 4 + 3
+  # Shares, counts of five kinds and of extractions; of each group and metric an estimate; tasks that are left out; and
+  # counts of each task.
+  assert len(measured) == 2 + 5 + 1 + 5 * 3 * 4 + 3 + 1
+  assert measured['eval_tasks'] == {'right': [8, 0, 4, 2], 'verified': [8] * 4}
 
 
 def test_a_summary_is_json_as_it_is():
@@ -285,12 +289,13 @@ def test_outcomes_do_not_depend_on_the_batch(batch):
         POLICY, params, tasks, key, SAMPLE, workers, TOKENIZER, rollouts=6, batch=batch, answers=True)
   verdicts_of, answers_of = [], []
   for task in tasks:
-    token_MP = np.zeros((1, 3), np.int32)
+    # Alone, by the program of a batch of 7: the budgets of the others are 0.
+    token_MP = np.zeros((7, 3), np.int32)
     token_MP[0, :len(task.tokens)] = task.tokens
     rollouts = sample.rollouts(
-        POLICY, params, types.Prompts(token_MP, np.array([len(task.tokens)]), np.array([task.index])),
-        np.array([6]), key, SAMPLE, total=6)
-    texts = [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC]
+        POLICY, params, types.Prompts(token_MP, np.full(7, len(task.tokens)), np.full(7, task.index)),
+        np.array([6] + [0] * 6), key, SAMPLE, total=42)
+    texts = [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC[:6]]
     verdicts_of.append([text.endswith(task.answer) for text in texts])
     answers_of.append([text[-1:] or None for text in texts])
   np.testing.assert_array_equal(found.right_IR, verdicts_of)
@@ -325,6 +330,125 @@ def test_outcomes_keep_what_came_of_verifying_and_of_extracting():
   assert found.verified_IR.tolist() == [[False, True, True] * 2] * 5 and found.failed_extractions == 2
   assert pool.scored == pool.answered and len(pool.scored) == 30
   assert (found.answer_IR == 0).sum() == 2 and len(np.unique(found.answer_IR)) == 2
+
+
+def test_an_evaluation_tells_of_its_batches_and_stops_between_them():
+  """Of ten tasks in two batches; what fills up the second is not counted. Asked to stop, it ends without a result."""
+  params = decode.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
+  tasks, done = make_tasks(10), []
+  run = lambda **kwargs: evaluate.outcomes(POLICY, params, tasks, jax.random.key(5), SAMPLE, Abstains(), TOKENIZER,
+                                           rollouts=6, batch=7, progress=done.append, **kwargs)
+  found = run(stopping=lambda: False)
+  assert found.outcome_IR.shape == (10, 6) and done == [42, 18]
+  with pytest.raises(evaluate.Stopped, match='stopped after 7 of 10 tasks'):
+    run(stopping=lambda: len(done) > 2)
+  assert done == [42, 18, 42]
+
+
+# Perturbed prompts.
+
+
+PROSE = ('Natalia sold clips to seven friends (48 of them), then about half as many later. Each `plain string` costs '
+         '$x$ dollars, or $\\frac{total amount}{12}$; her "quoted words here" stay.\n    indent = total\n'
+         'Please put the final answer within \\boxed{the number}.')
+
+
+def test_perturbations_by_hand():
+  perturb = lambda text, name: evaluate.perturb(text, name, 'a')
+  assert perturb('She bakes 3 for $4', 'case') == 'She BAKES 3 for $4'
+  assert perturb('She bakes 3 for $4', 'spaces') == 'She  bakes 3 for $4'
+  assert perturb('She bakes 3 for $4', 'typos') in ('She bkaes 3 for $4', 'She baeks 3 for $4')
+  assert perturb('12+34=', 'opening').endswith('\n\n12+34=') and perturb('12+34=', 'typos') == '12+34='
+  # Nothing that a meaning hangs on: numbers and operators, names, calls, code, LaTeX, quotations.
+  for text in ('seven hundredths minus twenty', 'Alice and Bob', 'print(total)', '```\nwhile count\n```',
+               '`while count`', '$while count$', '\\[ while count \\]', 'a "small words" b', "a 'small words' b",
+               '\\boxed{while count }', '\twhile count', 'x = total_count', 'non-zero', 'eight', ''):
+    for name in ('case', 'spaces', 'typos'):
+      assert perturb(text, name) == text
+
+
+@pytest.mark.parametrize('seed', ['a', 'b', 'c'])
+def test_perturbations_keep_all_but_what_they_are_of(seed):
+  case, spaces, typos, opening = (evaluate.perturb(PROSE, name, seed) for name in (
+      'case', 'spaces', 'typos', 'opening'))
+  assert case != PROSE and case.lower() == PROSE.lower()
+  assert spaces != PROSE and spaces.split() == PROSE.split()
+  assert typos != PROSE and opening != PROSE and opening.endswith(PROSE)
+  for new, old in zip(typos.split(' '), PROSE.split(' '), strict=True):
+    assert sorted(new) == sorted(old) and (new[:1], new[-1:]) == (old[:1], old[-1:])
+  kept = ('Natalia', 'seven', '48', 'half', '`plain string`', '$\\frac{total amount}{12}$', '"quoted words here"',
+          '    indent = total', '\\boxed{the number}')
+  assert all(text.count(x) == 1 for text in (case, spaces, typos, opening) for x in kept)
+  assert typos == evaluate.perturb(PROSE, 'typos', seed)  # and nothing else than the task
+  assert len({evaluate.perturb(PROSE, 'typos', f'{seed}{i}') for i in range(8)}) > 1
+
+
+def test_perturbed_tasks_and_what_cannot_be_perturbed():
+  letters = tokenizer.Characters('abcdefghijklmnopqrstuvwxyz ')
+  tasks = [task._replace(prompt=text, tokens=letters.encode(text), verifier=verifier) for task, text, verifier in zip(
+      make_tasks(3), ('abc', 'count the letters', 'sum'), ('', 'math', ''))]
+  perturbed = lambda name, some=tasks, verifier='ends_with', length=20: evaluate.perturbed(
+      some, name, letters, prompt_length=length, verifier=verifier)
+  found = perturbed('spaces')
+  assert [task.tokens == letters.encode(task.prompt) for task in found] == [True] * 3
+  assert [new == task for new, task in zip(found, tasks)] == [True, False, True]
+  assert found[1]._replace(prompt='', tokens=()) == tasks[1]._replace(prompt='', tokens=())
+  for what, call in {
+      r"perturb='case' makes a prompt of 't1' that the policy cannot read: .* not in the alphabet .*; leave 'case' out":
+          lambda: perturbed('case'),
+      r"perturb='typos' changes none of the 2 held-out prompts.*leave 'typos' out":
+          lambda: perturbed('typos', [tasks[0], tasks[2]]),
+      r"perturb='typos' may change what 't0' asks.*'reasoning_gym' letters.*use 'opening'":
+          lambda: perturbed('typos', verifier='reasoning_gym'),
+      r"perturb='spaces': the prompt of 't1' has 1\d tokens, not 1..sample.prompt_length=17; set the knob to":
+          lambda: perturbed('spaces', length=17)}.items():
+    with pytest.raises(ValueError, match=what):
+      call()
+  for wrong in (('typo',), ('case', 'case'), ([],)):
+    with pytest.raises(ValueError, match=r"evaluate.perturb=\(.* must hold names of \('case', .*each once"):
+      knobs_lib.Evaluate(perturb=wrong)
+
+
+def test_ratio_by_hand():
+  """Of tasks with both; of two tasks one is drawn twice with the chance 1/2."""
+  assert evaluate.ratio(np.array([0.25, 0.5, np.nan, 1]), np.array([0.5, 0.5, 0.5, np.nan])) == {
+      'mean': 0.75, 'low': 0.5, 'high': 1.0}
+  # A resample without the second task, a quarter of them, has no ratio.
+  assert evaluate.ratio(np.array([0.0, 0.5]), np.array([0.0, 1.0])) == {'mean': 0.5, 'low': 0, 'high': None}
+  nothing = {'mean': None, 'low': None, 'high': None}
+  assert evaluate.ratio(np.array([0.5, np.nan]), np.array([0.0, 1.0])) == evaluate.ratio(*np.zeros((2, 0))) == nothing
+
+
+def test_ratio_is_that_of_a_plain_bootstrap():
+  rng = np.random.default_rng(0)
+  y_I = rng.binomial(8, 0.5, 300) / 8
+  x_I = rng.binomial(8, 0.8 * y_I) / 8
+  row_XI = rng.integers(300, size=(4000, 300))
+  want = np.quantile(x_I[row_XI].sum(axis=1) / y_I[row_XI].sum(axis=1), (0.025, 0.975))
+  found = evaluate.ratio(x_I, y_I)
+  assert found['mean'] == x_I.mean() / y_I.mean()
+  np.testing.assert_allclose([found['low'], found['high']], want, atol=0.1 * np.ptp(want))
+
+
+def test_robustness_stands_beside_the_other_figures():
+  tasks, found = make_tasks(4), of_letters('rrr-', 'rrww', 'wwww', 'tttt')
+  others = [task._replace(tokens=()) if i < 3 else task for i, task in enumerate(tasks)]
+  of_perturbed = of_letters('rrww', 'rwww', 'wwww', 'rrrr')
+  summary = evaluate.summarize(found, tasks, ['made'] * 4, passes=[2])
+  assert 'perturbed' not in ' '.join(evaluate.record(summary))
+  summary['perturbed'] = {'typos': evaluate.robustness(found, of_perturbed, tasks, others)}
+  assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+  measured = evaluate.record(summary)
+  assert {name.removeprefix('eval/perturbed_typos/'): x for name, x in measured.items() if 'perturbed' in name} == {
+      'avg@4': 0.4375, 'avg@4_stderr': pytest.approx(0.2135, abs=1e-4), 'avg@4_low': 0.125, 'avg@4_high': 0.8125,
+      'ratio': pytest.approx((0.5 + 0.25) / (0.75 + 0.5)), 'ratio_low': 0.0, 'ratio_high': None, 'changed': 0.75}
+  lines = evaluate.table(summary).splitlines()
+  assert lines[5].split() == ['perturbed_typos', '4', '0.438', '[0.125,', '0.812]']  # and no pass@2
+  assert lines[-1] == ('perturbed_typos: 0.600 [0.000, unknown] times the avg@4 of the same tasks unperturbed; 75% of '
+                       'the prompts are changed')
+  summary['perturbed'] = {'case': evaluate.robustness(of_letters(*['wwww'] * 4), of_perturbed, tasks, tasks)}
+  assert evaluate.table(summary).splitlines()[-1] == (
+      'perturbed_case: no ratio, as nothing is right unperturbed; 0% of the prompts are changed')
 
 
 @pytest.mark.slow

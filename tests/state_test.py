@@ -14,6 +14,7 @@ from kr_jax import rewards
 from kr_jax import state
 from kr_jax.allocation import estimate
 from kr_jax.learning import update
+from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import tokenizer
 from kr_jax.model import weights
@@ -44,6 +45,7 @@ def test_with_other_metrics(finished, data_dir, monkeypatch):
   assert measured['config']['evaluate']['pass_at'] == [1, 4, 8]
   assert json.loads(json.dumps(measured, allow_nan=False)) == measured
   flat, last = evaluate.record(measured), last_record(finished)
+  assert flat.pop('eval_tasks') == last.pop('eval_tasks')
   assert flat.items() >= last.items() - {('step', 4)}
   mean = lambda name: measured['groups']['source_arithmetic']['metrics'][name]['mean']
   assert mean('pass@1') == pytest.approx(mean('avg@8')) == pytest.approx(flat['eval/avg@8'])
@@ -103,11 +105,58 @@ def test_random_streams_are_apart():
   assert len({state.INIT, state.ROLLOUTS, state.EVALUATE, state.NOISE}) == 4
 
 
-def test_success_by_source(data_dir, monkeypatch):
-  setup = prepare.prepare(debug_config(data_dir, evaluate__tasks=8))
+@pytest.fixture(scope='module')
+def of_eight_tasks(data_dir):
+  return prepare.prepare(debug_config(data_dir, evaluate__tasks=8))
+
+
+def test_success_by_source(of_eight_tasks, monkeypatch):
+  setup = of_eight_tasks
   tasks = [task._replace(source='others' if i < 3 else 'arithmetic') for i, task in enumerate(setup.test_tasks)]
   found = evaluate.Outcomes(np.where(np.arange(32).reshape(8, 4) < 12, verdicts.RIGHT, verdicts.WRONG), None)
   monkeypatch.setattr(evaluate, 'outcomes', lambda *_, **__: found)
   groups = state.evaluation(setup._replace(test_tasks=tasks), None, jax.random.key(0), None)['groups']
   assert {name: (x['tasks'], x['metrics']['avg@4']['mean']) for name, x in groups.items()
           if name.startswith('source_')} == {'source_others': (3, 1.0), 'source_arithmetic': (5, 0.0)}
+
+
+def test_robustness_is_of_the_perturbed_test_tasks(of_eight_tasks, monkeypatch):
+  """And progress is of all that is sampled; where none is to be perturbed, nothing is."""
+  c = of_eight_tasks.config
+  setup = of_eight_tasks._replace(config=c.replace(evaluate=c.evaluate.replace(rollouts=4, perturb=('typos',))))
+  with pytest.raises(ValueError, match="evaluate.perturb='typos' changes none of the 8 held-out prompts"):
+    state.perturbed_tasks(setup)  # which are sums of digits
+  sampled, done, others = [], [], [task._replace(tokens=()) for task in setup.test_tasks[:6]] + setup.test_tasks[6:]
+
+  def outcomes(policy_config, params, tasks, *_, rollouts, progress, **__):
+    sampled.append(tasks)
+    progress(len(tasks) * rollouts)
+    right_IR = np.arange(32).reshape(8, 4) < (8 if tasks is others else 16)
+    return evaluate.Outcomes(np.where(right_IR, verdicts.RIGHT, verdicts.WRONG), None)
+
+  monkeypatch.setattr(evaluate, 'outcomes', outcomes)
+  args = setup, None, jax.random.key(0), None
+  summary = state.evaluation(*args, perturbed={'typos': others}, progress=lambda *x: done.append(x))
+  assert sampled == [setup.test_tasks, others] and done == [(32, 64), (64, 64)]
+  assert summary['groups']['all']['metrics']['avg@4']['mean'] == 0.5
+  found = summary['perturbed']['typos']
+  assert (found['changed'], found['metrics']['avg@4']['mean'], found['metrics']['ratio']['mean']) == (0.75, 0.25, 0.5)
+  assert 'perturbed' not in state.evaluation(*args)
+
+
+@pytest.mark.parametrize('changed, weights_ratio, cache_ratio', [
+    ({}, 1, 1), ({'policy__dtype': 'bfloat16', 'policy__head_width': 8}, 2, 2),
+    ({'sample__cache': 'int8', 'policy__head_width': 8}, 1, 32 / 12)], ids=str)
+def test_compression_by_hand(changed, weights_ratio, cache_ratio):
+  """But for norms, which stay in float32. Of int8 a head has 8 bytes and a scale of 4, where float32 has 32 bytes."""
+  setup = prepare.without_tasks(debug_config('/nowhere', **changed))
+  found = state.compression(setup)
+  assert found['cache'] == pytest.approx(cache_ratio)
+  assert found['weights'] == pytest.approx(weights_ratio, rel=0.02) and found['weights'] <= weights_ratio
+  params = jax.eval_shape(lambda: decode.sampling_params(
+      setup.policy, policy.init(setup.policy, jax.random.key(0))))
+  cache = jax.eval_shape(lambda params: decode.prefill(
+      setup.policy, params, np.zeros((1, 3), np.int32), np.ones(1, np.int32), int8=setup.sample.cache == 'int8'),
+      params)[1]
+  numbers = 2 * setup.policy.num_layers * setup.policy.num_kv_heads * 3 * setup.policy.head_width
+  assert found['cache'] == pytest.approx(4 * numbers / sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)))
