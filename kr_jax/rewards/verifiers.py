@@ -68,6 +68,8 @@ ANSWERS: dict[str, Extraction] = {
 }
 # What joins answers for maj@k whose texts differ: whether two answers of ANSWERS are the same.
 SAME: dict[str, Callable[[str, str], bool]] = {'math': answers.same}
+# Extractions that no text can make slow or fail: where rewards.pattern is not set, they need no worker process.
+HARMLESS = frozenset({'ends_with'})
 # Instead, if rewards.partial_credit.
 PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': gym.scored, 'python_tests': programs.scored}
 # What raises ValueError for tasks that a verifier cannot serve.

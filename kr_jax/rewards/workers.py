@@ -212,6 +212,10 @@ class Workers(contextlib.AbstractContextManager):
     names = {self._names.get(task.verifier or self._config.verifier) for task in task_R} - {None}
     if missing := {name for name in names if (worker.ANSWER, name) not in self._functions}:
       raise ValueError(f'verifiers {missing} have no extraction of answers; see rewards.ANSWERS')
+    verifier_R = [task.verifier or self._config.verifier for task in task_R]
+    if verifiers_lib.HARMLESS & self._names.keys() >= set(verifier_R) and not self._config.pattern:
+      return Answers(tuple(verifiers_lib.ANSWERS[verifier](completion, task) for verifier, completion, task in zip(
+          verifier_R, completions, task_R, strict=True)), 0, 0)
     found = self._map(worker.ANSWER, completions, task_R)
     outcomes = collections.Counter(reply.outcome for reply in found.reply_R)
     timeouts = outcomes[verdicts.TIMEOUT]

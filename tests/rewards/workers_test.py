@@ -76,6 +76,16 @@ def test_tasks_name_their_verifiers(pool):
     pool.score(['7'], [one._replace(verifier='reasoning_gym')])
 
 
+@pytest.mark.parametrize('pattern', ['', '.+'])
+def test_an_answer_of_last_characters_needs_no_process(pattern):
+  """Unless a pattern is looked for, which a text can make slow."""
+  with rewards.Workers(knobs.verifiers('ends_with', pattern=pattern)) as workers:
+    assert workers.answers(['17', ''], tasks('7', '7')) == (('7', None), 0, 0)
+    assert (workers._pool.standing is None) == (not pattern)
+    with pytest.raises(ValueError, match='not among the verifiers'):
+      workers.answers(['7'], tasks('7', verifier='math'))
+
+
 def test_as_many_completions_as_tasks(pool):
   for completions, answers in ((['7'], []), (['7'], ['7', '7'])):
     with pytest.raises(ValueError):

@@ -1,0 +1,424 @@
+"""Rollouts to read: of each step a bounded sample, in rollouts/STEP.jsonl.zst, and how a person reads it.
+
+A sample is a pure function of seed, step and what came of the step. These take turns until it is full, so that of each
+there is one where there is room:
+
+    new_success     the first right rollout of a task that only failed before in this run
+    fault           rollouts without a verdict
+    mixed           a right and a wrong rollout of one group
+    truncated       rollouts that were cut
+    largest_budget  a rollout of each of the three tasks with the most
+    chosen          any others
+
+Texts are cut in the middle where they are long. All files together stay below a bound: when it is reached, steps of the
+older half are dropped, those of odd numbers first, then every second of the even ones, and so on. So a long run has all
+of its last steps, and every 2nd, 4th, 8th, ... of its first. Of several processes the first writes, from the rollouts
+that it can read.
+
+Nothing of this is needed to resume: steps that are repeated are written again. Nothing of it stops a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from absl import logging
+import numpy as np
+import pyarrow
+from scipy import special
+
+from kr_jax import processes
+from kr_jax import rewards
+from kr_jax import types
+from kr_jax.allocation import estimate
+from kr_jax.rewards import verdicts
+from kr_jax.sections import nearest
+
+WHY = ('new_success', 'fault', 'mixed', 'truncated', 'largest_budget', 'chosen')
+GROUPS = ('mixed', 'all_right', 'all_wrong', 'unverified')
+STATUSES = tuple(dict.fromkeys((*GROUPS, *verdicts.OUTCOMES[1:], *WHY)))
+LIMIT = 100  # rollouts that are shown unless more are asked for
+_LARGEST = 3  # tasks with the largest budgets
+_LONGEST, _LONGEST_ANSWER = 8000, 1000  # characters of a prompt or completion, of an answer
+_INTERVAL = (0.025, 0.975)  # of an estimate
+_ENDED = {types.ENDED_STOP: 'stop', types.ENDED_LENGTH: 'length'}
+_ENDS = {'stop': 'ended by itself', 'length': 'cut at the limit', 'stop_string': 'ended by a stop string'}
+_ENCODER = json.JSONEncoder(allow_nan=False)
+_NAME = re.compile(r'(\d+)\.jsonl\.zst')
+
+
+def choose(outcome_R: np.ndarray, verified_R: np.ndarray, ended_R: np.ndarray, task_R: np.ndarray, budget_M: np.ndarray,
+           new_M: np.ndarray, *, most: int, row_X: np.ndarray, rng: np.random.Generator) -> dict[int, list[str]]:
+  """The rollouts to keep, at most `most`, with the reasons of each, of WHY.
+
+  Args:
+    outcome_R, verified_R: as of rewards.Scores.
+    ended_R, task_R: as of types.Rollouts.
+    new_M: bool, tasks that only failed before.
+    row_X: those to choose from: rollouts, each once.
+  """
+  row_X = rng.permutation(row_X)
+  right, wrong, any_of = {}, {}, {}  # rows by task
+  faults, truncated = [], []
+  for r, m, is_right, is_verified, ended in zip(row_X.tolist(), task_R[row_X].tolist(), *(
+      x_R[row_X].tolist() for x_R in (outcome_R == verdicts.RIGHT, verified_R, ended_R))):
+    any_of.setdefault(m, r)
+    if not is_verified:
+      faults.append((r,))
+    else:
+      (right if is_right else wrong).setdefault(m, []).append(r)
+    if ended == types.ENDED_LENGTH:
+      truncated.append((r,))
+  first = {m: min(rows) for m, rows in right.items() if new_M[m]}
+  largest = sorted(any_of, key=lambda m: -budget_M[m])[:_LARGEST]
+  turns = {
+      'new_success': [(r,) for r in first.values()], 'fault': faults,
+      'mixed': [(first.get(m, rows[0]), wrong[m][0]) for m, rows in right.items() if m in wrong],
+      'truncated': truncated, 'largest_budget': [(any_of[m],) for m in largest]}
+  in_turn = itertools.zip_longest(*(zip(itertools.repeat(why), rows) for why, rows in turns.items()))
+  kept: dict[int, list[str]] = {}
+  rest = iter(row_X.tolist())
+  while len(kept) < min(most, len(row_X)):
+    for why, rows in filter(None, next(in_turn, ())):
+      if len(kept.keys() | set(rows)) <= most:
+        for r in rows:
+          kept.setdefault(r, []).append(why)
+    if len(kept) < most and (r := next((r for r in rest if r not in kept), None)) is not None:
+      kept[r] = ['chosen']
+  return kept
+
+
+def to_drop(kept: Sequence[int]) -> int:
+  """Which of some steps, in order, is dropped first: of the older half the oldest that the fewest twos divide."""
+  older = kept[:max(len(kept) // 2, 1)]
+  twos = lambda step: (step & -step).bit_length() if step else 64
+  return min(older, key=lambda step: (twos(step), step))
+
+
+class Sampler:
+  """Writes the samples of a run.
+
+  Args:
+    workdir: of the run.
+    decode: tokens -> text.
+    rollouts: of a step, at most; 0: nothing is written.
+    megabytes: of all files together.
+    verifier: of tasks that name none.
+    stop_strings: those of the config, that completions were cut at.
+    answers: rewards.Workers.answers, asked for the rollouts that are kept; None: answers are not extracted.
+  """
+
+  def __init__(self, workdir: str, decode: Callable[[np.ndarray], str], *, rollouts: int = 32, megabytes: float = 64.0,
+               seed: int = 0, verifier: str = '', stop_strings: Sequence[str] = (),
+               answers: Callable[..., rewards.Answers] | None = None):
+    self._folder, self._decode, self._most, self._bytes = folder(workdir), decode, rollouts, megabytes * 2 ** 20
+    self._seed, self._verifier, self._stop_strings, self._answers = seed, verifier, tuple(stop_strings), answers
+    self._is_on = rollouts > 0 and processes.is_first()
+    self._has_warned, self._size = False, {}
+    if self._is_on:
+      with self._warning():
+        os.makedirs(self._folder, exist_ok=True)
+        for entry in os.scandir(self._folder):
+          if name := _NAME.fullmatch(entry.name):
+            self._size[int(name[1])] = entry.stat().st_size
+          elif entry.name.endswith('.zst.tmp'):  # of a process that was killed
+            os.remove(entry.path)
+
+  @contextlib.contextmanager
+  def _warning(self) -> Iterator[None]:
+    """Says once what failed, and lets the run go on."""
+    try:
+      yield
+    except OSError as error:
+      if not self._has_warned:
+        logging.warning('rollouts of this step, and maybe of later ones, are not kept: %s', error)
+      self._has_warned = True
+
+  def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
+           rollouts: types.Rollouts, scores: rewards.Scores, advantage_R: np.ndarray | None = None) -> None:
+    """Chooses and writes the sample of a step.
+
+    Args:
+      stats: from before the step.
+      budget_M: of all waves.
+      rollouts: all, verified or not.
+      advantage_R: None: not known.
+    """
+    if not self._is_on:
+      return
+    row_X, token_XC = processes.own_rows(rollouts.token_RC)
+    task_R, length_R, ended_R = (np.asarray(x_R) for x_R in (rollouts.task_R, rollouts.length_R, rollouts.ended_R))
+    index_M, verified_R = np.asarray(rollouts.prompts.index_M), scores.verified_R
+    new_M = (stats.rollouts_I[index_M] > 0) & (stats.successes_I[index_M] == 0)
+    kept = choose(scores.outcome_R, verified_R, ended_R, task_R, budget_M, new_M, most=self._most,
+                  row_X=row_X[length_R[row_X] > 0], rng=np.random.default_rng((self._seed, step)))
+    row_K = np.array(sorted(kept), int)  # of a task side by side
+    groups = _groups(stats, index_M, scores, verified_R, task_R, np.unique(task_R[row_K]))
+    length_K, token_KC = length_R[row_K].tolist(), token_XC[np.searchsorted(row_X, row_K)]
+    text_K = [self._decode(token_C[:length]) for token_C, length in zip(token_KC, length_K)]
+    m_K, records = task_R[row_K].tolist(), []
+    task_K = [tasks_M[m] for m in m_K]
+    advantage_R = np.where(verified_R, np.nan if advantage_R is None else np.asarray(advantage_R), np.nan)
+    for r, m, task, text, extracted, length, ended, outcome, reward, advantage in zip(
+        row_K.tolist(), m_K, task_K, text_K, self._extracted(text_K, task_K), length_K,
+        *(x_R[row_K].tolist() for x_R in (ended_R, scores.outcome_R, scores.reward_R, advantage_R))):
+      is_of_string = ended == types.ENDED_STOP and any(stop in text for stop in self._stop_strings)
+      records.append({
+          'step': step, 'task': task.id, 'source': task.source, 'verifier': self._name(task),
+          'difficulty': int(task.difficulty), 'prompt': cut(task.prompt), 'completion': cut(text),
+          'answer': cut(task.answer, _LONGEST_ANSWER),
+          'extracted': None if extracted is None else cut(extracted, _LONGEST_ANSWER),
+          'verdict': verdicts.OUTCOMES[outcome], 'reward': reward,
+          'advantage': advantage if math.isfinite(advantage) else None, 'budget': int(budget_M[m]), **groups[m],
+          'ended': 'stop_string' if is_of_string else _ENDED[ended], 'length': length, 'why': kept[r]})
+    if records:
+      with self._warning():
+        self._write(step, records)
+
+  def _name(self, task: types.Task) -> str:
+    return str(task.verifier or self._verifier)
+
+  def _extracted(self, text_K: Sequence[str], task_K: Sequence[types.Task]) -> list[str | None]:
+    """The answers of completions, by verifiers that have an extraction; none any more after one that failed."""
+    found: list[str | None] = [None] * len(text_K)
+    known = [k for k, task in enumerate(task_K) if self._name(task) in rewards.ANSWERS]
+    if self._answers is None or not known:
+      return found
+    try:
+      answers = self._answers([text_K[k] for k in known], [task_K[k] for k in known])
+      why = f'{answers.timeouts} timeouts, {answers.errors} errors' if answers.timeouts or answers.errors else ''
+      for k, answer in zip(known, answers.answer_R):
+        found[k] = answer
+    except (ValueError, RuntimeError, OSError) as error:
+      why = str(error)
+    if why:  # they take time, which the run does not have for this
+      self._answers = None
+      logging.warning('answers of kept rollouts are not extracted any more: %s', why)
+    return found
+
+  def _write(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the file of a step, whole or not at all, and keeps to the bound. Raises OSError."""
+    data = packed(records)
+    if len(data) > self._bytes:
+      raise OSError(f'step {step} has {len(data)} bytes, more than record.rollouts_mb allows of all steps')
+    path = _path(self._folder, step)
+    try:
+      with open(f'{path}.tmp', 'wb') as file:
+        file.write(data)
+      os.replace(f'{path}.tmp', path)
+    except OSError:
+      with contextlib.suppress(OSError):  # what is left of it would hold the space that others lack
+        os.remove(f'{path}.tmp')
+      raise
+    self._size[step] = len(data)
+    while sum(self._size.values()) > self._bytes:
+      dropped = to_drop(sorted(self._size))
+      del self._size[dropped]
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(_path(self._folder, dropped))
+
+
+def _groups(stats: types.TaskStats, index_M: np.ndarray, scores: rewards.Scores, verified_R: np.ndarray,
+            task_R: np.ndarray, m_K: np.ndarray) -> dict[int, dict[str, Any]]:
+  """Of some tasks what their rollouts have in common: counts of the group, its status, and the estimate before."""
+  belief = estimate.posterior(stats, index_M[m_K])
+  low_K, high_K = special.betaincinv(belief.a_M, belief.b_M, np.array(_INTERVAL)[:, None])
+  count = lambda is_R: np.bincount(task_R[is_R], minlength=len(index_M))[m_K].tolist()
+  found = {}
+  for m, right, verified, mean, low, high in zip(
+      m_K.tolist(), count(scores.outcome_R == verdicts.RIGHT), count(verified_R), estimate.mean_rate(belief), low_K,
+      high_K):
+    found[m] = {
+        'right_in_group': right, 'verified_in_group': verified,
+        'estimate': {name: round(float(x), 4) for name, x in (('mean', mean), ('low', low), ('high', high))},
+        'status': 'unverified' if not verified else 'mixed' if 0 < right < verified else
+                  'all_right' if right else 'all_wrong'}
+  return found
+
+
+def cut(text: str, longest: int = _LONGEST) -> str:
+  """A text without its middle where it is longer, which is said there."""
+  half = longest // 2
+  return text if len(text) <= longest else (
+      f'{text[:half]}\n[... {len(text) - 2 * half} characters are left out ...]\n{text[-half:]}')
+
+
+# Files.
+
+
+def folder(workdir: str) -> str:
+  return os.path.join(workdir, 'rollouts')
+
+
+def _path(folder: str, step: int) -> str:
+  return os.path.join(folder, f'{step:06d}.jsonl.zst')
+
+
+def packed(records: Sequence[Mapping[str, Any]]) -> bytes:
+  """The content of a file."""
+  buffer = pyarrow.BufferOutputStream()
+  with pyarrow.CompressedOutputStream(buffer, 'zstd') as file:
+    file.write(''.join(_ENCODER.encode(record) + '\n' for record in records).encode())
+  return buffer.getvalue().to_pybytes()
+
+
+def steps(workdir: str) -> list[int]:
+  """The steps that are kept, in order."""
+  try:
+    return sorted(int(name[1]) for name in map(_NAME.fullmatch, os.listdir(folder(workdir))) if name)
+  except OSError:
+    return []
+
+
+def _read_step(workdir: str, step: int) -> tuple[list[dict[str, Any]], str]:
+  """The records of a step, and what is wrong with its file: then there are none."""
+  path = _path(folder(workdir), step)
+  try:
+    with pyarrow.CompressedInputStream(pyarrow.OSFile(path), 'zstd') as file:
+      found = [json.loads(line) for line in file.read().decode().splitlines()]
+    if not found:
+      raise ValueError('it is empty')
+    if not all(isinstance(record, dict) and record.get('step') == step and 'task' in record for record in found):
+      raise ValueError('a line is no rollout')
+    return found, ''
+  except (OSError, ValueError, RecursionError) as error:
+    return [], f'{path} cannot be read and is left out: {error}'
+
+
+def read(workdir: str, step: int | None = None, task: str | None = None, status: str | None = None, *,
+         problems: list[str] | None = None, newest_first: bool = False) -> Iterator[dict[str, Any]]:
+  """The rollouts that are kept, in the order of steps.
+
+  Args:
+    step, task: None: all.
+    status: of STATUSES: what came of the group or of the rollout, or why it is kept; None: all.
+    problems: gets what is wrong with files; None: it is logged.
+  """
+  kept = [x for x in steps(workdir) if step in (None, x)]
+  for x in reversed(kept) if newest_first else kept:
+    records, problem = _read_step(workdir, x)
+    if problem:
+      logging.warning('%s', problem) if problems is None else problems.append(problem)
+    yield from (record for record in records if task in (None, record['task']) and (
+        status is None or status in (record.get('status'), record.get('verdict'), *(record.get('why') or ()))))
+
+
+# As a person reads them.
+
+_BOLD, _DIM, _RED, _GREEN, _YELLOW = (f'\x1b[{code}m' for code in (1, 2, 31, 32, 33))
+
+
+def visible(text: Any) -> str:
+  r"""A text that does nothing to a terminal: but for line breaks, what is not printed is written as Python writes it.
+
+  So are escapes, marks that change the direction of text, NUL and '\r'. A tab is blanks.
+  """
+  return ''.join(x if x.isprintable() or x == '\n' else ascii(x)[1:-1] for x in str(text).replace('\t', '    '))
+
+
+def _wrapped(text: Any, indent: str, width: int) -> Iterator[str]:
+  for line in visible(text).split('\n'):
+    lead = re.match(' *', line)[0][:width // 4]  # what a line of code goes on with
+    parts = textwrap.wrap(line, width, initial_indent=indent, subsequent_indent=indent + lead, drop_whitespace=False,
+                          replace_whitespace=False, expand_tabs=False)
+    yield from (part.rstrip() for part in parts or [indent])
+
+
+def lines(record: Mapping[str, Any], *, header: bool, width: int = 80, colour: bool = False) -> Iterator[str]:
+  """A rollout, line by line. header: begins with the task and its prompt."""
+  paint = lambda code, text: f'{code}{text}\x1b[0m' if colour else text
+  value = lambda name: visible(record[name]) if record.get(name) is not None else 'unknown'
+  number = lambda x, form: format(x, form) if isinstance(x, (int, float)) else 'unknown'
+  if header:
+    before = record['estimate'] if isinstance(record.get('estimate'), dict) else {}
+    mean, low, high = (number(before.get(key), '.2f') for key in ('mean', 'low', 'high'))
+    yield paint(_BOLD, f'step {value("step")}  {value("task")}')
+    yield from (paint(_DIM, line) for line in _wrapped(
+        f'{value("status")}: {value("right_in_group")} of {value("verified_in_group")} verified are right; budget '
+        f'{value("budget")}; success estimated before: {mean} ({low} to {high}); difficulty {value("difficulty")}; '
+        f'{value("source")}, verifier {value("verifier")}', '  ', width))
+    yield from _wrapped(record.get('prompt', ''), '  > ', width)
+    yield from (paint(_DIM, line) for line in _wrapped(f'expected: {value("answer")}', '  ', width))
+  verdict = value('verdict')
+  why = visible(', '.join(map(str, record.get('why') or ())))
+  yield ''
+  yield '    ' + paint({'right': _GREEN, 'wrong': _RED, 'no_answer': _RED}.get(verdict, _YELLOW), verdict) + (
+      f': reward {number(record.get("reward"), "g")}, advantage {number(record.get("advantage"), "+.2f")}; '
+      f'{value("length")} {"token" if record.get("length") == 1 else "tokens"}, '
+      f'{_ENDS.get(record.get("ended"), "unknown end")}; kept: {why}')
+  yield from _wrapped(record.get('completion') or '(empty)', '      ', width)
+  if record.get('extracted') is not None:
+    yield from (paint(_DIM, line) for line in _wrapped(f'answer read: {record["extracted"]}', '    ', width))
+
+
+def show(workdir: str, *, step: int | None = None, task: str | None = None, status: str | None = None,
+         limit: int = LIMIT, width: int | None = None, colour: bool | None = None) -> Iterator[str]:
+  """The rollouts of a run that are kept, as text, line by line: of a step or a task all, else the newest ones.
+
+  Args:
+    step, task, status: as of `read`.
+    limit: rollouts, at most; what is left out is said.
+    width: None: of the terminal.
+    colour: None: where there is a terminal, and NO_COLOR is not set.
+
+  Raises:
+    ValueError: nothing is kept, or nothing of what is asked for.
+  """
+  kept = steps(workdir)
+  if not kept:
+    raise ValueError(f'there are no rollouts in {folder(workdir)}; a run keeps them unless record.rollouts=0')
+  if step is not None and step not in kept:
+    raise ValueError(f'--step={step}: rollouts of this step were not kept; those of {_ranges(kept)} were')
+  if status is not None and status not in STATUSES:
+    raise ValueError(f'--status={status!r} is not one of {", ".join(STATUSES)}{nearest(status, STATUSES)}')
+  problems: list[str] = []
+  found = [*itertools.islice(read(workdir, step, task, status, problems=problems, newest_first=True), limit + 1)]
+  if not found and not problems:
+    if task is not None and not any(True for _ in read(workdir, step, task, problems=problems)):
+      tasks = sorted({str(record['task']) for record in read(workdir, step, problems=[])})
+      raise ValueError(f'--task={task!r}: no rollout of it was kept; of {len(tasks)} tasks some were, such as '
+                       f'{", ".join(tasks[:3])}{nearest(task, tasks)}')
+    raise ValueError(f'no rollout that was kept is --status={status}'
+                     + (f' and --task={task}' if task is not None else ''))
+  terminal = sys.stdout.isatty()
+  return _shown(found[:limit], problems, len(found) > limit,
+                max(20, min(width or shutil.get_terminal_size((100, 24)).columns, 140)),
+                terminal and 'NO_COLOR' not in os.environ if colour is None else colour)
+
+
+def _shown(found: Sequence[Mapping[str, Any]], problems: Sequence[str], is_cut: bool, width: int, colour: bool
+           ) -> Iterator[str]:
+  """Rollouts whose steps come the newest first, in the order of steps, those of a task under one header."""
+  yield from map(visible, problems)
+  before = None
+  for record in sorted(found, key=lambda record: record['step']):
+    group = record.get('step'), record['task']
+    if before and group != before:
+      yield ''
+    yield from lines(record, header=group != before, width=width, colour=colour)
+    before = group
+  yield ''
+  yield f'{len(found)} {"rollout" if len(found) == 1 else "rollouts"}' + (
+      '; more are kept: choose by --step, --task and --status' if is_cut else '')
+
+
+def _ranges(kept: Sequence[int]) -> str:
+  """Numbers in order, as '0 to 4, 6, 8'; of many the first and the last."""
+  runs: list[list[int]] = []
+  for x in kept:
+    if runs and x == runs[-1][1] + 1:
+      runs[-1][1] = x
+    else:
+      runs.append([x, x])
+  texts = [f'{a}' if a == b else f'{a} to {b}' for a, b in runs]
+  return ', '.join(texts if len(texts) <= 12 else [*texts[:6], '...', *texts[-6:]])
