@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import processes
 from kr_jax import sharding
 from kr_jax import types
@@ -61,7 +62,12 @@ def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tupl
   row_X, token_XC = processes.own_rows(rollouts.token_RC)
   length_X = np.asarray(rollouts.length_R)[row_X]
   there_X = length_X > 0
-  return row_X[there_X], (decode(token_C[:n]) for token_C, n in zip(token_XC[there_X], length_X[there_X]))
+
+  def text(token_C: np.ndarray, length: int) -> str:
+    with phases.phase('detokenise'):
+      return decode(token_C[:length])
+
+  return row_X[there_X], map(text, token_XC[there_X], length_X[there_X])
 
 
 def apply_stop_strings(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: knobs.Sample

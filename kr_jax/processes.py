@@ -9,7 +9,7 @@ that all can be started again: the run goes on from the last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
 import multiprocessing
@@ -24,7 +24,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import tqdm
+
+from kr_jax import phases
+from kr_jax.progress import Progress
 
 SILENCE_S = 40  # seconds without a heartbeat after which a process is taken for dead
 AUTO = 'auto'
@@ -57,10 +59,31 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-def progress(name: str, first: int, last: int, unit: str = 'step') -> tqdm.tqdm:
-  """A progress bar over units first..last-1; in a log file it speaks every ten seconds."""
-  return tqdm.tqdm(desc=name, initial=first, total=last, dynamic_ncols=True, unit=unit,
-                   mininterval=0.5 if sys.stderr.isatty() else 10, disable=not is_first())
+def progress(name: str, first: int, last: int, unit: str = 'step', *, leave: bool = True) -> Progress:
+  """How far units first..last-1 are; nothing is shown but in the first process.
+
+  Args:
+    unit: 'B' are bytes.
+    leave: whether it stays to be seen after its end.
+  """
+  return Progress(name, first, last, unit, leave=leave, disable=not is_first())
+
+
+@contextlib.contextmanager
+def progress_to(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+  """Yields a function of the units that are done and of all; what it shows is gone after the end."""
+  bars = []
+
+  def show(done: int, total: int) -> None:
+    if not bars:
+      bars.append(progress(name, 0, total, unit, leave=False))
+    bars[0].update(done - bars[0].n)
+
+  try:
+    yield show
+  finally:
+    for bar in bars:
+      bar.close()
 
 
 def gather(x: np.ndarray) -> np.ndarray:
@@ -115,24 +138,59 @@ def merge_rows(row: np.ndarray, x: np.ndarray, total: int) -> np.ndarray:
 
 
 class StopSignal:
-  """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts."""
+  """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts.
 
-  def __enter__(self):
+  The first is acknowledged at once, with what is waited for: `doing`, which whoever works sets, and the phase.
+  """
+
+  def __init__(self, doing: str = 'the start'):
+    self.doing = doing
+    self._asked = False
+
+  def __enter__(self) -> StopSignal:
     self._asked = False
     if threading.current_thread() is threading.main_thread():
       self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
     else:
       self._old = {}
-    return lambda: self._asked
+    return self
+
+  def __call__(self) -> bool:
+    """Whether it was asked to stop."""
+    return self._asked
 
   def _note(self, number, frame):
     if self._asked and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self._asked = True
+    if not self._asked:
+      self._asked = True
+      _acknowledge(self._message(number))
+
+  def _message(self, number: int) -> str:
+    phase = phases.start().phase if phases.is_running() else ''
+    work = f' ({_WORK[phase]})' if phase in _WORK else ''
+    what = 'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name
+    again = '; Ctrl-C again stops at once, and the last checkpoint stays' if number == signal.SIGINT else ''
+    return f'{what}: finishing {self.doing}{work}, then saving{again}'
 
   def __exit__(self, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
+
+
+# Phases as a message names what a stop waits for; the others are over in a moment.
+_WORK = {'sample': 'sampling', 'verify': 'verifying', 'score': 'scoring', 'update': 'updating', 'reshard': 'sampling',
+         'warm_start': 'warm start', 'restore': 'preparing the policy',
+         'checkpoint': 'saving a checkpoint', 'compile': 'compiling', 'report': 'writing the report'}
+
+
+def _acknowledge(text: str) -> None:
+  """Writes a line, in a signal's handler: past the buffers, in which the interrupted program may just be writing."""
+  try:
+    text = f'\n{text}\n' if sys.stderr.isatty() else f'{text}\n'  # below ^C and the bar
+    os.write(sys.stderr.fileno(), text.encode(errors='replace'))
+  except (OSError, ValueError, AttributeError):  # there is no terminal any more
+    pass
 
 
 @contextlib.contextmanager

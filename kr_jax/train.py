@@ -7,29 +7,29 @@ checkpoint stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import hashlib
 import json
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from kr_jax import attempt
 from kr_jax import completions
 from kr_jax import evaluate
+from kr_jax import explore
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import processes
 from kr_jax import rewards
-from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import state as state_lib
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
-from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
-from kr_jax.allocation import value
+from kr_jax.costs import hardware as hardware_lib
 from kr_jax.learning import grpo
 from kr_jax.learning import noise
 from kr_jax.learning import update
@@ -37,18 +37,20 @@ from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
 from kr_jax.record import steps
+from kr_jax.report import refresh
 
 # Knobs that a run may go on with changed: they say how long, how often and where, not what.
 MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
               'mesh', *(f'rewards.{name}' for name in (
                   'workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')),
-              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at')
+              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at', 'evaluate.perturb', 'record')
 
 
 def claim(setup: Setup, workdir: str) -> None:
-  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, or a new run
-  would begin with a checkpoint that cannot be read, and RuntimeError where the processes of a run have other configs
-  or data."""
+  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, prompts cannot be
+  perturbed, or a new run would begin with a checkpoint that cannot be read, and RuntimeError where the processes of a
+  run have other configs or data."""
+  state_lib.perturbed_tasks(setup)  # the last evaluation's, refused now
   source = setup.config.policy.checkpoint
   if source and checkpoint.recorded(workdir, 'seed') is None:
     weights.check(source, setup.policy)
@@ -66,151 +68,135 @@ def claim(setup: Setup, workdir: str) -> None:
     raise error or ValueError(f'--workdir={workdir} was refused; see the message of process 0')
 
 
-def train(setup: Setup, workdir: str) -> None:
+def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = None) -> None:
   """Trains to config.num_steps in `workdir`, from where its last checkpoint stands.
 
-  Writes metrics.jsonl, TensorBoard events, checkpoints/ and warm_start/.
+  Writes what kr_jax/record/README.md says.
+
+  Args:
+    hardware: that the run is priced by; None: by none.
 
   Raises:
-    ValueError: the workdir cannot be written or holds a run of another config.
+    ValueError: the workdir cannot be written or holds a run of another config, or prompts cannot be perturbed.
     FloatingPointError: the loss or the gradient is not finite.
     SystemExit: SIGTERM or SIGINT came; all is saved.
   """
-  c = setup.config
+  c, perturbed = setup.config, state_lib.perturbed_tasks(setup)
   claim(setup, workdir)
   with contextlib.ExitStack() as context:
+    clock = context.enter_context(phases.running())
     stopping = context.enter_context(processes.StopSignal())
     pool = context.enter_context(state_lib.workers(setup))
     checkpoints = context.enter_context(checkpoint.Checkpoints(
         state_lib.checkpoint_directory(setup, workdir), keep=c.checkpoint.keep))
-    state, stats, base = state_lib.start(setup, workdir, checkpoints, stopping)
+    ledger = context.enter_context(attempt.begin(setup, workdir, hardware, clock, checkpoints.latest() or 0))
+    with phases.phase('restore'):
+      state, stats, base = state_lib.start(setup, workdir, checkpoints, stopping)
     first_step = int(state.step)
-    record = context.enter_context(steps.Record(c, workdir, first_step, setup.tokenizer.decode))
-    rollout_key, noise_key, keep_key = (jax.random.fold_in(state.key, stream) for stream in (
-        state_lib.ROLLOUTS, state_lib.NOISE, state_lib.KEEP))
+    record = context.enter_context(steps.Record(
+        c, workdir, first_step, setup.tokenizer.decode, update.learning_rate(setup.update), pool.answers,
+        clock.began))
+    page = refresh.Refresher(workdir)
+    keys = {stream: jax.random.fold_in(state.key, stream) for stream in (
+        state_lib.ROLLOUTS, state_lib.NOISE, state_lib.KEEP)}
 
-    def evaluated(step):
-      if not processes.any_of(record.has_evaluation(step)):
-        params = state_lib.sampling_params(setup, state, base)
-        record.evaluation(step, evaluate.record(state_lib.evaluation(setup, params, state.key, pool)))
+    def evaluated(step, perturbed={}):
+      stopping.doing = f'the evaluation before step {step}' if step < c.num_steps else 'the last evaluation'
+      is_whole = _evaluated(setup, step, state, base, pool, record, stopping, perturbed)
+      if not is_whole or step < c.num_steps and processes.any_of(stopping()):
+        _save(c, step, state, stats, checkpoints, record, stops=True)
+      if step:
+        page.refresh()
 
     context.enter_context(sharding.on(setup.learn_mesh))
     for step in range(first_step, c.num_steps):
       if step == 0 or c.evaluate.every and step % c.evaluate.every == 0:
         evaluated(step)
-      considered = tasks_lib.batch(setup.train_tasks, step, per_step=tasks_lib.considered(c.tasks), seed=c.seed,
-                                   weights=setup.shares)
-      tasks_M, budget_M = _chosen(c, stats, considered)
-      prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
-      found = _explore(setup, state_lib.sampling_params(setup, state, base), pool, stats, tasks_M, prompts, budget_M,
-                       jax.random.fold_in(rollout_key, step), record.flush)
-      rollouts, scores = found.rollouts, found.scores
-      verified, is_any_verified = completions.keep(rollouts, scores.verified_R), scores.verified_R.any()
-      measures_noise = is_any_verified and c.alloc.nu_every and step % c.alloc.nu_every == 0
-      if measures_noise:
-        measured_noise = noise.gradient_noise(
-            state.params, base, verified, scores.verdict_R, jax.random.fold_in(noise_key, step),
-            setup.trained, setup.update)
-      past = grpo.Past(*(np.float32(x_M) for x_M in estimate.reward(
-          stats, estimate.posterior(stats, prompts.index_M))))
-      state, measured = update.step(state, verified, scores.reward_R, base, setup.trained, setup.update, past=past,
-                                    key=jax.random.fold_in(keep_key, step))
-      record.step(step, stats, tasks_M, found.budget_M, rollouts, found.slots, found.sample_s, scores, measured,
-                  uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]))
-      if is_any_verified:  # without one the policy stays what it is, and so does what is known of it
-        stats = estimate.observe(
-            stats, prompts.index_M, verified.task_R, scores.verdict_R, verified.length_R,
-            discount=c.alloc.pass_discount, reward_R=scores.reward_R)
-      if measures_noise:
-        stats = estimate.observe_gradient(stats, measured_noise, steps=c.alloc.nu_every)
-      done, stop = step + 1, processes.any_of(stopping())
-      if stop or done == c.num_steps or done % c.checkpoint.every == 0:
-        record.flush()  # which stops at a loss that is not finite, before it is saved
-        checkpoints.save(done, state, stats)
-      if stop:
-        raise SystemExit(f'stopped after {done} of {c.num_steps} steps; '
-                         'run the same command again to go on')
-    evaluated(c.num_steps)
+      record.begin(step)
+      stopping.doing = f'step {step}'
+      with phases.phase('allocate'):
+        considered = tasks_lib.batch(setup.train_tasks, step, per_step=tasks_lib.considered(c.tasks), seed=c.seed,
+                                     weights=setup.shares)
+        tasks_M, budget_M = explore.chosen(c, stats, considered)
+        prompts = tasks_lib.prompts(tasks_M, c.sample.prompt_length)
+      found = explore.rollouts(
+          setup, state_lib.sampling_params(setup, state, base), pool, stats, tasks_M, prompts, budget_M,
+          jax.random.fold_in(keys[state_lib.ROLLOUTS], step), record.flush)
+      before = stats
+      state, stats, measured = _learn(setup, state, stats, base, prompts, found, keys, step)
+      with phases.phase('record'):
+        record.step(step, before, tasks_M, found.budget_M, found.rollouts, found.slots, found.sample_s, found.scores,
+                    measured, uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]))
+      with phases.phase('update'):
+        jax.block_until_ready(measured)
+      phases.devices_work(False)
+      done, stops = step + 1, processes.any_of(stopping())
+      if stops or done == c.num_steps or done % c.checkpoint.every == 0:
+        _save(c, done, state, stats, checkpoints, record, stops=stops)
+      record.costs(step, ledger.step(step), ledger.about, hardware)
+    evaluated(c.num_steps, perturbed)
+    with phases.phase('checkpoint'):
+      checkpoints.wait()
+    ledger.step(c.num_steps, next_step=c.num_steps)
+    page.refresh(last=True)
 
 
-class _Explored(NamedTuple):
-  """What came of a step's budgets."""
+def _evaluated(setup: Setup, step: int, state: types.TrainState, base: Any, pool: rewards.Workers,
+               record: steps.Record, stopping: Callable[[], bool], perturbed: Mapping[str, Sequence[types.Task]]
+               ) -> bool:
+  """Evaluates before a step, where the record has no evaluation of it. Returns False if it was stopped.
 
-  rollouts: types.Rollouts  # of all waves
-  budget_M: np.ndarray  # of all waves
-  scores: rewards.Scores
-  slots: int  # rollouts that each shard decoded at once
-  sample_s: float  # seconds that sampling took
+  perturbed: as of state.evaluation.
+  """
+  if processes.any_of(record.has_evaluation(step)):
+    return True
+  try:
+    with phases.phase('evaluate', whole=True), record.evaluating() as progress:
+      found = state_lib.evaluation(
+          setup, state_lib.sampling_params(setup, state, base), state.key, pool, perturbed=perturbed, stopping=stopping,
+          progress=progress)
+  except evaluate.Stopped:
+    return False
+  record.evaluation(step, evaluate.record(found))
+  return True
 
 
-def _chosen(c: knobs.Config, stats: types.TaskStats, considered: Sequence[types.Task]
-            ) -> tuple[list[types.Task], np.ndarray]:
-  """The tasks of a step, those of the tasks considered that get rollouts among them, and budgets of the first wave."""
-  budget_X = allocate.of_step(
-      c.alloc, stats, np.array([task.index for task in considered]), completion_length=c.sample.completion_length,
-      most_tasks=c.tasks.per_step, counts_evidence=c.grpo.uses_past)
-  row_M = allocate.chosen(budget_X, c.tasks.per_step)
-  return [considered[x] for x in row_M], budget_X[row_M]
+def _save(c: knobs.Config, done: int, state: types.TrainState, stats: types.TaskStats,
+          checkpoints: checkpoint.Checkpoints, record: steps.Record, *, stops: bool) -> None:
+  """Saves what is so after so many steps. Raises SystemExit, once it is saved, if the run stops."""
+  record.flush()  # which stops at a loss that is not finite, before it is saved
+  with phases.phase('checkpoint'):
+    checkpoints.save(done, state, stats)
+    if stops:
+      checkpoints.wait()
+      raise SystemExit(f'stopped after {done} of {c.num_steps} steps; run the same command again to go on')
 
 
-def _explore(setup: Setup, params: Any, pool: rewards.Workers, stats: types.TaskStats, tasks_M: Sequence[types.Task],
-             prompts: types.Prompts, budget_M: np.ndarray, key: jax.Array, meanwhile: Callable[[], None]) -> _Explored:
-  """Samples and verifies a step's rollouts, wave by wave; each but the first has budgets by the verdicts so far.
+def _learn(setup: Setup, state: types.TrainState, stats: types.TaskStats, base: Any, prompts: types.Prompts,
+           found: explore.Explored, keys: dict[int, jax.Array], step: int
+           ) -> tuple[types.TrainState, types.TaskStats, list[dict[str, Any]]]:
+  """State and statistics after a step, and the measurements of its update, which the devices may still be at.
 
   Args:
-    params: as of state.sampling_params; no other reference to them should be left, as an update may have no room.
-    budget_M: of the first wave.
-    key: of the step.
-    meanwhile: called while the devices sample.
+    state: donated.
+    keys: of each stream.
   """
-  c, totals = setup.config, allocate.wave_rollouts(setup.config.alloc)
-  expected_M = estimate.tokens(stats, prompts.index_M, default=0.0)
-  group = value.Group(*np.zeros((3, len(tasks_M)), int))
-  with sharding.on(setup.sample_mesh):
-    slots = sample.slots(setup.sample, totals[0])
-    waves = sample.Waves(setup.policy, params, prompts, sharding.move(key), setup.sample, totals=totals)
-  del params
-  rollouts_W, scores_W, sum_M, sample_s = [], [], 0, 0.0
-  for wave in range(len(totals)):
-    if wave:
-      budget_M = allocate.of_step(
-          c.alloc, stats, prompts.index_M, completion_length=c.sample.completion_length, wave=wave, group=group,
-          counts_evidence=c.grpo.uses_past)
-    processes.check_same(f'tasks and budgets of wave {wave}', prompts.index_M, budget_M, expected_M)
-    started = time.monotonic()
-    with sharding.on(setup.sample_mesh):
-      rollouts = waves.sample(budget_M, expected_M)
-    meanwhile()
-    jax.block_until_ready(rollouts.length_R)
-    sample_s += time.monotonic() - started
-    rollouts = completions.apply_stop_strings(sharding.move(rollouts), setup.tokenizer.decode, setup.sample)
-    scores = _scores(setup, pool, tasks_M, rollouts)
-    task_R = np.asarray(rollouts.task_R)
-    count = lambda which_R: np.bincount(task_R[which_R], minlength=len(tasks_M))
-    is_right_R = scores.verdict_R > 0
-    sum_M = sum_M + budget_M
-    right_M, wrong_M = group.right_M + count(is_right_R), group.wrong_M + count(scores.verified_R & ~is_right_R)
-    group = value.Group(right_M, wrong_M, sum_M - right_M - wrong_M)
-    rollouts_W.append(rollouts)
-    scores_W.append(scores)
-  task_WR = [np.asarray(rollouts.task_R) for rollouts in rollouts_W]
-  joined = lambda x_WR: completions.join_rows(x_WR, task_WR, waves.rows)
-  return _Explored(
-      completions.join(rollouts_W, waves.rows), sum_M,
-      rewards.Scores(
-          joined([scores.outcome_R for scores in scores_W]), joined([scores.reward_R for scores in scores_W]),
-          tuple(example for scores in scores_W for example in scores.examples)),
-      slots, sample_s)
-
-
-def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
-            rollouts: types.Rollouts) -> rewards.Scores:
-  """What came of a step's rollouts, of all processes, and their rewards; 0 where there is no rollout.
-
-  The examples are of this process.
-  """
-  task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
-  row_X, texts = completions.texts(rollouts, setup.tokenizer.decode)
-  scores = pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X])
-  merge = lambda x_X: processes.merge_rows(row_X, x_X, len(task_R))
-  return scores._replace(outcome_R=merge(scores.outcome_R), reward_R=merge(scores.reward_R))
+  c, rollouts, scores = setup.config, found.rollouts, found.scores
+  key = lambda stream: jax.random.fold_in(keys[stream], step)
+  verified, is_any_verified = completions.keep(rollouts, scores.verified_R), scores.verified_R.any()
+  measures_noise = is_any_verified and c.alloc.nu_every and step % c.alloc.nu_every == 0
+  if measures_noise:
+    with phases.phase('update'):
+      measured_noise = noise.gradient_noise(
+          state.params, base, verified, scores.verdict_R, key(state_lib.NOISE), setup.trained, setup.update)
+  past = grpo.Past(*(np.float32(x_M) for x_M in estimate.reward(stats, estimate.posterior(stats, prompts.index_M))))
+  state, measured = update.step(state, verified, scores.reward_R, base, setup.trained, setup.update, past=past,
+                                key=key(state_lib.KEEP))
+  phases.devices_work(True)
+  if is_any_verified:  # without one the policy stays what it is, and so does what is known of it
+    stats = estimate.observe(
+        stats, prompts.index_M, verified.task_R, scores.verdict_R, verified.length_R,
+        discount=c.alloc.pass_discount, reward_R=scores.reward_R)
+  if measures_noise:
+    stats = estimate.observe_gradient(stats, measured_noise, steps=c.alloc.nu_every)
+  return state, stats, measured

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from kr_jax import knobs
+from kr_jax import phases
 from kr_jax import processes
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
@@ -65,17 +66,20 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
     first_step = int(state.step)
     with (metrics.Writer(directory, keep=lambda r: r['step'] < first_step, first_step=first_step)
           as writer, processes.progress('warm start', first_step, config.num_steps) as bar):
+      bar.compiling()
       for step in range(first_step, config.num_steps):
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)
         rollouts = solutions(tasks_R, tokenizer, sample_config)
-        state, measured = update.sft(state, rollouts, policy_config, update_config)
-        loss = float(measured['loss'])
+        with phases.phase('update'):
+          state, measured = update.sft(state, rollouts, policy_config, update_config)
+          loss = float(measured['loss'])
         writer.write({'step': step, 'loss': loss, 'grad_norm': float(measured['grad_norm'])})
         bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
         bar.update()
         done = step + 1
         if stopping() or done == config.num_steps or done % config.checkpoint_every == 0:
-          checkpoints.save(done, state, no_stats)
+          with phases.phase('checkpoint'):
+            checkpoints.save(done, state, no_stats)
         if stopping():
           raise SystemExit(f'stopped after {done} of {config.num_steps} warm-start steps; '
                            'run the same command again to go on')

@@ -5,7 +5,7 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 config="$root/configs/arithmetic.py"
-if [ $# -gt 0 ] && [[ "$1" != --* ]]; then
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
   config="$1"; shift
   [ -e "${config%%:*}" ] || config="$root/$config"
 fi

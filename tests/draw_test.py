@@ -10,6 +10,7 @@ from kr_jax import draw
 from kr_jax import knobs
 
 FILTERS = knobs.Filters()
+truncate = jax.jit(draw.truncate, static_argnums=1)
 
 
 def inverted(mass_X, uniform):
@@ -35,7 +36,7 @@ def test_a_draw_inverts_the_distribution(V, words):
   logits_SV = np.random.default_rng(V).normal(0, 3, (200, V)).astype(np.float32)
   logits_SV[:, ::3] = -np.inf
   key_S = jax.random.split(jax.random.key(V), 200)
-  got_S = draw._draw(jnp.array(logits_SV), key_S)
+  got_S = jax.jit(draw._draw)(logits_SV, key_S)
   want_S = [drawn(logits_V.astype(np.float64), key, words) for logits_V, key in zip(logits_SV, key_S)]
   np.testing.assert_array_equal(got_S, want_S)
 
@@ -53,7 +54,7 @@ def test_draws_have_the_distribution():
 def test_inversion_by_hand():
   """Of masses 1, 2 and 1: shares below a quarter, three quarters, one. What has none is never taken."""
   mass_SX = jnp.broadcast_to(jnp.array([0.0, 1, 0, 2, 1, 0])[None], (7, 6))
-  got = draw._invert(mass_SX, jnp.array([0.0, 0.24, 0.25, 0.74, 0.76, 1 - 2 ** -24, 1.0]))
+  got = jax.jit(draw._invert)(mass_SX, jnp.array([0.0, 0.24, 0.25, 0.74, 0.76, 1 - 2 ** -24, 1.0]))
   assert got.tolist() == [1, 1, 3, 3, 4, 4, 4]
 
 
@@ -80,7 +81,7 @@ def truncated_by_loops(logits_V, config):
 def test_what_is_left_out_equals_a_loop_over_tokens(changed):
   config = FILTERS.replace(**changed)
   logits_SV = np.random.default_rng(0).normal(0, 2, (50, 9)).astype(np.float32)
-  got_SV = np.asarray(draw.truncate(jnp.array(logits_SV), config))
+  got_SV = np.asarray(truncate(logits_SV, config))
   for logits_V, got_V in zip(logits_SV, got_SV):
     kept = truncated_by_loops(logits_V.astype(float), config)
     assert set(np.flatnonzero(np.isfinite(got_V))) == kept
@@ -89,8 +90,8 @@ def test_what_is_left_out_equals_a_loop_over_tokens(changed):
 
 def test_truncation_by_hand():
   """Probabilities .4, .3, .2, .1: the likeliest two reach .7, those of half of .4 or more are three."""
-  logits_SV = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
-  kept = lambda **knobs: np.flatnonzero(np.isfinite(draw.truncate(logits_SV, FILTERS.replace(**knobs))))
+  logits_SV = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
+  kept = lambda **knobs: np.flatnonzero(np.isfinite(truncate(logits_SV, FILTERS.replace(**knobs))))
   assert kept(top_p=0.6).tolist() == kept(top_k=2).tolist() == [1, 3]
   assert kept(min_p=0.49).tolist() == [1, 2, 3]
   assert kept().tolist() == [0, 1, 2, 3]

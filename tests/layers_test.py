@@ -8,17 +8,18 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'phases', 'sections'),
-    ('knobs', 'processes'),
+    ('types', 'phases', 'sections', 'progress'),
+    ('knobs', 'processes', 'arguments'),
     ('sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
     ('costs',),
-    ('tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
+    ('inputs', 'tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
     ('sample', 'allocation'),
     ('record', 'evaluate', 'generate'),
     ('warm_start', 'report'),
     ('prepare',),
     ('state',),
+    ('attempt', 'explore'),
     ('train', 'preflight'),
     ('main',),
 )
@@ -36,8 +37,9 @@ INSIDE = {
     'costs': (('arithmetic', 'hardware'), ('flops', 'pricing', 'meters'), ('hlo',), ('programs',)),
     'record': (('sinks', 'rollouts', 'checkpoint', 'calibration', 'ledger'), ('metrics', 'goodput'), ('terminal',),
                ('steps',)),
-    'report': (('summary', 'run'), ('compare', 'charts'), ('scorecard',), ('page',)),
-    'preflight': (('preflight',), ('suggest',)),
+    'report': (('run', 'drawing'), ('compare', 'charts'), ('panels', 'contents'), ('summary', 'figures'), ('verdicts',),
+               ('scorecard',), ('page',), ('refresh',)),
+    'preflight': (('whole_run',), ('preflight',), ('suggest',)),
 }
 # These import nothing of kr_jax but themselves.
 ALONE = ('kernels', 'datasets', 'answers')

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from kr_jax import phases
 from kr_jax import processes
 from kr_jax import sharding
 
@@ -23,7 +24,7 @@ MAIN = f'''
 from absl import app
 from kr_jax import main, processes
 processes.SILENCE_S = {SILENCE_S}
-app.run(main.main, flags_parser=main._parse)
+app.run(main.main, flags_parser=main.parse)
 '''
 
 
@@ -59,6 +60,43 @@ def test_rows_are_merged(monkeypatch):
   other = np.array([0, 7, 0, 8])
   monkeypatch.setattr(processes, 'gather', lambda x: np.stack([x, other]))
   assert processes.merge_rows(np.array([0, 2]), np.array([5, 6]), 4).tolist() == [5, 7, 6, 8]
+
+
+def test_progress_to_a_total_that_is_known_later(monkeypatch, capsys):
+  made, make = [], processes.progress
+  monkeypatch.setattr(processes, 'progress', lambda *given, **named: made.append(make(*given, **named)) or made[-1])
+  with processes.progress_to('evaluate', 'rollout') as show:
+    assert not made
+    show(64, 256)
+    show(192, 256)
+  assert (made[0].n, made[0].total, made[0].disable) == (192, 256, True) and len(made) == 1
+  assert capsys.readouterr().err == ''  # less than ten seconds, and nothing stays
+
+
+def test_a_signal_is_acknowledged_at_once_and_a_second_interrupts(capfd):
+  before = signal.getsignal(signal.SIGINT)
+  with processes.StopSignal() as stopping, phases.running(), phases.phase('sample'):
+    assert not stopping() and capfd.readouterr().err == ''
+    stopping.doing = 'step 12'
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stopping()
+    assert capfd.readouterr().err == ('Ctrl-C: finishing step 12 (sampling), then saving; Ctrl-C again stops at once, '
+                                      'and the last checkpoint stays\n')
+    os.kill(os.getpid(), signal.SIGTERM)  # it stops already
+    assert capfd.readouterr().err == ''
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_without_a_terminal_or_a_clock(capfd, monkeypatch):
+  with processes.StopSignal('the start') as stopping:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopping() and capfd.readouterr().err == 'SIGTERM: finishing the start, then saving\n'
+  monkeypatch.setattr(sys, 'stderr', None)
+  with processes.StopSignal() as stopping:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopping()
 
 
 STOP = '''
@@ -146,7 +184,7 @@ def finished(workdir, found):
 
 
 def comparable(row):
-  return {k: x for k, x in row.items() if k not in ('wall_s', 'compile_count', 'tokens_per_s')}
+  return {k: x for k, x in row.items() if k not in ('wall_s', 'step_s', 'compile_count', 'tokens_per_s')}
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ import pytest
 import scipy.stats
 
 from kr_jax import completions
+from kr_jax import phases
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
+from kr_jax.costs import arithmetic
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
@@ -29,6 +31,8 @@ PROMPTS = types.Prompts(
     token_MP=np.array([[2, 3, 0, 0, 0], [4, 5, 6, 2, 3], [6, 6, 6, 0, 0]], np.int32),
     length_M=np.array([2, 5, 3], np.int32), index_M=np.array([10, 4, 7], np.int32))
 KEY = jax.random.key(3)
+MOST = 16  # rollouts of the program that most tests share
+score = jax.jit(policy.logits, static_argnums=0)
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +44,6 @@ def params():
 def naive(params, prompts, budget_M, key, config):
   """One rollout at a time, scored from scratch for every token."""
   completions = []
-  score = jax.jit(policy.logits, static_argnums=0)
   for m, budget in enumerate(budget_M):
     prompt = list(prompts.token_MP[m, :prompts.length_M[m]])
     for number in range(budget):
@@ -64,10 +67,10 @@ def run(params, budget_M, config=CONFIG, prompts=PROMPTS, key=KEY, policy_config
                          key, config, **{'total': int(np.sum(budget_M))} | more)
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.7, 0.0])
+@pytest.mark.parametrize('temperature', [1.0, pytest.param(0.7, marks=pytest.mark.slow), 0.0])
 def test_rollouts_equal_the_naive_sampler(params, temperature):
   config = CONFIG.replace(temperature=temperature)
-  budget_M = [4, 1, 6]
+  budget_M = [4, 1, 11]
   rollouts = run(params, budget_M, config)
   for r, (m, tokens, logps) in enumerate(naive(params, PROMPTS, budget_M, KEY, config)):
     assert rollouts.task_R[r] == m
@@ -96,13 +99,13 @@ def test_rollouts_do_not_depend_on_slots(params, slots, refill):
 
 @pytest.mark.slow
 def test_rollouts_do_not_depend_on_other_budgets_or_the_order_of_tasks(params):
-  want = run(params, [2, 3, 5])
-  more = run(params, [6, 3, 1])
+  want = run(params, [2, 3, 11])
+  more = run(params, [6, 3, 7])
   np.testing.assert_array_equal(want.token_RC[:2], more.token_RC[:2])
   np.testing.assert_array_equal(want.token_RC[2:5], more.token_RC[6:9])
   turned = types.Prompts(*(x[::-1] for x in PROMPTS))
-  backwards = run(params, [5, 3, 2], prompts=turned)
-  np.testing.assert_array_equal(want.token_RC[5:], backwards.token_RC[:5])
+  backwards = run(params, [11, 3, 2], prompts=turned)
+  np.testing.assert_array_equal(want.token_RC[5:], backwards.token_RC[:11])
 
 
 def test_rollouts_of_one_task_differ_and_so_do_steps(params):
@@ -125,27 +128,30 @@ def test_budgets_do_not_compile_again(params):
   assert sample._decode._cache_size() == before
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
+@pytest.mark.parametrize('temperature', [1.0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_log_probabilities_are_those_of_the_update(params, temperature):
-  rollouts = run(params, [4, 1, 6], CONFIG.replace(temperature=temperature))
+  rollouts = run(params, [4, 1, 11], CONFIG.replace(temperature=temperature))
   config = knobs.updates(row_length=24, microbatch_rows=2, temperature=temperature)
-  packed = update.pack_rollouts(rollouts, np.ones(11, bool), config)
+  packed = update.pack_rollouts(rollouts, np.ones(MOST, bool), config)
   logp_RC = update_test.by_rollout(rollouts, packed, update.logps(
       params, {}, update.gather(rollouts, packed), packed.first[-1], POLICY, config))
   np.testing.assert_allclose(rollouts.logp_RC, logp_RC, atol=1e-4)
   assert np.count_nonzero(logp_RC) == np.asarray(rollouts.length_R).sum()
 
 
-@pytest.mark.parametrize('budget_M', [[2, 1, 4], [0, 0, 1], [3, 0, 0], [1, 9, 5]])
+@pytest.mark.parametrize('budget_M', [[2, 1, 4], [0, 0, 1], [2, 0, 0], [1, 9, 5]])
 def test_budgets_below_the_total_leave_the_rest_unsampled(params, budget_M):
-  want = run(params, budget_M)
-  n = sum(budget_M)
-  got = run(params, budget_M, total=16)
+  if sum(budget_M) == 1:  # a program of one slot
+    want, of_R = run(params, budget_M), [0]
+  else:  # a task's first rollouts are those of a smaller budget
+    want, first_M = run(params, [2, 9, 5]), [0, 2, 11]
+    of_R = np.concatenate([first + np.arange(n) for first, n in zip(first_M, budget_M)])
+  got = run(params, budget_M, total=MOST)
   for name in ('task_R', 'token_RC', 'logp_RC', 'length_R', 'ended_R'):
-    x, rest = np.asarray(getattr(got, name))[:n], np.asarray(getattr(got, name))[n:]
-    np.testing.assert_allclose(x, getattr(want, name), atol=1e-5)
+    x, rest = np.split(np.asarray(getattr(got, name)), [sum(budget_M)])
+    np.testing.assert_allclose(x, np.asarray(getattr(want, name))[of_R], atol=1e-5)
     assert np.all(rest == (3 if name == 'task_R' else 0)), name
-  assert int(got.decode_steps) <= int(want.decode_steps)  # S is no smaller
+  assert sum(budget_M) > 1 or int(got.decode_steps) <= int(want.decode_steps)  # S is no smaller
 
 
 def one_token(token, logit=60.0):
@@ -160,19 +166,19 @@ def test_the_first_token_may_end_a_completion():
   # Every prompt here ends on a token other than STOP, embedded at -1: -1 * -60 favours... STOP's 1.
   params = one_token(STOP)
   prompts = PROMPTS
-  rollouts = run(params, [2, 3, 2], prompts=prompts)
-  assert rollouts.length_R.tolist() == [1] * 7
-  assert rollouts.ended_R.tolist() == [types.ENDED_STOP] * 7
-  assert rollouts.token_RC[:, 0].tolist() == [STOP] * 7
+  rollouts = run(params, [2, 3, 2], prompts=prompts, total=MOST)
+  assert rollouts.length_R.tolist() == [1] * 7 + [0] * 9
+  assert rollouts.ended_R[:7].tolist() == [types.ENDED_STOP] * 7
+  assert rollouts.token_RC[:7, 0].tolist() == [STOP] * 7
   assert int(rollouts.decode_steps) == 2  # 4 slots, 7 rollouts
 
 
 def test_a_completion_nothing_ends_is_cut_at_its_length(params):
   never = params | {'embed_VD': params['embed_VD'].at[STOP].set(0)}
   never['norm_D'] = never['norm_D'] * 50  # STOP's logit is 0 among large ones
-  rollouts = run(never, [2, 3, 2], CONFIG.replace(temperature=0.0))
-  assert rollouts.length_R.tolist() == [6] * 7
-  assert rollouts.ended_R.tolist() == [types.ENDED_LENGTH] * 7
+  rollouts = run(never, [2, 3, 2], CONFIG.replace(temperature=0.0), total=MOST)
+  assert rollouts.length_R.tolist() == [6] * 7 + [0] * 9
+  assert rollouts.ended_R[:7].tolist() == [types.ENDED_LENGTH] * 7
 
 
 def test_any_of_the_stop_tokens_ends_a_completion(params):
@@ -232,8 +238,8 @@ def test_every_prompt_is_read_once_whatever_its_budget(params, lengths_read):
 
 
 def test_expected_lengths_change_the_order_and_no_token(params):
-  want = run(params, [5, 6, 4])
-  got = run(params, [5, 6, 4], expected_M=np.array([1.0, 5.0, 3.0]))
+  want = run(params, [5, 6, 5])
+  got = run(params, [5, 6, 5], expected_M=np.array([1.0, 5.0, 3.0]))
   np.testing.assert_array_equal(got.token_RC, want.token_RC)
   np.testing.assert_allclose(got.logp_RC, want.logp_RC, atol=1e-5)
 
@@ -241,6 +247,7 @@ def test_expected_lengths_change_the_order_and_no_token(params):
 # A mesh.
 
 WIDE = dataclasses.replace(POLICY, num_heads=8, num_kv_heads=4, vocab_size=8, hidden_width=32)
+MESH = {'data': 2, 'fsdp': 2, 'model': 2}
 
 
 @pytest.mark.slow
@@ -258,6 +265,54 @@ def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
   for name in ('task_R', 'token_RC', 'length_R', 'ended_R'):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
   np.testing.assert_allclose(got.logp_RC, want.logp_RC, rtol=1e-5, atol=1e-5)
+
+
+# What a wave takes.
+
+
+@pytest.fixture
+def clock():
+  yield phases.start()
+  phases.stop()
+
+
+def counted(clock):
+  """What was counted of sampling since the last drain."""
+  return {row['phase']: row for row in clock.drain()}['sample']
+
+
+def test_what_a_wave_takes_is_counted(params, clock):
+  """Three prompts in two chunks of two; and in each step four slots, of six columns of the ring each. Attention reads
+  prompts in windows of eight slots of a task: three windows for all 13 rollouts, of which 4 / 16 are there at once."""
+  budget_M, c = [4, 1, 8], POLICY
+  waves = sample.Waves(c, decode.sampling_params(c, params), PROMPTS, KEY, CONFIG, totals=(MOST,))
+  rollouts = waves.sample(np.array(budget_M))
+  found = waves.counters(rollouts)
+  length_R, steps = np.asarray(rollouts.length_R), int(rollouts.decode_steps)
+  assert found['tokens_prompt'] == 2 + 5 + 3 and found['rollouts'] == 13
+  assert found['tokens_generated'] == length_R.sum()
+  assert found['flops_useful'] == arithmetic.sample_flops(c, arithmetic.Lengths(
+      PROMPTS.length_M, np.repeat(PROMPTS.length_M, budget_M), length_R[:13]))
+  assert found['hbm_bytes_read'] > steps * 4 * (arithmetic.layer_weights(c) + c.width * c.vocab_size)
+  heads, output = c.num_heads * c.head_width, 2 * c.width * c.vocab_size
+  last = 2 * (heads * c.width + 3 * c.width * c.hidden_width)  # of the one layer, for the last token alone
+  prompt = 5 * 2 * arithmetic.layer_weights(c) - 4 * last + output + 4 * heads * 5 ** 2
+  step = 4 * (2 * arithmetic.layer_weights(c) + output + 4 * heads * 6)
+  window = 4 * 8 * heads * 5
+  assert found['flops_executed'] == 2 * 2 * prompt + steps * step + round(steps * 3 / 4 * window)
+  assert found['collective_bytes'] == 0 < found['host_bytes'] - rollouts.token_RC.nbytes < 2000
+  assert all(isinstance(n, int) for n in found.values())
+
+
+def test_rollouts_count_themselves_where_a_clock_runs(params, clock):
+  rollouts = run(params, [4, 1, 8], total=MOST)
+  assert counted(clock)['tokens_generated'] == np.asarray(rollouts.length_R).sum()
+
+
+def test_without_a_clock_what_programs_take_is_not_known(params):
+  waves = sample.Waves(POLICY, decode.sampling_params(POLICY, params), PROMPTS, KEY, CONFIG, totals=(MOST,))
+  assert set(waves.counters(waves.sample(np.array([4, 1, 8])))) == {
+      'tokens_prompt', 'tokens_generated', 'rollouts', 'flops_useful', 'hbm_bytes_read'}
 
 
 # Waves.
@@ -298,6 +353,20 @@ def test_waves_have_the_rollouts_of_one_wave(params, budget_WM):
     assert int(getattr(got, name)) == sum(int(getattr(x, name)) for x in rollouts)
 
 
+@pytest.mark.slow
+def test_waves_use_what_one_wave_uses(params, clock):
+  """Of two tasks of 2 and 3 tokens, which the first wave reads."""
+  waves = sample.Waves(POLICY, decode.sampling_params(POLICY, params), PROMPTS, KEY, CONFIG, totals=TOTALS[:2])
+  found = [waves.counters(waves.sample(np.array(budget_M))) for budget_M in WAVES[0]]
+  clock.drain()
+  run(params, np.sum(WAVES[0], axis=0), total=13)
+  one = counted(clock)
+  assert [x['tokens_prompt'] for x in found] == [5, 0] and one['tokens_prompt'] == 5
+  for name in ('flops_useful', 'tokens_generated', 'rollouts'):
+    assert sum(x[name] for x in found) == one[name] > 0
+  assert all(x['flops_executed'] > 0 == x['collective_bytes'] for x in found)
+
+
 @pytest.mark.parametrize('num_waves', [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_budgets_of_waves_do_not_compile_again(params, num_waves):
   """Over 50 steps, of which some spend less than the totals, or nothing in a wave: a program of the first wave and
@@ -323,15 +392,18 @@ def test_prompts_are_read_in_the_first_wave_alone(params, lengths_read):
   assert sorted(lengths_read) == [[2, 5], [3, 1]]
 
 
+MESH_WAVES = [[7, 1, 3], [0, 5, 1], [3, 0, 3]], (12, 6, 6)  # 24 rows of a step, in waves of 12, 8 and 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('axes, cache', [
-    ({'data': 2, 'fsdp': 2, 'model': 2}, ''), ({'data': 8}, 'int8'),
-    *(pytest.param(axes, '', marks=pytest.mark.exhaustive) for axes in (
-        {'data': 2}, {'data': 8}, {'model': 4}, {'fsdp': 4, 'model': 2}))], ids=str)
+    (MESH, 'int8'), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (
+        (MESH, ''), ({'data': 8}, 'int8'), ({'data': 2}, ''), ({'data': 8}, ''), ({'model': 4}, ''),
+        ({'fsdp': 4, 'model': 2}, '')))], ids=str)
 def test_waves_do_not_depend_on_the_mesh(axes, cache):
   """Prefixes are sent where rollouts need them."""
   params, config = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0))), CONFIG.replace(cache=cache)
-  budget_WM, totals = [[7, 1, 3], [0, 6, 1], [3, 0, 4]], (12, 7, 7)
+  budget_WM, totals = MESH_WAVES
   want = run(params, np.sum(budget_WM, axis=0), config, policy_config=WIDE, total=sum(totals))
   devices = int(np.prod(list(axes.values())))
   mesh = sharding.mesh(jax.devices()[:devices], **axes)
@@ -351,22 +423,24 @@ def test_waves_do_not_depend_on_the_mesh(axes, cache):
 
 @pytest.mark.slow
 def test_waves_are_joined_on_the_mesh_to_learn_on():
-  """Of two samplers, for eight shards of rows: the first wave's eight rows are divided, six and fourteen are not."""
-  params = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0)))
-  budget_WM, totals = [[4, 1, 2], [2, 0, 3]], (7, 5)
-  want = run(params, np.sum(budget_WM, axis=0), policy_config=WIDE, total=14)
-  learn, samples = (sharding.mesh(**axes) for axes in ({'data': 8}, {'data': 2, 'model': 4}))
+  """Of four samplers, for eight shards of rows: the eight rows of a later wave are divided, the twelve of the first
+  and all 28 are not. (The programs that sample are those of the test above.)"""
+  params, config = jax.tree.map(lambda x: 3 * x, policy.init(WIDE, jax.random.key(0))), CONFIG.replace(cache='int8')
+  budget_WM, totals = MESH_WAVES
+  want = run(params, np.sum(budget_WM, axis=0), config, policy_config=WIDE, total=sum(totals))
+  learn, samples = sharding.mesh(data=8), sharding.mesh(**MESH)
   with jax.set_mesh(samples):
     waves = sample.Waves(WIDE, decode.sampling_params(WIDE, jax.device_put(params, sharding.of(samples, params))),
-                         PROMPTS, KEY, CONFIG, totals=totals)
+                         PROMPTS, KEY, config, totals=totals)
     rollouts = [waves.sample(np.array(budget_M)) for budget_M in budget_WM]
   with jax.set_mesh(learn):
     moved = [sharding.move(x) for x in rollouts]
-    assert [x.token_RC.is_fully_replicated for x in moved] == [False, True]
+    assert [x.token_RC.is_fully_replicated for x in moved] == [True, False, False]
     got, all_rows = completions.join(moved, waves.rows), completions.join(moved)
-  assert len(all_rows.task_R) == 14 and len(got.task_R) == waves.rows == 12
-  assert_same_rollouts(all_rows, want)
-  np.testing.assert_array_equal(got.token_RC, want.token_RC[:12])
+  assert len(all_rows.task_R) == 28 and len(got.task_R) == waves.rows == 24
+  n = np.sum(budget_WM)
+  np.testing.assert_array_equal(all_rows.token_RC[:n], want.token_RC[:n])
+  np.testing.assert_array_equal(got.token_RC[:n], want.token_RC[:n])
 
 
 @pytest.mark.slow
@@ -407,13 +481,12 @@ def test_waves_have_totals(params):
 def test_only_what_is_left_is_sampled_and_logp_is_the_policys(params):
   config = CONFIG.replace(top_k=2, temperature=1.3)
   rollouts = run(params, [8, 8, 8], config)
-  scores = jax.jit(policy.logits, static_argnums=0)
   for r in range(24):
     m, n = int(rollouts.task_R[r]), int(rollouts.length_R[r])
     prompt = PROMPTS.token_MP[m, :PROMPTS.length_M[m]].tolist()
     row = np.zeros((1, 11), np.int32)
     row[0, :len(prompt) + n] = prompt + np.asarray(rollouts.token_RC[r, :n]).tolist()
-    logits_TV = np.asarray(scores(POLICY, params, row)[0], float)[len(prompt) - 1:len(prompt) - 1 + n] / 1.3
+    logits_TV = np.asarray(score(POLICY, params, row)[0], float)[len(prompt) - 1:len(prompt) - 1 + n] / 1.3
     token_T = row[0, len(prompt):len(prompt) + n]
     assert np.all(np.sum(logits_TV > logits_TV[np.arange(n), token_T][:, None], axis=1) < 2)
     logp_T = logits_TV[np.arange(n), token_T] - np.log(np.exp(logits_TV).sum(axis=1))
@@ -458,14 +531,15 @@ def plays_lengths(monkeypatch):
   monkeypatch.setattr(decode, 'decode', lookup)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('ordered, least', [(False, 0.80), (True, 0.93)])
-def test_slots_are_in_use(plays_lengths, ordered, least):
+@pytest.mark.parametrize('ordered, least, draws', [
+    pytest.param(True, 0.93, 2, marks=pytest.mark.slow), pytest.param(False, 0.80, 5, marks=pytest.mark.exhaustive),
+    pytest.param(True, 0.93, 5, marks=pytest.mark.exhaustive)])
+def test_slots_are_in_use(plays_lengths, ordered, least, draws):
   """64 slots, 1024 rollouts of 128 tasks, refills included; a static batch would use a fifth. On the
   mean of draws: one with a long completion at the end of the queue has a tail in any order."""
   S, R, M = 64, 1024, 128
   used, tails, static = [], [], []
-  for seed in range(5):
+  for seed in range(draws):
     mean_M = MEDIAN * np.exp((1 - KNOWN ** 2) ** 0.5 * np.random.default_rng(seed).normal(size=M))
     prompts = types.Prompts(np.arange(M, dtype=np.int32)[:, None], np.ones(M, np.int32),
                             np.arange(M, dtype=np.int32))

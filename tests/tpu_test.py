@@ -47,9 +47,9 @@ QWEN = policy.Config(
 UPDATE = knobs.updates(row_length=128, microbatch_rows=1)
 SAMPLE = knobs.sampler(slots=16, prompt_length=128, completion_length=128)
 M, R, P, C = 8, 64, 32, 32
+ALL_CHIPS = 'v5e:2x2', 'v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'
 # Of all chips one compiles by default.
-CHIPS = ['v5e:2x2', *(pytest.param(topology, marks=pytest.mark.exhaustive)
-                      for topology in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'))]
+CHIPS = [ALL_CHIPS[0], *(pytest.param(topology, marks=pytest.mark.exhaustive) for topology in ALL_CHIPS[1:])]
 
 
 @functools.cache
@@ -147,8 +147,8 @@ def test_the_update_of_layers_that_read_a_window_compiles():
   assert 'splash' in program.as_text() and 'conditional' in program.as_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('topology', CHIPS)
+@pytest.mark.exhaustive  # by default on the mesh below
+@pytest.mark.parametrize('topology', ALL_CHIPS)
 def test_the_update_compiles(topology):
   program, state = compiled_update(topology, POLICY, UPDATE, P)
   params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
@@ -159,10 +159,16 @@ def test_the_update_compiles(topology):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('axes', [
-    {'data': 2, 'fsdp': 2}, pytest.param({'data': 4}, marks=pytest.mark.exhaustive), {'model': 2, 'data': 2}], ids=str)
+    {'fsdp': 2, 'model': 2}, *(pytest.param(axes, marks=pytest.mark.exhaustive) for axes in (
+        {'data': 2, 'fsdp': 2}, {'data': 4}, {'model': 2, 'data': 2}))], ids=str)
 def test_the_update_compiles_on_a_mesh(axes):
   """And leaves parameters and moments divided by the table, no matrix of them whole on every chip."""
   program, state = compiled_update('v5e:2x2', POLICY, UPDATE, P, **axes)
+  assert 'splash' in program.as_text() and 'token_logprob' in program.as_text()
+  # The donated state is updated in place.
+  shards = axes.get('fsdp', 1) * axes.get('model', 1)
+  params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  assert program.memory_analysis().alias_size_in_bytes >= 3 * params / shards
   found, _ = program.output_shardings
   wanted = sharding.of(mesh_of('v5e:2x2', **axes), state)
   whole = set()
@@ -274,19 +280,18 @@ def compiled_sampler(topology, policy_config, config, tasks, rollouts, **axes):
   return program, column * (config.slots * -(-C // 128) * 128 + tasks * P)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('topology, cache', [
-    pytest.param('v5e:2x2', '', marks=pytest.mark.exhaustive), ('v5e:2x2', 'int8'),
-    *(pytest.param(topology, '', marks=pytest.mark.exhaustive)
-      for topology in ('v4:2x2x1', 'v5p:2x2x1', 'v6e:2x2', 'tpu7x:2x2x1'))])
+@pytest.mark.exhaustive  # by default the one below
+@pytest.mark.parametrize('topology, cache', [('v5e:2x2', 'int8'), *((topology, '') for topology in ALL_CHIPS)])
 def test_the_sampler_compiles(topology, cache):
   program, _ = compiled_sampler(topology, dataclasses.replace(POLICY, num_layers=1), SAMPLE.replace(cache=cache), M, R)
   assert 'decode_attention' in program.as_text()
 
 
-@pytest.mark.slow
-def test_the_sampler_of_layers_that_read_a_window_compiles():
-  program, _ = compiled_sampler('v5e:2x2', GEMMA, SAMPLE, M, R)
+@pytest.mark.parametrize('cache', [pytest.param('int8', marks=pytest.mark.slow),
+                                   pytest.param('', marks=pytest.mark.exhaustive)])
+def test_the_sampler_of_layers_that_read_a_window_compiles(cache):
+  """Beside layers that read all."""
+  program, _ = compiled_sampler('v5e:2x2', GEMMA, SAMPLE.replace(cache=cache), M, R)
   assert 'decode_attention' in program.as_text()
 
 

@@ -2,14 +2,19 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from kr_jax import evaluate
+from kr_jax import explore
 from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
@@ -19,6 +24,8 @@ from kr_jax.allocation import estimate
 from kr_jax.learning import update
 from kr_jax.model import policy
 from kr_jax.record import checkpoint
+from kr_jax.record import goodput
+from kr_jax.record import ledger
 from kr_jax.record import metrics
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
@@ -27,7 +34,8 @@ from tests.knobs import run
 
 slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
 # A second run in one process finds its programs compiled, and time goes on.
-NOT_REPEATED = ('wall_s', 'compile_count', 'tokens_per_s')
+NOT_REPEATED = ('wall_s', 'step_s', 'compile_count', 'tokens_per_s')
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def records(workdir, *, keep_times=False):
@@ -281,16 +289,6 @@ def abstains(completion, task):
   return None if int(task.answer) % 4 else has_a_one(completion, task)
 
 
-@slow
-def test_waves_heed_what_was_not_verified(tmp_path, data_dir):
-  """A task whose verifier abstains has rollouts in the first wave, so that it may have more; no group outgrows its
-  limit."""
-  workdir = run(tmp_path, data_dir, rewards__verifier='tests.train_test:abstains', num_steps=4,
-                **WAVES | {'grpo__keep': 1.0, 'alloc__high': 6, 'alloc__value': 'mixed'})
-  steps = [r for r in records(workdir) if 'reward_mean' in r]
-  assert all(0 < r['unverified'] < 1 and r['rollouts_total'] == 32 and r['budget_max'] <= 6 for r in steps)
-
-
 def abstains_at_times(completion, task):
   return None if len(completion) % 3 == 0 else has_a_one(completion, task)
 
@@ -324,12 +322,12 @@ def test_a_run_learns_beside_rollouts_that_are_not_verified(tmp_path, data_dir):
 @slow
 def test_a_step_without_a_verdict_changes_nothing(tmp_path, data_dir, monkeypatch):
   """Neither policy nor statistics, nor their evidence's age; and the run goes on."""
-  scores = train._scores
+  scores = explore._scores
   knobs = {'evaluate__every': 0, 'alloc__value': 'snr', 'alloc__nu_every': 1}
   workdir = run(tmp_path, data_dir, num_steps=1, **knobs)
   before, stats = state_of(workdir, data_dir)
   with monkeypatch.context() as patch:
-    patch.setattr(train, '_scores', lambda *args: (lambda found: found._replace(
+    patch.setattr(explore, '_scores', lambda *args: (lambda found: found._replace(
         outcome_R=np.where(found.outcome_R > 0, verdicts.DIED, 0).astype(np.int8), reward_R=0 * found.reward_R))(
             scores(*args)))
     run(tmp_path, data_dir, num_steps=2, **knobs)
@@ -480,3 +478,29 @@ def test_an_unwritable_workdir_is_refused(tmp_path, data_dir):
   (tmp_path / 'file').write_text('')
   with pytest.raises(ValueError, match='cannot write to --workdir'):
     run(tmp_path / 'file' / 'run', data_dir)
+
+
+@exhaustive
+def test_the_ledger_accounts_for_a_run_with_three_kills(tmp_path):
+  command = (sys.executable, '-m', 'kr_jax.main', '--config=configs/arithmetic.py:debug', f'--workdir={tmp_path}/run',
+             '--config.num_steps=12')
+  wall_s, metrics_path = 0.0, tmp_path / 'run' / 'metrics.jsonl'
+  for steps in (3, 6, 9, None):
+    began = time.time()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while steps and process.poll() is None and (
+        not metrics_path.exists() or sum('reward_mean' in r for r in metrics.read(str(metrics_path))) < steps):
+      time.sleep(0.05)
+    if steps:
+      process.kill()
+    assert process.wait() == (-signal.SIGKILL if steps else 0)
+    wall_s += time.time() - began
+  found = ledger.read(str(tmp_path / 'run'))
+  of_run = goodput.goodput(found)
+  assert of_run['attempts'] == 4 and not found.problems and [end['attempt'] for end in found.ends] == [3]
+  assert sum(entry['wall_s'] for entry in found.entries) == pytest.approx(of_run['wall_s'])
+  assert of_run['wall_s'] == pytest.approx(wall_s, rel=0.02)
+  assert of_run['badput']['wasted_progress'] > 0 and of_run['badput']['recovery'] > 0
+  # Every step once, and those after a checkpoint that was not there yet twice.
+  rollouts = sum(entry.get('rollouts', 0) for entry in found.entries if entry['phase'] == 'sample')
+  assert rollouts >= 12 * 32

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kr_jax import phases
 from kr_jax import types
 
 _CONFIG = 'config.json'
@@ -51,6 +52,7 @@ class Checkpoints:
   def save(self, step: int, state: types.TrainState, stats: types.TaskStats) -> None:
     """Saves under the number of updates done; does nothing where that is saved."""
     if step != self.latest():
+      phases.count(checkpoint_bytes=sum(x.nbytes for x in jax.tree.leaves((state._replace(key=None), stats))))
       self._orbax.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(_not_empty(stats))))
 
@@ -89,9 +91,12 @@ class Checkpoints:
                        'the run')
     return step, restored
 
-  def close(self) -> None:
+  def wait(self) -> None:
     """Waits for what is being saved."""
     self._orbax.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
     self._orbax.close()
 
 

@@ -1,31 +1,35 @@
-"""The record of a run: one JSON object a line, the same as TensorBoard events, and compile counts.
+"""The record of a run: one JSON object a line, the same for other sinks (sinks.py), and compile counts.
 
 `metrics.jsonl` is the truth; a resumed run first drops the records of the steps it will repeat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import json
-import math
 import os
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
+from kr_jax import knobs
 from kr_jax import processes
+from kr_jax.costs import hardware as hardware_lib
+from kr_jax.costs import pricing
+from kr_jax.record import sinks
+
 
 class CompileCount:
-  """XLA programs that this process compiles from now on, until it is closed."""
+  """XLA programs that this process compiles from now on, until it is closed, and the seconds that they took."""
 
   def __init__(self):
-    self.count = 0
+    self.count, self.seconds = 0, 0.0
     jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
   def _on_event(self, event: str, duration: float, **_) -> None:
-    del duration
-    self.count += event == '/jax/core/compile/backend_compile_duration'
+    if event == '/jax/core/compile/backend_compile_duration':
+      self.count += 1
+      self.seconds += duration
 
   def close(self) -> None:
     jax.monitoring.unregister_event_duration_listener(self._on_event)
@@ -42,16 +46,46 @@ def read(path: str) -> list[dict[str, Any]]:
   return records
 
 
+def costs(entries: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any], hardware: hardware_lib.Hardware | None
+          ) -> dict[str, float | None]:
+  """What some lines of the ledger add up to, by names that sinks have groups for; None: not known.
+
+  Args:
+    entries: of one step.
+    attempt: the first line of the attempt.
+    hardware: that it is priced by.
+
+  Returns:
+    time_PHASE_s of each phase; cost_device_s, cost_dollars, cost_kwh, cost_peak_bytes; and of the counters that there
+    are cost_flops_useful, cost_flops_executed, cost_collective_bytes, cost_host_bytes, cost_checkpoint_bytes.
+  """
+  priced, found = pricing.price(entries, [attempt], hardware), {}
+  for entry in entries:
+    name = f'time_{entry["phase"]}_s'
+    found[name] = found.get(name, 0.0) + entry['wall_s']
+  for name in ('device_s', 'dollars', 'kwh'):
+    found[f'cost_{name}'] = getattr(priced, name).value
+  peaks = [entry['peak_bytes'] for entry in entries if entry.get('peak_bytes') is not None]
+  found['cost_peak_bytes'] = max(peaks, default=None)
+  for name in ('flops_useful', 'flops_executed', 'collective_bytes', 'host_bytes', 'checkpoint_bytes'):
+    if counted := [entry[name] for entry in entries if name in entry]:
+      found[f'cost_{name}'] = sum(counted)
+  return found
+
+
 class Writer:
-  """Appends records to <directory>/metrics.jsonl and to TensorBoard events beside it; of several
-  processes the first does.
+  """Appends records to <directory>/metrics.jsonl, and gives them to the sinks of sinks.py; of several processes the
+  first does.
 
   Args:
     keep: of the records there, those that this run will not write again.
     first_step: the step the run goes on from, for TensorBoard.
+    record: which sinks are asked for besides TensorBoard.
+    config: of the run, nested dicts of plain values, which Weights & Biases shows.
   """
 
-  def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int):
+  def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int,
+               record: knobs.Record = knobs.Record(), config: Mapping[str, Any] | None = None):
     self.records, self._file = [], None
     if not processes.is_first():
       return
@@ -63,7 +97,7 @@ class Writer:
       file.writelines(json.dumps(r) + '\n' for r in self.records)
     os.replace(rewritten, path)  # a kill leaves the old file or the new one, whole
     self._file = open(path, 'a')
-    self._events = SummaryWriter(directory, purge_step=first_step or None)
+    self._sinks = sinks.of_run(directory, first_step, record, config or {})
 
   def __enter__(self) -> Writer:
     return self
@@ -71,18 +105,31 @@ class Writer:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def write(self, record: dict[str, Any]) -> None:
-    """Writes a record: its 'step', numbers, and what TensorBoard does not get: lists, dicts, texts and None."""
+  def write(self, record: dict[str, Any], histograms: Mapping[str, Any] | None = None) -> None:
+    """Writes a record: its 'step', numbers, and what sinks do not get: lists, dicts, texts and None.
+
+    Args:
+      histograms: arrays by name, which sinks alone get: 'budgets', 'lengths', 'rewards'.
+    """
     if self._file is None:
       return
     self.records.append(record)
     self._file.write(json.dumps(record) + '\n')
     self._file.flush()
-    for name, x in record.items():
-      if name != 'step' and isinstance(x, (int, float)) and math.isfinite(x):
-        self._events.add_scalar(name, x, record['step'])
+    self._sinks.write(record, histograms)
+
+  def costs(self, step: int, entries: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any],
+            hardware: hardware_lib.Hardware | None) -> None:
+    """Gives the sinks, and them alone, `costs` of a step: the ledger holds them already."""
+    if self._file is not None:
+      self._sinks.write({'step': step, **costs(entries, attempt, hardware)})
+
+  def event(self, name: str, step: int | None = None, at: float | None = None) -> None:
+    """Tells the sinks that something begins or ends, as of sinks.Sinks.event."""
+    if self._file is not None:
+      self._sinks.event(name, step, at)
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      self._events.close()
+      self._sinks.close()

@@ -5,13 +5,15 @@ A step's figures are fetched while the device samples the next one, so that the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import math
 import time
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from kr_jax import health
 from kr_jax import knobs
@@ -20,10 +22,13 @@ from kr_jax import rewards
 from kr_jax import types
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
+from kr_jax.costs import hardware as hardware_lib
 from kr_jax.learning import grpo
 from kr_jax.learning import update
 from kr_jax.record import calibration
 from kr_jax.record import metrics
+from kr_jax.record import rollouts as rollouts_lib
+from kr_jax.record import terminal
 from kr_jax.rewards import verdicts
 
 _BINS = 10  # of estimated success rates, in which budgets are averaged
@@ -79,6 +84,7 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
       'budget_max': int(budget_M.max()),
       'rollouts_total': n,
       'tokens_generated': tokens,
+      'length_mean': tokens / n,
       'truncated': float(np.sum(np.asarray(rollouts.ended_R) == types.ENDED_LENGTH) / n),
       'slot_utilization': tokens / (int(rollouts.decode_steps) * slots),
       'tail_share': int(rollouts.tail_steps) / int(rollouts.decode_steps),
@@ -91,6 +97,11 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
       **calibration.of_step(success_rate_M, right_WM.sum(axis=0), verified_WM.sum(axis=0), seen),
       'budget_by_success_rate': [
           float(budget_M[bin_M == i].mean()) if np.any(bin_M == i) else None for i in range(_BINS)],
+      # What came of each task, in the order of the step.
+      'group_index': np.asarray(rollouts.prompts.index_M).tolist(),
+      'group_budget': budget_M.tolist(),
+      'group_right': right_WM.sum(axis=0).astype(int).tolist(),
+      'group_verified': verified_WM.sum(axis=0).astype(int).tolist(),
   }
 
 
@@ -112,30 +123,47 @@ def _by_wave(rollouts: types.Rollouts, x_R: np.ndarray, num_tasks: int) -> np.nd
 
 
 class Record:
-  """The run's metrics.jsonl, TensorBoard events and progress bar.
+  """What a run leaves: metrics.jsonl and what other sinks get of it, rollouts to read, messages and a progress bar.
 
   Args:
     first_step: the step that the run goes on from; what the record holds beyond it is dropped.
-    decode: tokens -> text, of completions that messages show.
+    decode: tokens -> text.
+    learning_rate: of the number of updates before.
+    answers: as rollouts.Sampler takes it.
+    began: unix time at which the process did; None: now.
   """
 
-  def __init__(self, config: knobs.Config, workdir: str, first_step: int, decode: Callable[[np.ndarray], str]):
-    self._config, self._decode = config, decode
-    self._last = None  # step, figures, and those of the update, still on the device
+  def __init__(self, config: knobs.Config, workdir: str, first_step: int, decode: Callable[[np.ndarray], str],
+               learning_rate: optax.Schedule, answers: Callable[..., rewards.Answers] | None = None,
+               began: float | None = None):
+    self._config, self._decode, self._first_step = config, decode, first_step
+    updates = config.optimizer.epochs * config.optimizer.minibatches
+    # All at once and now, as the devices are busy later.
+    self._rate_S = np.asarray(learning_rate(jnp.arange(config.num_steps) * updates))
+    self._last = None  # step, figures, histograms, and the measurements of the update, still on the device
     self._shown = {}  # on the bar, beside a step's figures
     # An evaluation of step k was taken before that step.
     is_evaluation = lambda record: 'reward_mean' not in record
     self._writer = metrics.Writer(
         workdir, first_step=first_step, keep=lambda record: record['step'] < first_step or (
-            record['step'] == first_step and is_evaluation(record)))
+            record['step'] == first_step and is_evaluation(record)),
+        record=config.record, config=knobs.as_dict(config))
+    self._writer.event('start', at=began)
+    self._writer.event('ready')
+    self._rollouts = rollouts_lib.Sampler(
+        workdir, decode, rollouts=config.record.rollouts, megabytes=config.record.rollouts_mb, seed=config.seed,
+        verifier=config.rewards.verifier, stop_strings=config.sample.stop_strings, answers=answers)
     self._bar = processes.progress(config.alloc.rule, first_step, config.num_steps)
     self._compiles = metrics.CompileCount()
     self._health = health.Watch(
-        (record['step'], record['verification']) for record in self._writer.records if 'verification' in record)
+        ((record['step'], record['verification']) for record in self._writer.records if 'verification' in record),
+        seed=config.seed)
     self._seen = calibration.Seen().add(self._writer.records)
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
     before = [record['wall_s'] for record in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
+    self._mark = time.monotonic()  # the end of the last step or evaluation
+    self._compiled_s = 0.0  # when the bar heard of it last
 
   def __enter__(self) -> Record:
     return self
@@ -143,26 +171,51 @@ class Record:
   def __exit__(self, *_) -> None:
     self._compiles.close()
     self._bar.close()
+    self._writer.event('end')
     self._writer.close()
 
-  def has_evaluation(self, step: int) -> bool:
-    name = f'eval/avg@{self._config.evaluate.rollouts}'
-    return any(record['step'] == step and name in record for record in self._writer.records)
+  @property
+  def _score(self) -> str:
+    return f'avg@{self._config.evaluate.rollouts}'
 
-  def evaluation(self, step: int, measured: dict[str, float]) -> None:
+  def has_evaluation(self, step: int) -> bool:
+    return any(record['step'] == step for record in self._evaluations())
+
+  def _evaluations(self) -> list[dict[str, Any]]:
+    return [record for record in self._writer.records if f'eval/{self._score}' in record]
+
+  @contextlib.contextmanager
+  def evaluating(self) -> Iterator[Callable[[int, int], None]]:
+    """An evaluation, which has a bar: yields a function of the rollouts that are done and of all."""
+    self.flush()
+    began = time.monotonic()
+    self._writer.event('evaluation')
+    try:
+      with processes.progress_to('evaluate', 'rollout') as show:
+        yield show
+    finally:
+      self._writer.event('evaluated')
+      self._leave_out(time.monotonic() - began)
+
+  def _leave_out(self, seconds: float) -> None:
+    """Leaves seconds of this moment out of the bar's rate."""
+    self._compiled_s = self._compiles.seconds  # whatever was compiled in them
+    self._bar.leave_out(seconds)
+    self._mark = time.monotonic()
+
+  def evaluation(self, step: int, measured: dict[str, Any]) -> None:
     """Writes an evaluation that was taken before a step. measured: as of evaluate.record."""
     self.flush()
-    self._writer.write({'step': step, 'wall_s': self._wall_s(), **measured})
-    name = f'avg@{self._config.evaluate.rollouts}'
-    mean, stderr = measured[f'eval/{name}'], measured[f'eval/{name}_stderr']
-    self._shown['eval'] = _number(mean, '.3f')
-    unverified = f'; {share:.1%} of rollouts unverified' if (share := measured['eval/unverified']) else ''
-    self._say(f'step {step}: {name} of held-out tasks {_number(mean, ".3f")} ± {_number(stderr, ".3f")}{unverified}')
+    record = {'step': step, 'wall_s': self._wall_s(), **measured}
+    before = next(iter(self._evaluations()[-1:]), None)
+    self._writer.write(record)
+    self._shown['eval'] = _number(measured[f'eval/{self._score}'], '.3f')
+    self._bar.write(terminal.evaluation(record, before, self._score))
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
            rollouts: types.Rollouts, slots: int, sample_s: float, scores: rewards.Scores,
            measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None) -> None:
-    """Notes a step, for `flush` to write; says what is wrong with its verdicts.
+    """Notes a step, for `flush` to write; keeps some of its rollouts; says what is wrong with its verdicts.
 
     Args:
       rollouts: all, verified or not.
@@ -173,33 +226,55 @@ class Record:
         self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores, self._seen,
         uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past)
     self._seen = self._seen.add([figures])
-    task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
+    now = time.monotonic()
+    length_R = np.asarray(rollouts.length_R)
+    histograms = {'budgets': budget_M, 'lengths': length_R[length_R > 0], 'rewards': scores.reward_R[scores.verified_R]}
+    figures |= self._verified(step, tasks_M, rollouts, scores) | {
+        'learning_rate': float(self._rate_S[step]), 'step_s': now - self._mark}
+    self._rollouts.step(step, stats, tasks_M, budget_M, rollouts, scores, measured[0].get('advantage_R'))
+    self._last, self._mark = (step, figures, histograms, measured), now
+
+  def _verified(self, step: int, tasks_M: Sequence[types.Task], rollouts: types.Rollouts, scores: rewards.Scores
+                ) -> dict[str, Any]:
+    """What a step's line says of its verdicts; says what is wrong with them."""
+    row_X, token_XC = processes.own_rows(rollouts.token_RC)
+    task_R, ended_R, length_R = (np.asarray(x) for x in (rollouts.task_R, rollouts.ended_R, rollouts.length_R))
+    place = {r: x for x, r in enumerate(row_X.tolist())}
+    text = lambda r: self._decode(token_XC[place[r]][:length_R[r]])
     name_M = health.names(tasks_M, self._config.rewards.verifier)
 
     def wrong_example(name: str) -> str:
-      row_X, token_XC = processes.own_rows(rollouts.token_RC)
-      for r, token_C in zip(row_X[::-1], token_XC[::-1]):
+      for r in row_X[::-1].tolist():
         if scores.outcome_R[r] == verdicts.WRONG and name_M[task_R[r]] == name:
-          completion = self._decode(token_C[:length_R[r]])
-          return health.wrong_example(completion, tasks_M[task_R[r]].answer)
+          return health.wrong_example(text(r), tasks_M[task_R[r]].answer)
       return ''
 
-    found = health.counts(scores.outcome_R, rollouts.ended_R, task_R, name_M)
+    found = health.counts(scores.outcome_R, ended_R, task_R, name_M)
+    examples = self._health.look(step, found, health.Rollouts(
+        tasks_M, name_M, task_R, ended_R, scores.outcome_R, row_X[length_R[row_X] > 0], text), scores.examples)
     alarms = self._health.step(step, found, scores.examples, wrong_example)
-    for text in alarms:
-      self._say(text)
-    self._last = step, figures | {'verification': found, 'alarms': alarms}, measured
+    for message in alarms:
+      self._bar.write(message, alarm=True)
+    for message in self._health.notices:
+      self._bar.write(message)
+    return {'verification': found, 'alarms': alarms} | ({'verification_examples': examples} if examples else {})
 
-  def _say(self, text: str) -> None:
-    """Writes a line above the bar, in the first process."""
-    if not self._bar.disable:
-      self._bar.write(text)
+  def costs(self, step: int, entries: Sequence[dict[str, Any]], about: dict[str, Any],
+            hardware: hardware_lib.Hardware | None) -> None:
+    """Tells the sinks what a step cost. entries, about: as the ledger has them."""
+    self._writer.costs(step, entries, about, hardware)
+
+  def begin(self, step: int) -> None:
+    """Says that a step begins; what the first one runs is compiled first."""
+    self._writer.event('step', step)
+    if step == self._first_step:
+      self._bar.compiling()
 
   def flush(self) -> None:
     """Writes the last step's record. Raises FloatingPointError if its update was not finite."""
     if self._last is None:
       return
-    step, figures, measured = self._last
+    step, figures, histograms, measured = self._last
     self._last = None
     of_update = update.summarize(measured)
     for name in ('loss', 'grad_norm'):
@@ -209,9 +284,9 @@ class Record:
             'Lower optimizer.learning_rate or optimizer.max_grad_norm, in another --workdir')
     if step == 0 and (clipped := of_update.get('clip_fraction_first', 0.0)) > _CLIPPED:
       figures['alarms'].append(self._clipped(clipped))
-      self._say(figures['alarms'][-1])
+      self._bar.write(figures['alarms'][-1], alarm=True)
     self._writer.write({'step': step, 'wall_s': self._wall_s(), **figures, **of_update,
-                        'compile_count': self._compiles.count})
+                        'compile_count': self._compiles.count}, histograms)
     unverified = {'unverified': f'{figures["unverified"]:.0%}'} if figures['unverified'] else {}
     self._bar.set_postfix(
         reward=_number(figures['reward_mean'], '.2f'), **unverified,
@@ -219,6 +294,8 @@ class Record:
                  f' (expected {figures["expected_gradient_ratio"]:.2f}, of uniform'
                  f' {figures["uniform_gradient_ratio"]:.2f})',
         budgets=f'{figures["budget_min"]}-{figures["budget_max"]}', **self._shown, refresh=False)
+    self._bar.leave_out(self._compiles.seconds - self._compiled_s)
+    self._compiled_s = self._compiles.seconds
     self._bar.update()
 
   def _clipped(self, share: float) -> str:

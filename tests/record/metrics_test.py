@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kr_jax import processes
+from kr_jax.costs import hardware
 from kr_jax.record import metrics
 
 RECORDS = [{'step': 0, 'eval': 0.25}, {'step': 0, 'loss': 1.5, 'budgets': [2, None, 4.5]},
@@ -119,6 +120,7 @@ def test_compile_count_counts_programs_not_calls():
     triple(x).block_until_ready()
     counts.append(compiles.count)
   assert np.diff(counts).tolist() == [1, 0, 1, 0]
+  assert 0 < compiles.seconds < 60
   compiles.close()
   triple(np.ones(5, np.float32)).block_until_ready()
   assert compiles.count == counts[-1]
@@ -128,3 +130,25 @@ def test_progress_starts_where_the_run_goes_on(capsys):
   with processes.progress('knapsack', 3, 10) as bar:
     assert (bar.n, bar.total) == (3, 10)
   assert 'knapsack' in capsys.readouterr().err
+
+
+def test_costs_of_a_step(tmp_path):
+  """Two chips for an hour and a half in all, of $2 an hour each; and nothing is made up where nothing is known."""
+  entries = [
+      {'attempt': 0, 'step': 3, 'phase': 'sample', 'wall_s': 1800.0, 'device_s': 3600.0, 'busy_s': 0.0,
+       'peak_bytes': 5, 'flops_useful': 7},
+      {'attempt': 0, 'step': 3, 'phase': 'update', 'wall_s': 3000.0, 'device_s': 6000.0, 'busy_s': 0.0,
+       'peak_bytes': 9, 'flops_useful': 4, 'host_bytes': 2},
+      {'attempt': 0, 'step': 3, 'phase': 'sample', 'wall_s': 600.0, 'device_s': 1200.0, 'busy_s': 0.0,
+       'peak_bytes': None}]
+  attempt = {'attempt': 0, 'device_kind': 'TPU v5e', 'devices': 2, 'processes': 1}
+  chip = hardware.Profile('v5e', ('tpu v5e',), dollars_per_hour=2.0, watts_idle=100.0, watts_max=300.0)
+  expected = {'time_sample_s': 2400.0, 'time_update_s': 3000.0, 'cost_device_s': 10800.0, 'cost_dollars': 6.0,
+              'cost_kwh': 0.3, 'cost_peak_bytes': 9, 'cost_flops_useful': 11, 'cost_host_bytes': 2}
+  assert metrics.costs(entries, attempt, hardware.Hardware((chip,))) == pytest.approx(expected)
+  unknown = metrics.costs(entries, attempt, None)
+  assert unknown['cost_dollars'] is None and unknown['cost_kwh'] is None and unknown['cost_device_s'] == 10800
+  with metrics.Writer(str(tmp_path), keep=lambda record: True, first_step=0) as writer:
+    writer.costs(3, entries, attempt, None)
+  assert read(tmp_path) == [] and b'time/sample_s' in events(tmp_path) and b'cost/device_s' in events(tmp_path)
+  assert b'other/' not in events(tmp_path) and b'cost/dollars' not in events(tmp_path)

@@ -1,0 +1,207 @@
+"""The command line, read so that all that is wrong with it is said at once, each in one line; and a short help.
+
+Flags are absl's; those of configs (`--config=FILE[:VARIANT]`, `--config.SECTION.KNOB=VALUE`) are ml_collections'.
+Imports nothing heavy: a misspelt flag is an error of a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import glob
+import os
+import re
+import sys
+import textwrap
+import traceback
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import config_dict
+from ml_collections import config_flags
+
+from kr_jax.sections import nearest
+
+WRONG_USAGE = 2  # exit status
+
+
+class Mode(NamedTuple):
+  """What can be done, and its flags."""
+
+  doc: str
+  needs: tuple[str, ...]
+  takes: tuple[str, ...] = ()  # as well
+  fills: tuple[str, ...] = ()  # those of them that have their default where they are not given
+
+
+def values(argv: Sequence[str], name: str) -> list[str]:
+  """What a command line gives a flag, each time that it does."""
+  found = []
+  for i, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if re.fullmatch(rf'--?{name}', flag):
+      found += [value] if equals else argv[i + 1:i + 2]
+  return found
+
+
+def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str], everywhere: Sequence[str],
+          defaults: Mapping[str, str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Parses the flags, or prints the help, or all that is wrong, and ends the process.
+
+  Args:
+    argv: as of sys.argv, which holds the same.
+    modes: by value of --mode.
+    configs: names of the flags that are config files.
+    everywhere: flags that every mode takes, also where it makes no use of them.
+    defaults: of config files that are not given, where the mode fills them or knobs of them are set.
+    flag_values: all flags, as they are defined.
+
+  Returns:
+    What is no flag, the program's name first.
+  """
+  known = _own(modes, everywhere)
+  if any(re.fullmatch('--?(h|help|helpshort)', argument) for argument in argv[1:]):
+    print(text_of_help(modes, known, flag_values))
+    sys.exit(0)
+  try:
+    argv = argv[:1] + flag_values.read_flags_from_files(argv[1:], force_gnu=False)  # --flagfile=FILE
+  except flags.Error as error:
+    _end([str(error)])
+  mode = (values(argv, 'mode') or [flag_values['mode'].default])[-1]
+  wrong = [] if mode in modes else [f'--mode={mode} is not one of {", ".join(modes)}{nearest(mode, modes)}']
+  argv = argv[:1] + [f'--{name}={path}' for name, path in defaults.items() if not values(argv, name) and (
+      mode in modes and name in modes[mode].fills or _overrides(argv, name))] + argv[1:]
+  bad = ['mode'] * len(wrong)  # what absl is not shown
+  for name in configs:
+    if found := _config_problems(argv, name):
+      wrong += found
+      bad.append(name)
+  rest, left = [], iter(argv)
+  for argument in left:
+    if not any(re.match(rf'--?(no)?{name}(\.|=|$)', argument) for name in bad):
+      rest.append(argument)
+    elif argument.lstrip('-') in bad:
+      next(left, None)  # its value
+  unknown, others = _absl(rest, flag_values, wrong)
+  wrong += [f'there is no flag --{name}{nearest(name, known)}' for name in unknown]
+  if others[1:]:
+    wrong.append(f'unexpected arguments {others[1:]}; flags start with --')
+  if mode in modes:
+    given = {name for name in known if any(re.match(rf'--?(no)?{name}(=|$)', argument) for argument in argv)}
+    wrong += _of_mode(mode, modes, given, everywhere)
+  if wrong:
+    _end(wrong)
+  return others
+
+
+def _end(wrong: Sequence[str]) -> NoReturn:
+  for problem in dict.fromkeys(wrong):
+    print(f'error: {" ".join(problem.split())}', file=sys.stderr)
+  print('-h shows the modes and their flags', file=sys.stderr)
+  sys.exit(WRONG_USAGE)
+
+
+def _own(modes: Mapping[str, Mode], everywhere: Sequence[str]) -> list[str]:
+  """The names of the project's own flags."""
+  return sorted({'mode', *everywhere, *(name for mode in modes.values() for name in mode.needs + mode.takes)})
+
+
+def _absl(argv: list[str], flag_values: flags.FlagValues, wrong: list[str]) -> tuple[list[str], list[str]]:
+  """Parses with absl; what it finds wrong is added to `wrong`. Returns names that are no flags, and what is none."""
+  try:
+    left = flag_values(argv, known_only=True)
+  except flags.Error as error:
+    wrong.append(str(error))
+    return [], argv[:1]
+  unknown, others = [], left[:1]
+  for argument, before in zip(left[1:], left):
+    if argument.startswith('-') and len(argument) > 1:
+      unknown.append(argument.lstrip('-').partition('=')[0])
+    elif before is left[0] or not before.startswith('-') or '=' in before:  # else it may be a value
+      others.append(argument)
+  return list(dict.fromkeys(unknown)), others
+
+
+def _of_mode(mode: str, modes: Mapping[str, Mode], given: set[str], everywhere: Sequence[str]) -> list[str]:
+  """What is wrong with the flags of a mode: those that it needs and that are not given, and those of other modes."""
+  missing = [f'--{name}' for name in modes[mode].needs if name not in given]
+  wrong = [f'--mode={mode} needs {" and ".join(missing)}'] if missing else []
+  for name in sorted(given - {'mode', *everywhere, *modes[mode].needs, *modes[mode].takes}):
+    of = [other for other, x in modes.items() if name in x.needs + x.takes]
+    wrong.append(f'--{name} is of --mode={" and ".join(of)}, not of {mode}')
+  return wrong
+
+
+# Config files.
+
+
+def _overrides(argv: Sequence[str], name: str) -> list[str]:
+  """The knobs that are set of a config: 'alloc.rule'."""
+  return [m[1] for argument in argv if (m := re.match(rf'--?(?:no)?{name}\.([^=]+)', argument))]
+
+
+def _config_problems(argv: Sequence[str], name: str) -> list[str]:
+  """What is wrong with a config file, its variant and the knobs that are set of it."""
+  given = values(argv, name)
+  overrides = _overrides(argv, name)
+  if not given:
+    return [f'--{name}.{overrides[0]} needs --{name}=FILE'] if overrides else []
+  path, _, variant = given[-1].partition(':')
+  flag = f'--{name}={given[-1]}'
+  if not os.path.isfile(path):
+    near = nearest(path, [*glob.glob(f'{os.path.dirname(path) or "."}/*.py'), *glob.glob('configs/*.py')])
+    return [f'{flag}: there is no file {path!r}{near}']
+  try:
+    config = config_flags.config_flags.ConfigFileFlagParser(name).parse(given[-1])
+  except (TypeError, ValueError) as error:
+    return [f'{flag}: {_short(error.__context__ or error, path)}']
+  except SyntaxError as error:
+    return [f'{flag}: line {error.lineno} of {error.filename}: {error.msg}']
+  except ModuleNotFoundError as error:
+    if error.name != 'configs':
+      raise
+    return [f'{flag}: {error}; run from the root of the repository, or set PYTHONPATH to it']
+  return [problem for override in overrides if (problem := _knob_problem(config, override, name))]
+
+
+def _short(error: BaseException, path: str) -> str:
+  """An error in a line, and the line of the file where it was raised in the file itself."""
+  place = traceback.extract_tb(error.__traceback__)[-1:]
+  where = f' (line {place[0].lineno} of {path})' if place and os.path.abspath(place[0].filename) == os.path.abspath(
+      path) else ''
+  return f'{" ".join(str(error).split())}{where}'
+
+
+def _knob_problem(config: Any, override: str, name: str) -> str | None:
+  """What is wrong with the name of a knob; None where it is known, or not for us to say ('tuple[0]')."""
+  node, done = config, ''
+  for part in override.split('.'):
+    if '[' in part:
+      return None
+    if not isinstance(node, config_dict.ConfigDict):
+      return f'--{name}.{override}: {done} is a knob, not a section'
+    if part not in node:
+      near = [f'{done}.{other}'.lstrip('.') for other in node]
+      return f'--{name}.{override}: there is no such knob{nearest(f"{done}.{part}".lstrip("."), near)}'
+    node, done = node[part], f'{done}.{part}'.lstrip('.')
+  return None
+
+
+# The help.
+
+
+def text_of_help(modes: Mapping[str, Mode], names: Sequence[str], flag_values: flags.FlagValues) -> str:
+  """The modes and the project's own flags, of these names."""
+  wrap = lambda name, text, width: textwrap.fill(
+      text, 100, initial_indent=f'  {name:<{width}}', subsequent_indent=' ' * (width + 2))
+  lines = ['usage: python -m kr_jax.main [--mode=MODE] [--FLAG=VALUE ...]', '', 'Modes, and the flags that they need:']
+  for name, mode in modes.items():
+    needs = ' '.join(f'--{flag}' for flag in mode.needs)
+    lines.append(wrap(name, f'{mode.doc} ({needs})', 11))
+  lines += ['', 'Flags:']
+  for flag in (flag_values[name] for name in names):
+    of = [name for name, mode in modes.items() if flag.name in mode.needs + mode.takes]
+    text = re.sub(r';\s+repeat this option.*', '', re.sub(rf'(^|>: )(?:{"|".join(modes)}): ', r'\1', flag.help))
+    default = f'; default {flag.default}' if flag.default not in (None, False, 0, -1) else ''
+    lines.append(wrap(f'--{flag.name}', f'{text}{default}' + (f' [{", ".join(of)}]' if of else ''), 19))
+  lines += ['', 'Every knob of a config, with its meaning and bounds: kr_jax/knobs.py. Flags of libraries: --helpfull.']
+  return '\n'.join(lines)

@@ -1,0 +1,120 @@
+"""The command line: all that is wrong at once, each in a line, and a short help."""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+import pytest
+
+from kr_jax import arguments
+from kr_jax.arguments import Mode
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
+MODES = {'train': Mode('the loop', ('config', 'workdir'), ('hardware',), fills=('hardware',)),
+         'report': Mode('a page', ('workdir',), ('hardware', 'target'))}
+CONFIG = '''
+import ml_collections
+
+
+def get_config(variant=''):
+  if variant not in ('', 'debug'):
+    raise ValueError(f'{variant!r} is no variant')
+  c = ml_collections.ConfigDict({'seed': 0, 'alloc': {'rule': 'knapsack', 'low': 2, 'on': True}})
+  return c.lock()
+'''
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch, capsys):
+  """A function of a command line -> what is said on stderr, or the flags where nothing is wrong."""
+  monkeypatch.chdir(tmp_path)
+  for name in ('run.py', 'hardware.py'):
+    (tmp_path / name).write_text(CONFIG)
+  (tmp_path / 'broken.py').write_text('def get_config():\n  return int("a")\n')
+  (tmp_path / 'syntax.py').write_text('def get_config(:\n')
+  (tmp_path / 'elsewhere.py').write_text('from configs import nowhere\n')
+
+  def parse(line):
+    argv, values = ['main', *line.split()], flags.FlagValues()
+    monkeypatch.setattr('sys.argv', argv)
+    for name in ('config', 'hardware'):
+      config_flags.DEFINE_config_file(name, None, 'FILE', flag_values=values, sys_argv=argv)
+    flags.DEFINE_multi_string('workdir', None, 'DIR', flag_values=values)
+    flags.DEFINE_enum('mode', 'train', list(MODES), 'what', flag_values=values)
+    flags.DEFINE_float('target', None, 'report: success', flag_values=values)
+    try:
+      arguments.parse(argv, MODES, configs=('config', 'hardware'), everywhere=('config', 'workdir', 'hardware'),
+                      defaults={'hardware': 'hardware.py'}, flag_values=values)
+    except SystemExit as ended:
+      got = capsys.readouterr()
+      assert ended.code == (0 if got.out else arguments.WRONG_USAGE)
+      return got.out or [line.removeprefix('error: ') for line in got.err.splitlines()[:-1]]
+    return values
+
+  return parse
+
+
+@pytest.mark.parametrize('line, wrong', [
+    ('', ['--mode=train needs --config and --workdir']),
+    ('--config=run.py --workdir', ['Missing value for flag --workdir']),
+    ('--config=rum.py --workdir=x', ["--config=rum.py: there is no file 'rum.py'; did you mean './run.py'?"]),
+    ('--config rum.py --config.seed=1 --workdr=x', [
+        "--config=rum.py: there is no file 'rum.py'; did you mean './run.py'?",
+        "there is no flag --workdr; did you mean 'workdir'?", '--mode=train needs --workdir']),
+    ('--config=run.py:debgu --workdir=x', ["--config=run.py:debgu: 'debgu' is no variant (line 7 of run.py)"]),
+    ('--config=broken.py --workdir=x', [
+        "--config=broken.py: invalid literal for int() with base 10: 'a' (line 2 of broken.py)"]),
+    ('--config=syntax.py --workdir=x', ['--config=syntax.py: line 1 of syntax.py: invalid syntax']),
+    ('--config=run.py --config.alloc.rul=a --config.aloc.low=1 --noconfig.alloc.of --config.seed.x=1 --workdir=x', [
+        "--config.alloc.rul: there is no such knob; did you mean 'alloc.rule'?",
+        "--config.aloc.low: there is no such knob; did you mean 'alloc'?",
+        "--config.alloc.of: there is no such knob; did you mean 'alloc.on'?",
+        '--config.seed.x: seed is a knob, not a section']),
+    ('--config=run.py --config.alloc.low=two --workdir=x', [
+        "flag --config.alloc.low=two: invalid literal for int() with base 10: 'two'"]),
+    ('--config.seed=1 --workdir=x', ['--config.seed needs --config=FILE', '--mode=train needs --config']),
+    ('--mode=tain --config=run.py more', ["--mode=tain is not one of train, report; did you mean 'train'?",
+                                         "unexpected arguments ['more']; flags start with --"]),
+    ('--config=run.py --workdir=x --target=1', ['--target is of --mode=report, not of train']),
+    ('--confg run.py --workdir=x', ["there is no flag --confg; did you mean 'config'?", '--mode=train needs --config']),
+    ('--mode=report --hardware.sed=1', ["--hardware.sed: there is no such knob; did you mean 'seed'?",
+                                       '--mode=report needs --workdir'])])
+def test_all_that_is_wrong_is_said(parse, line, wrong):
+  assert parse(line) == wrong
+
+
+@pytest.mark.parametrize('line, config, hardware', [
+    ('--config=run.py:debug --workdir=x --workdir y --config.seed=1 --noconfig.alloc.on', 1, 0),
+    ('--mode=train --config run.py -workdir x --config.seed 2 --hardware.seed=3', 2, 3),
+    ('--mode=report --workdir=x --config=run.py', 0, None), ('--mode=report --workdir=x --hardware.seed=4', None, 4)])
+def test_what_is_right(parse, line, config, hardware):
+  """A train run has the default hardware; a report only where it is given, or a figure of it is."""
+  values = parse(line)
+  assert values.config and values.config.seed == config if config is not None else values.config is None
+  assert values.hardware and values.hardware.seed == hardware if hardware is not None else values.hardware is None
+  assert values.workdir[0] == 'x'
+  if 'noconfig' in line:
+    assert values.config.alloc.on is False and values.workdir == ['x', 'y']
+
+
+def test_flags_in_a_file(parse, tmp_path):
+  (tmp_path / 'flags').write_text('--mode=report\n--workdir=x\n')
+  assert parse('--flagfile=flags').workdir == ['x']
+
+
+def test_a_config_that_does_not_find_the_others(parse, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'configs', None)
+  message, = parse('--config=elsewhere.py --workdir=x')
+  assert message.endswith('; run from the root of the repository, or set PYTHONPATH to it')
+
+
+@pytest.mark.parametrize('flag', ['-h', '--help', '--workdir=x --help --nonsense'])
+def test_help_is_short(parse, flag):
+  text = parse(flag)
+  assert 'train      the loop (--config --workdir)' in text and '--target' in text and len(text.splitlines()) < 20
+  assert '  success [report]' in text  # without the mode a second time
+
+
+def test_values():
+  argv = ['main', '--a=1', '-a', '2', '--ab=3', '--a']
+  assert arguments.values(argv, 'a') == ['1', '2'] and arguments.values(argv, 'b') == []

@@ -1,0 +1,79 @@
+"""What a config names and is not there is said, all at once; what is there is not."""
+
+import pytest
+
+from kr_jax import inputs
+from kr_jax import knobs
+from kr_jax import rewards
+from kr_jax.model import pretrained
+
+
+def config(tasks=(), rewards=(), **policy):
+  return knobs.Config(tasks=knobs.Tasks(**dict(tasks)), rewards=knobs.Rewards(**dict(rewards)),
+                      policy=knobs.Policy(**policy))
+
+
+def test_nothing_is_missing_of_what_is_made_here(tmp_path):
+  (tmp_path / 'set[1]-a.jsonl').touch()
+  (tmp_path / 'prior.csv').touch()
+  mixture = (('arithmetic', 1.0), ('math_500:test[:8]', 2.0), ('gsm8k', 1.0), ('reasoning_gym/chain_sum', 1.0))
+  good = config({'mixture': mixture, 'files': knobs.Files(math_500=f'{tmp_path}/set[[]1]-*.jsonl'),
+                 'prior': f'{tmp_path}/prior.csv:rate', 'test': ('champ:test[200:]', 'sums')},
+                {'verifier': 'tests.inputs_test:config'}, checkpoint=str(tmp_path))
+  assert inputs.problems(knobs.Config()) == inputs.problems(good) == []
+
+
+def test_all_that_is_missing_is_said_at_once(tmp_path):
+  (tmp_path / 'Qwen3-4B').mkdir()
+  bad = config({'dataset': 'math_500', 'test': ('aime_2024', 'gsmk', 'math_500'), 'prior': 'no.json',
+                'files': knobs.Files(math_500=f'{tmp_path}/*.jsonl')}, {'verifier': 'nowhere.at:all'},
+               checkpoint=f'{tmp_path}/Qwen3-4b')
+  files, published, dataset, prior, verifier, checkpoint = inputs.problems(bad)
+  assert files.startswith(f"tasks.files.math_500='{tmp_path}/*.jsonl' names no file; point to it with --config")
+  assert published.startswith("dataset 'aime_2024' is read from published files; point to them with --config.tasks.fil")
+  assert dataset.startswith("there is no dataset 'gsmk'; did you mean 'gsm8k'?; there are ['aime_2024', ")
+  assert prior == "tasks.prior='no.json': there is no file 'no.json'"
+  assert verifier == "rewards.verifier='nowhere.at:all': there is no module 'nowhere.at' to be imported from here"
+  assert checkpoint == (f"policy.checkpoint: checkpoint '{tmp_path}/Qwen3-4b' is not there; did you mean "
+                        f"'{tmp_path}/Qwen3-4B'?")
+  assert inputs.problems(bad, of_data=False) == [checkpoint] and inputs.problems(
+      bad, of_data=False, of_checkpoint=False) == []
+
+
+@pytest.mark.parametrize('name', ['hf:Qwen/Qwen3-4B@main', 'gs://bucket/run', *pretrained.WHEELS])
+def test_names_that_are_not_looked_up(name):
+  assert inputs.checkpoint_problems(name, '--checkpoint') == []
+
+
+@pytest.mark.parametrize('name, message', [
+    ('mth', "rewards.verifier='mth' is not one of ['choice', 'ends_with', 'math', 'python_tests', 'reasoning_gym'], "
+     "nor 'module:function'; did you mean 'math'?"), ('a b:c', "nor 'module:function'")])
+def test_a_verifier_that_there_is_not(name, message):
+  assert message in inputs.problems(config(rewards={'verifier': name}))[0]
+
+
+def test_a_module_is_found_and_not_imported(tmp_path, monkeypatch):
+  (tmp_path / 'mine_of_a_test' / 'inner').mkdir(parents=True)
+  (tmp_path / 'mine_of_a_test' / '__init__.py').write_text('raise SystemExit')
+  (tmp_path / 'mine_of_a_test' / 'inner' / 'verifier.py').touch()
+  monkeypatch.syspath_prepend(tmp_path)
+  missing = lambda name: bool(inputs.problems(config(rewards={'verifier': f'{name}:f'})))
+  assert [missing(f'mine_of_a_test{rest}') for rest in ('', '.inner', '.inner.verifier', '.verifier', '.inner.verify')
+          ] == [False, False, False, True, True]
+  assert missing('json.decoder.x') and not missing('json.decoder')
+
+
+def test_names_are_those_of_the_parts_that_read_them():
+  assert set(inputs.VERIFIERS) == set(rewards.VERIFIERS) and set(inputs.CHECKPOINTS) == set(pretrained.WHEELS)
+  from kr_jax.datasets import sets
+  assert set(inputs.FILES) == set(sets.SETS)
+  assert set(inputs.WITHOUT_FILES) == {name for name, x in sets.SETS.items() if not x.needs_files}
+
+
+@pytest.mark.parametrize('package, name', [('reasoning_gym', 'reasoning_gym/chain_sum'), ('champ_dataset', 'champ')])
+def test_a_package_that_is_missing(monkeypatch, package, name):
+  find = inputs.importlib.util.find_spec
+  monkeypatch.setattr(inputs.importlib.util, 'find_spec', lambda x: None if x == package else find(x))
+  message, = inputs.problems(config({'dataset': name}))
+  assert "needs a package" in message or "need a package" in message
+  assert "pip install 'kr_jax[data]'" in message
