@@ -325,7 +325,7 @@ def test_estimates_keep_up_with_drift():
   assert abs(result['recalibrated']['calibration'][0]) <= 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # by default the drift above
 def test_estimates_recover_from_a_change():
   changed = passes.passes(['recalibrated'], ARITHMETIC.replace(passes=6, change=1.0, change_step=48))['recalibrated']
   assert changed['third'][0] <= 0.02 and changed['third'][0] < changed['first'][0]

@@ -34,10 +34,10 @@ def interpreted_best(value_MJ, cost_M, *, capacity: int):
 
 
 @functools.partial(jax.jit, static_argnames=('capacity', 'exact'))
-def interpreted(value_MJ, cost_M, *, capacity: int, exact: bool):
+def interpreted(value_MJ, cost_M, spend, *, capacity: int, exact: bool):
   cost_M = jnp.minimum(cost_M, capacity + 1)
   best = interpreted_best(value_MJ, cost_M, capacity=capacity)
-  return ops.trace(best, value_MJ, cost_M, jnp.array(capacity), capacity=capacity, exact=exact)
+  return ops.trace(best, value_MJ, cost_M, spend, capacity=capacity, exact=exact)
 
 
 SOLVE = {
@@ -53,9 +53,13 @@ corners = pytest.mark.parametrize('backend', [
     'xla', pytest.param('reference', marks=exhaustive), pytest.param('kernel', marks=exhaustive)])
 
 
-def solve(backend: str, value_MJ, cost_M, capacity: int, exact: bool) -> np.ndarray:
-  unit_M = SOLVE[backend](np.array(value_MJ, np.int32), np.array(cost_M, np.int32),
-                          capacity=capacity, exact=exact)
+def solve(backend: str, value_MJ, cost_M, spend: int, exact: bool, capacity: int | None = None) -> np.ndarray:
+  """capacity: of a larger table, whose program serves several amounts to spend. (The reference spends all of its.)"""
+  args = np.array(value_MJ, np.int32), np.array(cost_M, np.int32)
+  if backend == 'reference':
+    unit_M = SOLVE[backend](*args, capacity=spend, exact=exact)
+  else:
+    unit_M = SOLVE[backend](*args, np.int32(spend), capacity=spend if capacity is None else capacity, exact=exact)
   assert unit_M.dtype == np.int32 and unit_M.shape == (len(value_MJ),)
   return np.asarray(unit_M)
 
@@ -103,12 +107,12 @@ def problems(draw, shapes=((3, 5, 11),)):
 @portable
 def test_by_hand(backend):
   value_MJ = [[0, 5, 0, 0], [0, 1, 2, 9], [0, 4, 7, 8]]
-  for capacity, unit_M in ((3, [1, 0, 2]), (4, [1, 3, 0]), (9, [3, 3, 3])):
-    np.testing.assert_array_equal(solve(backend, value_MJ, [1, 1, 1], capacity, True), unit_M)
+  for spend, unit_M in ((3, [1, 0, 2]), (4, [1, 3, 0]), (9, [3, 3, 3])):
+    np.testing.assert_array_equal(solve(backend, value_MJ, [1, 1, 1], spend, True, 9), unit_M)
   # At most 9: one unit of the first is best. Two of the second cost 4; 5 + 9 + 7 costs 1 + 6 + 2.
-  for capacity, cost_M, unit_M in ((9, [1, 1, 1], [1, 3, 3]), (9, [1, 2, 1], [1, 3, 2]),
-                                   (4, [5, 2, 3], [0, 0, 1]), (2, [5, 2, 3], [0, 1, 0])):
-    np.testing.assert_array_equal(solve(backend, value_MJ, cost_M, capacity, False), unit_M)
+  for spend, cost_M, unit_M in ((9, [1, 1, 1], [1, 3, 3]), (9, [1, 2, 1], [1, 3, 2]),
+                                (4, [5, 2, 3], [0, 0, 1]), (2, [5, 2, 3], [0, 1, 0])):
+    np.testing.assert_array_equal(solve(backend, value_MJ, cost_M, spend, False, 9), unit_M)
 
 
 @portable
@@ -178,8 +182,8 @@ def test_values_up_to_the_limit(backend):
   """Entries in reach are as low as they may be, next to entries out of reach."""
   low = [-(2 ** 28 - 1), -2 ** 28]
   value_MJ = [[2 ** 28 - 1, low[0], low[0]], [2 ** 28, low[1], low[1]]]
-  np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 4, True), [2, 0])
-  np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 6, True), [2, 1])
+  np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 4, True, 7), [2, 0])
+  np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 6, True, 7), [2, 1])
   np.testing.assert_array_equal(solve(backend, value_MJ, [2, 2], 7, False), [0, 0])
   np.testing.assert_array_equal(
       solve(backend, [[low[0]] * 3, [low[1]] * 3], [3, 2], 7, True), [1, 2])
@@ -192,7 +196,7 @@ def test_what_is_forbidden_is_never_taken(backend):
   """Whatever it would save, by how often it is forbidden; values are as large as they may be."""
   most = LIMIT // 3
   value_MJ = np.array([[0, most, FORBIDDEN, FORBIDDEN], [0, -most, -most, FORBIDDEN], [0, FORBIDDEN, -most, most]])
-  by = functools.partial(solve, backend, value_MJ, [1, 1, 1])
+  by = functools.partial(solve, backend, value_MJ, [1, 1, 1], capacity=9)
   np.testing.assert_array_equal(by(1, True), [1, 0, 0])
   np.testing.assert_array_equal(by(2, True), [1, 1, 0])
   np.testing.assert_array_equal(by(4, True), [1, 0, 3])

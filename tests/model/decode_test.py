@@ -53,9 +53,11 @@ def continued(config, layout='plain', int8=False):
 
 
 @pytest.mark.parametrize('config, layout', [
-    (CONFIG, 'plain'), (GEMMA, 'tpu'), pytest.param(CONFIG, 'tpu', marks=pytest.mark.slow),
-    pytest.param(GEMMA, 'plain', marks=pytest.mark.slow), pytest.param(OLMO, 'plain', marks=pytest.mark.slow),
-    pytest.param(OLMO, 'tpu', marks=pytest.mark.slow), pytest.param(EXPERTS, 'plain', marks=pytest.mark.slow),
+    # By default two policies in each layout, the rest exhaustive.
+    (CONFIG, 'plain'), (GEMMA, 'tpu'), pytest.param(CONFIG, 'tpu', marks=pytest.mark.exhaustive),
+    pytest.param(GEMMA, 'plain', marks=pytest.mark.exhaustive), pytest.param(OLMO, 'plain', marks=pytest.mark.slow),
+    pytest.param(OLMO, 'tpu', marks=pytest.mark.exhaustive),
+    pytest.param(EXPERTS, 'plain', marks=pytest.mark.exhaustive),
     pytest.param(EXPERTS, 'tpu', marks=pytest.mark.slow)], ids=[
         f'{name}-{layout}' for name, layout in (
             ('qwen', 'plain'), ('gemma', 'tpu'), ('qwen', 'tpu'), ('gemma', 'plain'), ('olmo', 'plain'),

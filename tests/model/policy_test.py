@@ -111,7 +111,7 @@ def reference_logits(c, params, token_T):
 
 
 @pytest.mark.parametrize('config', [
-    CONFIG, pytest.param(PLAIN, marks=pytest.mark.slow), pytest.param(OLMO, marks=pytest.mark.slow),
+    CONFIG, pytest.param(PLAIN, marks=pytest.mark.exhaustive), pytest.param(OLMO, marks=pytest.mark.slow),
     pytest.param(EXPERTS, marks=pytest.mark.slow)], ids=['qwen', 'llama', 'olmo', 'experts'])
 def test_logits_and_gradients_are_those_of_the_plain_transformer(config):
   """Gradients of each parameter along one random direction, by central differences in float64."""
