@@ -60,7 +60,7 @@ def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str],
   """
   known = _own(modes, everywhere)
   if any(re.fullmatch('--?(h|help|helpshort)', argument) for argument in argv[1:]):
-    print(text_of_help(modes, known, flag_values))
+    print(_help(modes, known, flag_values))
     sys.exit(0)
   try:
     argv = argv[:1] + flag_values.read_flags_from_files(argv[1:], force_gnu=False)  # --flagfile=FILE
@@ -156,19 +156,24 @@ def _config_problems(argv: Sequence[str], name: str) -> list[str]:
     return [f'{flag}: {_short(error.__context__ or error, path)}']
   except SyntaxError as error:
     return [f'{flag}: line {error.lineno} of {error.filename}: {error.msg}']
-  except ModuleNotFoundError as error:
-    if error.name != 'configs':
-      raise
-    return [f'{flag}: {error}; run from the root of the repository, or set PYTHONPATH to it']
+  except Exception as error:  # whatever its code does
+    of_root = isinstance(error, ModuleNotFoundError) and error.name == 'configs'
+    hint = '; run from the root of the repository, or set PYTHONPATH to it' if of_root else ''
+    return [f'{flag}: {type(error).__name__}: {_short(error, path)}{hint}']
+  if not isinstance(config, config_dict.ConfigDict):
+    error = getattr(config, '_error', None)  # an OSError, which ml_collections keeps for later
+    return [f'{flag}: ' + (_short(error, path) if isinstance(error, OSError) else
+                           f'get_config returned {type(config).__name__}; it must return a ConfigDict')]
   return [problem for override in overrides if (problem := _knob_problem(config, override, name))]
 
 
 def _short(error: BaseException, path: str) -> str:
   """An error in a line, and the line of the file where it was raised in the file itself."""
-  place = traceback.extract_tb(error.__traceback__)[-1:]
-  where = f' (line {place[0].lineno} of {path})' if place and os.path.abspath(place[0].filename) == os.path.abspath(
-      path) else ''
-  return f'{" ".join(str(error).split())}{where}'
+  places = [place.lineno for place in traceback.extract_tb(error.__traceback__)
+            if os.path.abspath(place.filename) == os.path.abspath(path)]
+  where = f' (line {places[-1]} of {path})' if places else ''
+  text = re.sub(r' Other fields present:.*?(?=Did you mean|$)', ' ', ' '.join(str(error).split()))  # the whole config
+  return f'{text.strip()}{where}'
 
 
 def _knob_problem(config: Any, override: str, name: str) -> str | None:
@@ -189,7 +194,7 @@ def _knob_problem(config: Any, override: str, name: str) -> str | None:
 # The help.
 
 
-def text_of_help(modes: Mapping[str, Mode], names: Sequence[str], flag_values: flags.FlagValues) -> str:
+def _help(modes: Mapping[str, Mode], names: Sequence[str], flag_values: flags.FlagValues) -> str:
   """The modes and the project's own flags, of these names."""
   wrap = lambda name, text, width: textwrap.fill(
       text, 100, initial_indent=f'  {name:<{width}}', subsequent_indent=' ' * (width + 2))

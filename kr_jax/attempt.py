@@ -36,7 +36,8 @@ def begin(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None, cl
     progress.say(terminal.opening(
         c, attempt, train_tasks=len(setup.train_tasks), test_tasks=len(setup.test_tasks), first_step=first_step,
         memory_bytes=least_bytes(setup, attempt['parameters']), hardware=hardware))
-  found = ledger.Writer(workdir, clock, first_step, attempt, meter.read if meter else lambda: None)
+  found = ledger.Writer(workdir, clock, first_step, attempt, meter.read if meter else lambda: None,
+                        meters.tpu_busy)
   clock.begin('other')
   return found
 

@@ -7,6 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kr_jax import completions
@@ -31,6 +32,7 @@ class Explored(NamedTuple):
   scores: rewards.Scores
   slots: int  # rollouts that each shard decoded at once
   sample_s: float  # seconds that sampling took
+  logp_sum: jax.Array  # of the log-probabilities of all tokens
 
 
 def chosen(c: knobs.Config, stats: types.TaskStats, considered: Sequence[types.Task]
@@ -93,12 +95,13 @@ def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     scores_W.append(scores)
   task_WR = [np.asarray(sampled.task_R) for sampled in rollouts_W]
   joined = lambda x_WR: completions.join_rows(x_WR, task_WR, waves.rows)
+  of_all = completions.join(rollouts_W, waves.rows)
   return Explored(
-      completions.join(rollouts_W, waves.rows), sum_M,
+      of_all, sum_M,
       rewards.Scores(
           joined([scores.outcome_R for scores in scores_W]), joined([scores.reward_R for scores in scores_W]),
           tuple(example for scores in scores_W for example in scores.examples)),
-      slots, sample_s)
+      slots, sample_s, jnp.sum(of_all.logp_RC))
 
 
 def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],

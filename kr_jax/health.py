@@ -190,9 +190,7 @@ class Watch:
   def _signs(self, name: str) -> dict[str, int]:
     """The signs that hold of all steps so far, the first the one to speak of, with how often its numbers doubled."""
     of = self._of(name)
-    verified = of['right'] + of['wrong'] + of['no_answer']
-    stopped = verified - of['truncated_without_answer']
-    silent = of['no_answer'] - of['truncated_without_answer']
+    verified, stopped, silent = _sums(of)
     level = lambda n, least, groups: min(n // least, of['groups'] // groups).bit_length()
     is_unmatched = (of['looked_at'] > 0 and of['right'] <= _MATCHED * verified
                     and of['holds_answer'] >= _HOLD * of['looked_at']
@@ -248,7 +246,7 @@ class Watch:
   def _matches(self, name: str, of: Mapping[str, int]) -> bool:
     """Whether enough rollouts are right, this step's among them, to say that the verifier reads their form."""
     of = self._of(name) + collections.Counter(of)
-    verified = of['right'] + of['wrong'] + of['no_answer']
+    verified, _, _ = _sums(of)
     return verified >= _MATCHED_OF and of['right'] > _MATCHED * verified
 
   def _look_at(self, name: str, rollouts: Rollouts, row_X: np.ndarray) -> dict[str, int]:
@@ -302,15 +300,13 @@ class Watch:
 
   def _message(self, name: str, sign: str, example: str) -> str:
     of = self._of(name)
-    verified = of['right'] + of['wrong'] + of['no_answer']
+    verified, stopped, silent = _sums(of)
     looked = '' if not of['others'] else (
         f'the right answer stands at the end of {of["holds_answer"]} of {of["looked_at"]} completions of {name} that '
         f'failed and ended by themselves (another answer of {of["holds_other"] / of["others"]:.1%})')
     if sign == 'unmatched':
       return f'{looked}, and the verifier took {of["right"]} of {verified} for right{example}: {_SET}'
     if sign == 'silent':
-      stopped = verified - of['truncated_without_answer']
-      silent = of['no_answer'] - of['truncated_without_answer']
       return (f'in {silent} of {stopped} completions of {name} that ended by themselves the verifier found no answer, '
               f'and none was right{example}: {_SET}')
     if sign == 'cut':
@@ -319,6 +315,12 @@ class Watch:
     why = f'the tasks are too hard for this policy: {looked}' if looked else (
         "the tasks are too hard for this policy, or the verifier or the dataset's answers are wrong")
     return f'of {of["right"] + of["wrong"]} answers of {name} none was right{example}: {why}'
+
+
+def _sums(of: Mapping[str, int]) -> tuple[int, int, int]:
+  """Rollouts that were verified; of these those that ended by themselves; of these those without an answer."""
+  verified, cut = of['right'] + of['wrong'] + of['no_answer'], of['truncated_without_answer']
+  return verified, verified - cut, of['no_answer'] - cut
 
 
 def _count(of: Mapping[str, int], kind: str) -> int:

@@ -38,7 +38,7 @@ MODES = {
     'evaluate': Mode('the latest checkpoint on held-out tasks: a table and evaluation.json', ('config', 'workdir'),
                      ('coordinator', 'processes', 'process')),
     'report': Mode('report.html, report.md and summary.json of a run, or of several that are compared', ('workdir',),
-                   ('hardware', 'target')),
+                   ('hardware', 'target', 'output')),
     'rollouts': Mode('what the policy wrote, of the rollouts that a run keeps', ('workdir',),
                      ('step', 'task', 'status')),
     'export': Mode('the latest checkpoint as transformers reads it', ('config', 'workdir'), ('output', 'dtype')),
@@ -64,7 +64,8 @@ _TARGET = flags.DEFINE_float(
 _STEP = flags.DEFINE_integer('step', None, 'rollouts: of this step; unless set, the newest', lower_bound=0)
 _TASK = flags.DEFINE_string('task', None, 'rollouts: of the task of this id')
 _STATUS = flags.DEFINE_string('status', None, "rollouts: of tasks of this status, or this verdict: 'mixed', 'wrong'")
-_OUTPUT = flags.DEFINE_string('output', None, 'export: directory to write; unless set, WORKDIR/export')
+_OUTPUT = flags.DEFINE_string('output', None, 'export, report: directory to write; unless set, WORKDIR/export, and the '
+                              'first WORKDIR')
 _DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16', 'float16'],
                            "export: of the tensors; unless set, the checkpoint's that training began with")
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'generate: what config.policy.checkpoint takes')
@@ -102,7 +103,8 @@ def _problems(mode: str) -> list[str]:
   if len(workdirs) > 1 and mode != 'report':
     found.append(f'--workdir is given {len(workdirs)} times ({", ".join(workdirs)}); --mode=report compares several '
                  f'runs, --mode={mode} takes one')
-  if repeated := {x for x in workdirs if workdirs.count(x) > 1 and mode == 'report'}:
+  paths = [x.rstrip('/') if '://' in x else os.path.realpath(x) for x in workdirs]
+  if repeated := {x for x, path in zip(workdirs, paths) if paths.count(path) > 1 and mode == 'report'}:
     found.append(f'--workdir={min(repeated)} is given twice; name different runs')
   if 'workdir' in MODES[mode].needs and mode != 'train':
     found += [f'--workdir={x} is no directory; train first' for x in workdirs if not _is_directory(x)]
@@ -195,7 +197,7 @@ def _report() -> None:
   workdirs = _WORKDIR.value
   summaries = {workdir: found for workdir in workdirs if (found := _summary(workdir))}
   print(json.dumps(summaries if len(workdirs) > 1 else summaries.get(workdirs[0], {}), indent=1))
-  for path in page.write(workdirs, hardware=_hardware(), target=_TARGET.value)[:2]:
+  for path in page.write(workdirs, hardware=_hardware(), target=_TARGET.value, output=_OUTPUT.value)[:2]:
     print(f'see {path}')
 
 
@@ -245,7 +247,7 @@ def _evaluate() -> None:
   from kr_jax.report import summary
   _start_processes()
   setup, workdir = prepare.prepare(_CONFIG.value), _WORKDIR.value[0]
-  with processes.progress_to('evaluate', 'rollout') as progress:
+  with processes.progress_to('evaluate', 'rollout', compiles=True) as progress:
     evaluation = state.evaluate_checkpoint(setup, workdir, progress=progress)
   if not processes.is_first():
     return
@@ -293,17 +295,14 @@ def _train() -> None:
 def _print_closing(config: knobs.Config, workdir: str, hardware) -> None:
   """Prints what was learnt and what it cost, of the run's record."""
   from kr_jax import progress
-  from kr_jax.costs import pricing
-  from kr_jax.record import ledger
-  from kr_jax.record import metrics
   from kr_jax.record import terminal
-  records, held = metrics.read(os.path.join(workdir, 'metrics.jsonl')), ledger.read(workdir)
+  from kr_jax.report import run
+  found = run.read(workdir, hardware=hardware)
   score, page = f'avg@{config.evaluate.rollouts}', os.path.join(workdir, 'report.html')
   progress.say(terminal.closing(
-      [record for record in records if f'eval/{score}' in record], score, steps=config.num_steps,
-      seconds=sum(entry['wall_s'] for entry in held.entries) if held.entries else None,
-      price=pricing.price(held.entries, held.attempts, hardware) if held.entries else None,
-      page=page if os.path.exists(page) else None))
+      [record for record in found.evaluations if f'eval/{score}' in record], score, steps=config.num_steps,
+      seconds=sum(entry['wall_s'] for entry in found.ledger.entries) if found.ledger.entries else None,
+      price=found.price, page=page if os.path.exists(page) else None))
 
 
 _RUN = {'train': _train, 'evaluate': _evaluate, 'report': _report, 'rollouts': _rollouts, 'export': _export,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import statistics
 import threading
 import time
 from typing import Any
@@ -45,6 +46,7 @@ class _Row:
     self.counts: dict[str, int] = {}
     self.peak_bytes: int | None = None
     self.joules: float | None = None
+    self.busy_shares: list[float] = []
 
 
 class Clock:
@@ -122,14 +124,18 @@ class Clock:
       self._tick()
       self._devices_work = work
 
-  def sample(self, *, memory_bytes: int | None = None, joules: float | None = None) -> None:
-    """Notes, from any thread, memory in use now and energy since the last sample, of the phase that runs."""
+  def sample(self, *, memory_bytes: int | None = None, joules: float | None = None,
+             busy_share: float | None = None) -> None:
+    """Notes, from any thread, memory in use now, energy since the last sample, and the share of time in which devices
+    say that they are busy, of the phase that runs."""
     with self._lock:
       row = self._row(self.phase)
       if memory_bytes is not None:
         row.peak_bytes = max(row.peak_bytes or 0, memory_bytes)
       if joules is not None:
         row.joules = (row.joules or 0.0) + joules
+      if busy_share is not None:
+        row.busy_shares.append(busy_share)
 
   def on_duration(self, event: str, duration: float, **_: Any) -> None:
     """As jax.monitoring calls it, when something was compiled."""
@@ -146,7 +152,8 @@ class Clock:
       # No tick, which would end the interval that a compilation is taken out of.
       running, more_s = self._row(self.phase), time.monotonic() - self._mark
       return [{'phase': name, 'began': round(row.began, 3), 'wall_s': row.wall_s + more_s * (row is running),
-               'busy_s': row.busy_s, 'peak_bytes': row.peak_bytes, 'joules': row.joules, **row.counts}
+               'busy_s': row.busy_s, 'peak_bytes': row.peak_bytes, 'joules': row.joules,
+               **({'busy_share': round(statistics.fmean(row.busy_shares), 4)} if row.busy_shares else {}), **row.counts}
               for name, row in self._rows.items()]
 
   def drain(self) -> list[dict[str, Any]]:

@@ -70,14 +70,19 @@ def progress(name: str, first: int, last: int, unit: str = 'step', *, leave: boo
 
 
 @contextlib.contextmanager
-def progress_to(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-  """Yields a function of the units that are done and of all; what it shows is gone after the end."""
+def progress_to(name: str, unit: str, *, compiles: bool = False) -> Iterator[Callable[[int, int], None]]:
+  """Yields a function of the units that are done and of all; what it shows is gone after the end.
+
+  compiles: whether what runs until the first units are done is compiled first.
+  """
   bars = []
 
   def show(done: int, total: int) -> None:
     if not bars:
       bars.append(progress(name, 0, total, unit, leave=False))
-    bars[0].update(done - bars[0].n)
+      bars[0].compiling(compiles)
+    if done > bars[0].n:
+      bars[0].update(done - bars[0].n)
 
   try:
     yield show
@@ -91,7 +96,8 @@ def gather(x: np.ndarray) -> np.ndarray:
   x = np.ascontiguousarray(x)
   if jax.process_count() == 1:
     return x[None]
-  of_bytes = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
+  with phases.phase('wait'):  # for the slowest
+    of_bytes = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
   return np.frombuffer(of_bytes.tobytes(), x.dtype).reshape(-1, *x.shape)
 
 

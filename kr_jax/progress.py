@@ -64,7 +64,7 @@ class Stream:
 ERR, OUT = Stream(lambda: sys.stderr), Stream(lambda: sys.stdout)
 
 
-def is_notebook() -> bool:
+def _is_notebook() -> bool:
   """Whether this is a notebook that can draw a bar: Jupyter, Colab, VS Code."""
   return 'ipykernel.zmqshell' in sys.modules and importlib.util.find_spec('ipywidgets') is not None
 
@@ -78,6 +78,7 @@ def _is_terminal(stream: Stream) -> bool:
 
 
 def has_colours(stream: Stream) -> bool:
+  """Whether it is a terminal that shows colours, and NO_COLOR is not set."""
   return stream.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
 
 
@@ -108,9 +109,9 @@ class Progress:
     self._start = self._said_at = time.monotonic()
     self._said = None  # what was said last
     self._bar = None
-    if not disable and (is_notebook() or _is_terminal(ERR)):
+    if not disable and (_is_notebook() or _is_terminal(ERR)):
       of_scale = {'unit_scale': True, 'unit_divisor': 1000} if unit == 'B' else {}
-      shown = {'file': ERR, 'dynamic_ncols': True} if not is_notebook() else {}
+      shown = {'file': ERR, 'dynamic_ncols': True} if not _is_notebook() else {}
       self._bar = _kind()(desc=name, initial=first, total=last, unit=unit, leave=leave, mininterval=0.5, **of_scale,
                           **shown)
 
@@ -191,7 +192,7 @@ class Progress:
 
 def _kind() -> type:
   """tqdm's bar of a notebook, or of a terminal."""
-  if not is_notebook():
+  if not _is_notebook():
     return tqdm.tqdm
   from tqdm import notebook  # loads ipywidgets
   return notebook.tqdm

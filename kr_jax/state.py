@@ -170,7 +170,7 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers,
     key: of the run.
     perturbed: as of `perturbed_tasks`; each takes as long as an evaluation without.
     stopping: as of evaluate.outcomes.
-    progress: called after each batch with the rollouts done and all that there are to do.
+    progress: called at first and after each batch with the rollouts done and all that there are to do.
 
   Raises evaluate.Stopped where it was to stop.
   """
@@ -183,6 +183,8 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers,
     done += rollouts
     if progress:
       progress(done, (1 + len(perturbed)) * len(tasks) * c.rollouts)
+
+  count(0)
 
   def outcomes(of_tasks, answers):
     with sharding.on(setup.sample_mesh):

@@ -103,10 +103,11 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
     def evaluated(step, perturbed={}):
       stopping.doing = f'the evaluation before step {step}' if step < c.num_steps else 'the last evaluation'
       is_whole = _evaluated(setup, step, state, base, pool, record, stopping, perturbed)
-      if not is_whole or step < c.num_steps and processes.any_of(stopping()):
-        _save(c, step, state, stats, checkpoints, record, stops=True)
-      if step:
+      stops = lambda: step < c.num_steps and processes.any_of(stopping())
+      if is_whole and step and not stops():
         page.refresh()
+      if not is_whole or stops():
+        _save(c, step, state, stats, checkpoints, record, stops=True)
 
     context.enter_context(sharding.on(setup.learn_mesh))
     for step in range(first_step, c.num_steps):
@@ -126,7 +127,8 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
       state, stats, measured = _learn(setup, state, stats, base, prompts, found, keys, step)
       with phases.phase('record'):
         record.step(step, before, tasks_M, found.budget_M, found.rollouts, found.slots, found.sample_s, found.scores,
-                    measured, uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]))
+                    measured, uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]),
+                    logp_sum=found.logp_sum)
       with phases.phase('update'):
         jax.block_until_ready(measured)
       phases.devices_work(False)

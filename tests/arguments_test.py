@@ -32,6 +32,9 @@ def parse(tmp_path, monkeypatch, capsys):
     (tmp_path / name).write_text(CONFIG)
   (tmp_path / 'broken.py').write_text('def get_config():\n  return int("a")\n')
   (tmp_path / 'syntax.py').write_text('def get_config(:\n')
+  (tmp_path / 'typo.py').write_text('import run\n\ndef get_config():\n  c = run.get_config()\n  c.sed = 1\n')
+  (tmp_path / 'empty.py').write_text('def get_config():\n  pass\n')
+  (tmp_path / 'reads.py').write_text('def get_config():\n  open("nowhere.json")\n')
   (tmp_path / 'elsewhere.py').write_text('from configs import nowhere\n')
 
   def parse(line):
@@ -64,6 +67,7 @@ def parse(tmp_path, monkeypatch, capsys):
     ('--config=run.py:debgu --workdir=x', ["--config=run.py:debgu: 'debgu' is no variant (line 7 of run.py)"]),
     ('--config=broken.py --workdir=x', [
         "--config=broken.py: invalid literal for int() with base 10: 'a' (line 2 of broken.py)"]),
+    ('--config=empty.py --workdir=x', ['--config=empty.py: get_config returned NoneType; it must return a ConfigDict']),
     ('--config=syntax.py --workdir=x', ['--config=syntax.py: line 1 of syntax.py: invalid syntax']),
     ('--config=run.py --config.alloc.rul=a --config.aloc.low=1 --noconfig.alloc.of --config.seed.x=1 --workdir=x', [
         "--config.alloc.rul: there is no such knob; did you mean 'alloc.rule'?",
@@ -106,6 +110,14 @@ def test_a_config_that_does_not_find_the_others(parse, monkeypatch):
   monkeypatch.setitem(sys.modules, 'configs', None)
   message, = parse('--config=elsewhere.py --workdir=x')
   assert message.endswith('; run from the root of the repository, or set PYTHONPATH to it')
+
+
+@pytest.mark.parametrize('name, wrong', [
+    ('typo', 'is locked. Did you mean "seed" instead of "sed"?\' (line 5 of typo.py)'), ('reads', 'nowhere.json')])
+def test_an_error_in_the_code_of_a_config_is_a_line(parse, monkeypatch, tmp_path, name, wrong):
+  monkeypatch.syspath_prepend(tmp_path)
+  message, = parse(f'--config={name}.py --workdir=x')
+  assert wrong in message
 
 
 @pytest.mark.parametrize('flag', ['-h', '--help', '--workdir=x --help --nonsense'])

@@ -7,18 +7,11 @@ import pytest
 
 from configs import hardware as profiles
 from kr_jax import attempt
-from kr_jax import phases
 from kr_jax import prepare
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.model import policy
 from kr_jax.record import ledger
 from tests.knobs import debug_config
-
-
-@pytest.fixture
-def clock():
-  yield phases.start()
-  phases.stop()
 
 
 def test_the_beginning_of_an_attempt(tmp_path, data_dir, clock, capsys):

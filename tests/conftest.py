@@ -74,6 +74,14 @@ def finished(tmp_path_factory, data_dir) -> str:
 
 
 @pytest.fixture
+def clock():
+  """The clock of a run (phases.py)."""
+  from kr_jax import phases  # slow to load, and only some need it
+  yield phases.start()
+  phases.stop()
+
+
+@pytest.fixture
 def stored(tmp_path):
   """A function (dataset, pattern of its files) -> {split: its rows by id}, as TFDS stores them."""
   from kr_jax import tasks  # slow to load, and only some need it

@@ -23,12 +23,6 @@ def now(monkeypatch):
   return move
 
 
-@pytest.fixture
-def clock():
-  yield phases.start()
-  phases.stop()
-
-
 def seconds(rows, name='wall_s'):
   return {row['phase']: row[name] for row in rows}
 
@@ -119,7 +113,8 @@ def test_a_program_that_is_compiled_is_seen(clock):
 def test_samples_from_outside_go_to_the_phase_that_runs(now, clock):
   def from_a_thread():
     clock.sample(memory_bytes=5, joules=1.0)
-    clock.sample(memory_bytes=3, joules=2.5)
+    clock.sample(memory_bytes=3, joules=2.5, busy_share=0.5)
+    clock.sample(busy_share=1.0)
     with phases.phase('update'):  # another thread has no phases
       now(2)
 
@@ -130,7 +125,7 @@ def test_samples_from_outside_go_to_the_phase_that_runs(now, clock):
     thread.join()
     rows = {row['phase']: row for row in clock.rows()}
   assert rows['verify'] == {'phase': 'verify', 'began': 1100.0, 'wall_s': 3.0, 'busy_s': 0.0, 'peak_bytes': 5,
-                            'joules': 3.5}
+                            'joules': 3.5, 'busy_share': 0.75}
   assert rows['start']['peak_bytes'] is rows['start']['joules'] is None  # not seen, and not 0
   assert seconds(clock.drain()) == {'start': 0, 'verify': 3}  # reading has changed nothing
 

@@ -62,15 +62,26 @@ def test_rows_are_merged(monkeypatch):
   assert processes.merge_rows(np.array([0, 2]), np.array([5, 6]), 4).tolist() == [5, 7, 6, 8]
 
 
+def test_what_a_process_waits_for_others_is_a_phase(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes.multihost_utils, 'process_allgather', lambda x: np.stack([x, x]))
+  with phases.running() as clock, phases.phase('verify'):
+    assert processes.any_of(True)
+    assert {'verify', 'wait'} <= {row['phase'] for row in clock.rows()}
+
+
 def test_progress_to_a_total_that_is_known_later(monkeypatch, capsys):
   made, make = [], processes.progress
   monkeypatch.setattr(processes, 'progress', lambda *given, **named: made.append(make(*given, **named)) or made[-1])
-  with processes.progress_to('evaluate', 'rollout') as show:
-    assert not made
-    show(64, 256)
-    show(192, 256)
-  assert (made[0].n, made[0].total, made[0].disable) == (192, 256, True) and len(made) == 1
-  assert capsys.readouterr().err == ''  # less than ten seconds, and nothing stays
+  for compiles in (False, True):
+    with processes.progress_to('evaluate', 'rollout', compiles=compiles) as show:
+      assert len(made) == compiles
+      show(0, 256)
+      show(64, 256)
+      show(192, 256)
+    assert (made[-1].n, made[-1].total, made[-1].disable) == (192, 256, True) and len(made) == 1 + compiles
+    # Less than ten seconds, and nothing stays.
+    assert capsys.readouterr().err == 'evaluate: 0 of 256 rollouts, compiling\n' * compiles
 
 
 def test_a_signal_is_acknowledged_at_once_and_a_second_interrupts(capfd):

@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 
 from kr_jax import completions
-from kr_jax import phases
 from kr_jax import sample
 from kr_jax import sharding
 from kr_jax import types
@@ -268,12 +267,6 @@ def test_rollouts_do_not_depend_on_the_mesh(axes, budget_M):
 
 
 # What a wave takes.
-
-
-@pytest.fixture
-def clock():
-  yield phases.start()
-  phases.stop()
 
 
 def counted(clock):

@@ -137,7 +137,7 @@ def test_robustness_is_of_the_perturbed_test_tasks(of_eight_tasks, monkeypatch):
   monkeypatch.setattr(evaluate, 'outcomes', outcomes)
   args = setup, None, jax.random.key(0), None
   summary = state.evaluation(*args, perturbed={'typos': others}, progress=lambda *x: done.append(x))
-  assert sampled == [setup.test_tasks, others] and done == [(32, 64), (64, 64)]
+  assert sampled == [setup.test_tasks, others] and done == [(0, 64), (32, 64), (64, 64)]
   assert summary['groups']['all']['metrics']['avg@4']['mean'] == 0.5
   found = summary['perturbed']['typos']
   assert (found['changed'], found['metrics']['avg@4']['mean'], found['metrics']['ratio']['mean']) == (0.75, 0.25, 0.5)

@@ -122,9 +122,18 @@ def read(tree: Mapping[str, Any]) -> Hardware:
   for name in tree:
     if name not in ('site', 'profiles'):
       wrong.append(f'there is no hardware.{name}{sections.nearest(name, ("site", "profiles"))}')
-  site = _section(Site, tree.get('site', {}), 'hardware.site', wrong)
-  profiles = tuple(_section(Profile, {**figures, 'name': str(name)}, f'hardware.profiles.{name}', wrong)
-                   for name, figures in tree.get('profiles', {}).items())
+
+  def fields_of(x, where):
+    if hasattr(x, 'items'):
+      return dict(x.items())
+    wrong.append(f'{where}={x!r} must be a section')
+    return {}
+
+  site = _section(Site, fields_of(tree.get('site', {}), 'hardware.site'), 'hardware.site', wrong)
+  profiles = tuple(
+      _section(Profile, fields_of(figures, f'hardware.profiles.{name}') | {'name': str(name)},
+               f'hardware.profiles.{name}', wrong)
+      for name, figures in fields_of(tree.get('profiles', {}), 'hardware.profiles').items())
   if not profiles:
     wrong.append('hardware.profiles holds no profile')
   if wrong:

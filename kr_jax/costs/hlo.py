@@ -255,7 +255,6 @@ class _Counter(NamedTuple):
       raise ValueError(f'the loop {path or i.name} is none that the program wrote, and its trips are not in the text')
     return flops.loop_trips(path.rpartition('/while/body/')[2], self.trips)
 
-
   def _step(self, body: str, position: int) -> int:
     """What a trip adds to the counter at a position of what a loop carries."""
     made = self.computations[body]

@@ -6,7 +6,7 @@
 
 On a GPU the energy is that of the cards, and of the CPU where RAPL is readable; on a CPU it is RAPL's. No public
 counter reads a TPU's power, so a TPU has no meter: a host's RAPL alone would leave out what takes the most. What libtpu
-tells is the share of time in which a TPU is busy, and its memory in use (`tpu_metrics`).
+tells is the share of time in which a TPU is busy, and its memory in use (`tpu_metrics`); the ledger has the former.
 
 A meter counts for the whole machine: other work on it counts too.
 """
@@ -113,10 +113,10 @@ def integrated(watts: Callable[[], float], clock: Callable[[], float] = time.mon
   return read
 
 
-def _rapl(root: str | None = None) -> Callable[[], float] | None:
+def _rapl() -> Callable[[], float] | None:
   """Of all packages, and of memory beside them; 'psys' holds both, and cores and uncore are in their package."""
   zones = []
-  for path in sorted(glob.glob(os.path.join(root or _POWERCAP, 'intel-rapl:*'))):
+  for path in sorted(glob.glob(os.path.join(_POWERCAP, 'intel-rapl:*'))):
     try:
       name = _text(path, 'name')
       is_package = re.fullmatch(r'intel-rapl:\d+', os.path.basename(path)) and name.startswith('package')
@@ -191,3 +191,9 @@ def tpu_metrics(platform: str | None = None) -> dict[str, list[float]]:
   except Exception:  # of a libtpu that has no such metric, or is too old
     pass
   return dict(sorted(found.items()))
+
+
+def tpu_busy(platform: str | None = None) -> float | None:
+  """The share of time in which TPUs are busy now, a mean over chips; None off a TPU. platform: as of `tpu_metrics`."""
+  found = tpu_metrics(platform).get('duty_cycle_pct')
+  return sum(found) / len(found) / 100 if found else None

@@ -8,8 +8,9 @@ u is the share of a phase's time in which the devices had work. A busy chip is t
 for memory or links draw most of it too (v4: 170 W on the mean of Google's programs, of 90 to 192). Of a CPU, which is
 host and device at once, u is 1 but in phases of waiting. So energy that is modelled is an upper bound. The note of the
 figure has the lower one, in which u is the share of the peak FLOP/s or bandwidth that a phase reached, where its FLOPs
-or bytes are known. Where an attempt measured joules, these are taken, times PUE: a sample's joules go to the phase that
-ran, so a phase without any had less than a sample.
+or bytes are known. Where an attempt measured joules, these are taken, times PUE. A sample's joules go to the phase that
+ran, so a short phase without any had less than a sample; a long one was not measured, and is modelled. So are start and
+data, which the meter comes after; where nothing is known of the chips they are left out.
 
 All attempts of a run count, and the steps that were repeated after a kill; time between attempts does not. Unknown is
 None. Source of the formula: Bai et al. 2023, arXiv 2401.00625. Differs: u is of each phase, not of a run.
@@ -23,19 +24,20 @@ from typing import Any, NamedTuple
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.costs.hardware import Hardware, Profile
 
-# Phases whose programs are bound by FLOPs, and those bound by what they read from memory.
-COMPUTE, DECODE = ('score', 'update', 'warm_start'), ('sample',)
 _JOULES_A_KWH = 3.6e6
 _METERS = ('nvml', 'rapl', 'nvml+rapl')  # that measure; codecarbon may estimate
+_BEFORE = ('start', 'data')  # phases before the meter is found
+_WITHIN = 'compile'  # its joules are those of the phase that compiles
+_UNREAD_S = 10.0  # a longer phase without joules was not measured
 
 
 class Figure(NamedTuple):
-  value: float | None  # None: not known
-  provenance: str | None  # 'measured' | 'counted' | 'modelled'; None: not known
+  value: float | None = None  # None: not known
+  provenance: str | None = None  # 'measured' | 'counted' | 'modelled'; None: not known
   note: str = ''
 
 
-UNKNOWN = Figure(None, None)
+UNKNOWN = Figure()
 
 
 class Price(NamedTuple):
@@ -52,13 +54,15 @@ class Price(NamedTuple):
 class _Entry(NamedTuple):
   """What an entry of a ledger took. None: not known."""
 
+  entry: Mapping[str, Any]  # itself
   phase: str
   wall_s: float
   device_s: float | None
   chip_hours: float | None
   kwh: float | None
   least_kwh: float | None  # by use of peaks
-  is_measured: bool
+  is_read: bool  # whether its energy is a meter's
+  is_measured: bool  # and no estimate
   dollars: float | None
   busy_flops: float | None  # that the chips could have done while they were busy
   busy_bytes: float | None  # that they could have read
@@ -72,15 +76,14 @@ def price(entries: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, 
     entries, attempts: lines of a ledger (kr_jax/record/ledger.py).
     hardware: None: nothing is known of the chips.
   """
-  found = _priced(entries, attempts, hardware)
+  found, numbers = _priced(entries, attempts, hardware), {entry.get('attempt') for entry in entries}
+  held = [attempt for attempt in attempts if attempt.get('attempt') in numbers]  # others have taken nothing yet
   kwh = _total(x.kwh for x in found)
   grams = hardware.site.grams_per_kwh if hardware else None
-  by_phase = {}
-  for phase in dict.fromkeys(x.phase for x in found):
-    by_phase[phase] = _of_phase(
-        [(x, entry) for x, entry in zip(found, entries) if x.phase == phase])
+  by_phase = {phase: _of_phase([x for x in found if x.phase == phase])
+              for phase in dict.fromkeys(x.phase for x in found)}
   return Price(
-      kwh=_energy(found, kwh, attempts, hardware), dollars=_money(found, attempts, hardware),
+      kwh=_energy(found, kwh, held, hardware), dollars=_money(found, held, hardware),
       kg_co2=UNKNOWN if kwh is None or grams is None else Figure(
           kwh * grams / 1000, 'modelled', f'{grams:g} g a kWh: {_joined(hardware.site.region, hardware.site.date)}'),
       chip_hours=_figure(_total(x.chip_hours for x in found), 'measured'),
@@ -107,19 +110,20 @@ def _entry(entry, attempt, profile: Profile | None, hardware: Hardware | None) -
   peak = lambda rate, scale: None if None in (chips, of(rate)) else of(rate) * scale * chips * busy_s
   busy_flops, busy_bytes = peak('tflops', 1e12), peak('hbm_gb_per_s', 1e9)
   least_s = _least_s(entry, busy_s, busy_flops, busy_bytes)
-  pue, meter = hardware.site.pue if hardware else 1.0, attempt.get('energy')
-  if meter:
+  pue, meter, joules = hardware.site.pue if hardware else 1.0, attempt.get('energy'), entry.get('joules')
+  power = lambda s: None if None in (chips, of('watts_idle'), of('watts_max'), s) else (
+      (of('watts_idle') * wall_s + (of('watts_max') - of('watts_idle')) * s) * chips * pue / _JOULES_A_KWH)
+  is_host = profile is not None and profile.devices_per_chip is None
+  kwh, least_kwh = power(wall_s * (entry['phase'] != 'wait') if is_host else busy_s), power(least_s)
+  is_before = entry['phase'] in _BEFORE and kwh is None
+  if joules is None and (wall_s < _UNREAD_S or entry['phase'] == _WITHIN or is_before):
+    joules = 0.0
+  if is_read := bool(meter) and joules is not None:
     # Of a run on several hosts the first measures its own.
-    kwh = (entry.get('joules') or 0.0) * max(attempt.get('processes') or 1, 1) * pue / _JOULES_A_KWH
-    least_kwh = kwh
-  else:
-    power = lambda s: None if None in (chips, of('watts_idle'), of('watts_max'), s) else (
-        (of('watts_idle') * wall_s + (of('watts_max') - of('watts_idle')) * s) * chips * pue / _JOULES_A_KWH)
-    is_host = profile is not None and profile.devices_per_chip is None
-    kwh, least_kwh = power(wall_s * (entry['phase'] != 'wait') if is_host else busy_s), power(least_s)
+    kwh = least_kwh = joules * max(attempt.get('processes') or 1, 1) * pue / _JOULES_A_KWH
   return _Entry(
-      entry['phase'], wall_s, entry.get('device_s'), hours, kwh, least_kwh,
-      meter in _METERS and (attempt.get('processes') or 1) == 1,
+      entry, entry['phase'], wall_s, entry.get('device_s'), hours, kwh, least_kwh, is_read,
+      is_read and meter in _METERS and (attempt.get('processes') or 1) == 1,
       None if None in (hours, of('dollars_per_hour')) else hours * of('dollars_per_hour'), busy_flops, busy_bytes)
 
 
@@ -132,21 +136,20 @@ def _least_s(entry, busy_s: float, busy_flops: float | None, busy_bytes: float |
   return busy_s * min(max(shares), 1.0) if shares else None
 
 
-def _of_phase(pairs: Sequence[tuple[_Entry, Mapping[str, Any]]]) -> dict[str, Figure]:
-  found = [x for x, _ in pairs]
+def _of_phase(found: Sequence[_Entry]) -> dict[str, Figure]:
   total = lambda name, provenance: _figure(_total(getattr(x, name) for x in found), provenance)
   return {
       'wall_s': total('wall_s', 'measured'),
-      'busy_s': _figure(sum(entry.get('busy_s') or 0.0 for _, entry in pairs), 'measured', 'at most'),
+      'busy_s': Figure(sum(x.entry.get('busy_s') or 0.0 for x in found), 'measured', 'at most'),
       'device_s': total('device_s', 'measured'), 'chip_hours': total('chip_hours', 'measured'),
       'kwh': total('kwh', 'measured' if all(x.is_measured for x in found) else 'modelled'),
-      'dollars': total('dollars', 'modelled'), 'mfu': _use(pairs, 'flops_useful', 'busy_flops'),
-      'bandwidth_use': _use(pairs, 'hbm_bytes_read', 'busy_bytes')}
+      'dollars': total('dollars', 'modelled'), 'mfu': _use(found, 'flops_useful', 'busy_flops'),
+      'bandwidth_use': _use(found, 'hbm_bytes_read', 'busy_bytes')}
 
 
-def _use(pairs, counter: str, most: str) -> Figure:
+def _use(found: Sequence[_Entry], counter: str, most: str) -> Figure:
   """Share of what the chips could have done while they were busy, in the entries that count it."""
-  counted = [(entry[counter], getattr(x, most)) for x, entry in pairs if entry.get(counter) is not None]
+  counted = [(x.entry[counter], getattr(x, most)) for x in found if x.entry.get(counter) is not None]
   could = _total(y for _, y in counted)
   return Figure(sum(x for x, _ in counted) / could, 'counted') if could else UNKNOWN
 
@@ -157,8 +160,8 @@ def _total(numbers: Iterable[float | None]) -> float | None:
   return None if not numbers or None in numbers else sum(numbers)
 
 
-def _figure(value: float | None, provenance: str, note: str = '') -> Figure:
-  return UNKNOWN if value is None else Figure(value, provenance, note)
+def _figure(value: float | None, provenance: str) -> Figure:
+  return UNKNOWN if value is None else Figure(value, provenance)
 
 
 def _joined(*parts: str | None) -> str:
@@ -172,7 +175,7 @@ def _used(attempts, hardware: Hardware | None) -> list[Profile]:
 
 def _energy(found: Sequence[_Entry], kwh: float | None, attempts, hardware: Hardware | None) -> Figure:
   if kwh is None:
-    return UNKNOWN._replace(note='power of the chips is not known' if found else '')
+    return Figure(note='power of the chips is not known' if found else '')
   measured = sum(x.kwh for x in found if x.is_measured)
   notes = [f'PUE {hardware.site.pue:g}' if hardware else 'without PUE']
   meters = _joined(*dict.fromkeys(attempt.get('energy') for attempt in attempts))
@@ -184,7 +187,8 @@ def _energy(found: Sequence[_Entry], kwh: float | None, attempts, hardware: Hard
     notes.append(f'{measured / kwh:.0%} of it measured')
   if any(attempt.get('energy') and (attempt.get('processes') or 1) > 1 for attempt in attempts):
     notes.append('measured on one host, for all')
-  for profile in _used([attempt for attempt in attempts if not attempt.get('energy')], hardware):
+  modelled = {x.entry.get('attempt') for x in found if not x.is_read}
+  for profile in _used([attempt for attempt in attempts if attempt.get('attempt') in modelled], hardware):
     notes.append(f'{profile.name} {profile.watts_idle:g}-{profile.watts_max:g} W {profile.power_source or ""}'.strip())
   least = _total(x.least_kwh for x in found)
   if least is not None and least < kwh:
@@ -195,7 +199,7 @@ def _energy(found: Sequence[_Entry], kwh: float | None, attempts, hardware: Hard
 def _money(found: Sequence[_Entry], attempts, hardware: Hardware | None) -> Figure:
   dollars = _total(x.dollars for x in found)
   if dollars is None:
-    return UNKNOWN._replace(note='the price of a chip-hour is not known' if found else '')
+    return Figure(note='the price of a chip-hour is not known' if found else '')
   return Figure(dollars, 'modelled', _joined(*(
       f'{x.name} ${x.dollars_per_hour:g} a chip-hour, {_joined(x.price_date, x.price_source)}'.rstrip(', ')
       for x in _used(attempts, hardware))))
@@ -217,7 +221,8 @@ def cumulative(entries: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[
   sums = {name: 0 if counted[name] else None for name in names} | {'device_s': 0.0, 'dollars': 0.0, 'kwh': 0.0}
   rows: dict[int, dict[str, float | None]] = {}
   attempt = None
-  for entry, x in zip(entries, _priced(entries, attempts, hardware)):
+  for x in _priced(entries, attempts, hardware):
+    entry = x.entry
     if entry.get('attempt') != attempt:  # it repeats the steps from its first on
       attempt = entry.get('attempt')
       rows = {step: row for step, row in rows.items() if step < entry['step']}
@@ -230,31 +235,3 @@ def cumulative(entries: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[
       sums[name] = None if None in (sums[name], more) else sums[name] + more
     rows[entry['step']] = {'step': entry['step'], **sums}
   return [rows[step] for step in sorted(rows)]
-
-
-# Derived figures.
-
-
-def mfu(entries: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]], hardware: Hardware | None,
-        phases: Sequence[str] = COMPUTE) -> Figure:
-  """Useful FLOPs of these phases over what the chips could do at their peak while they were busy."""
-  return _use_of(entries, attempts, hardware, phases, 'flops_useful', 'busy_flops')
-
-
-def bandwidth_use(entries: Sequence[Mapping[str, Any]], attempts: Sequence[Mapping[str, Any]],
-                  hardware: Hardware | None, phases: Sequence[str] = DECODE) -> Figure:
-  """Bytes read by these phases, where they are counted, over what the chips could read while they were busy."""
-  return _use_of(entries, attempts, hardware, phases, 'hbm_bytes_read', 'busy_bytes')
-
-
-def _use_of(entries, attempts, hardware, phases, counter: str, most: str) -> Figure:
-  found = _priced(entries, attempts, hardware)
-  return _use([(x, entry) for x, entry in zip(found, entries) if x.phase in phases], counter, most)
-
-
-def dollars_per_parameter(priced: Price, attempts: Sequence[Mapping[str, Any]]) -> Figure:
-  """Dollars of the run over the policy's parameters."""
-  parameters = next((attempt['parameters'] for attempt in attempts if attempt.get('parameters')), None)
-  if priced.dollars.value is None or parameters is None:
-    return UNKNOWN
-  return priced.dollars._replace(value=priced.dollars.value / parameters)

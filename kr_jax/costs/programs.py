@@ -139,12 +139,6 @@ def run(function: Any, *args: Any, trips: Mapping[str, float] | None = None) -> 
   return out
 
 
-def of(function: Any, args: Sequence[Any], scopes: tuple[str, ...] = ()) -> Program:
-  """What a run of a jitted function costs that ran with such arguments on the mesh that is set. scopes: as of
-  Call.program."""
-  return begin(function, args).program(scopes)
-
-
 def _count(function: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh | None, scopes: tuple[str, ...]) -> Program:
   name = getattr(function, '__name__', str(function))
 

@@ -344,14 +344,13 @@ def measure(program: Program, device: hardware_lib.Device, efficiency: float) ->
   peak = memory.argument_size_in_bytes + output + memory.temp_size_in_bytes + resident
   executed = (flops.count(traced.jaxpr.jaxpr, trips) + program.attention_flops) / devices_
   collectives = hlo.count(compiled.as_text(), program.mesh.shape, trips)
-  sent = sum(moved.bytes for moved in collectives.values())
   return phase._replace(
       argument_bytes=memory.argument_size_in_bytes, output_bytes=output,
       temp_bytes=memory.temp_size_in_bytes, peak_bytes=peak, fits=peak <= device.hbm_bytes, executed_flops=executed,
       collectives=[{'kind': kind, 'axes': list(axes), 'bytes': moved.bytes, 'count': moved.count}
                    for (kind, axes), moved in sorted(collectives.items())],
       seconds=max(executed / device.flops, program.read_bytes / device.hbm_bytes_per_s,
-                  sent / device.ici_bytes_per_s) / efficiency)
+                  hlo.sent(collectives) / device.ici_bytes_per_s) / efficiency)
 
 
 def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, hardware: hardware_lib.Hardware,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from kr_jax import knobs
 from kr_jax import tasks as tasks_lib
 from kr_jax.costs.hardware import Profile, Site
+from kr_jax.record import terminal
 
 # Tasks of published and generated splits that are tested on (kr_jax/datasets/README.md). A split's size is read from
 # data alone, which a preflight does without.
@@ -28,7 +29,6 @@ SIZES = {
     'minerva_math': {'test': 272}, 'olympiad_bench': {'test': 674}, 'gpqa_diamond': {'test': 198},
     'mbpp': {'test': 500, 'train': 374}, 'mbpp_sanitized': {'test': 257, 'train': 120}, 'human_eval': {'test': 164}}
 ASSUMED = 500  # tasks of a split whose size is not known
-_HOUR = 3600.0
 
 
 class HeldOut(NamedTuple):
@@ -100,7 +100,7 @@ def cost(c: knobs.Config, *, step_s: float, batch_s: float, reshard_s: float, co
   batches = -(-found.tasks // c.evaluate.tasks_per_batch)
   training_s, evaluation_s = c.num_steps * step_s, passes * batches * batch_s + evaluations(c) * reshard_s
   all_s = training_s + evaluation_s + compile_s
-  chip_hours = chips * all_s / _HOUR
+  chip_hours = chips * all_s / 3600
   kwh = None if None in (profile.watts_idle, profile.watts_max) else chips * site.pue * (
       profile.watts_max * (training_s + evaluation_s) + profile.watts_idle * compile_s) / 3.6e6
   return {
@@ -126,11 +126,12 @@ def verdict(report: Mapping[str, Any]) -> str:
   if run is None:
     return f'{topology}: fits'
   money = 'money unknown (no price of the chip)' if run['dollars'] is None else (
-      f'{_dollars(run["dollars"])} ({run["chips"]:g} chips at ${run["dollars_per_hour"]:g} an hour'
+      f'{terminal.dollars(run["dollars"])} ({run["chips"]:g} chips at ${run["dollars_per_hour"]:g} an hour'
       f'{", " + run["price_date"] if run["price_date"] else ""})')
   energy = 'energy unknown (no power of the chip)' if run['kwh'] is None else f'{run["kwh"]:,.3g} kWh modelled'
-  return (f'{topology}: fits; {hours(run["training_s"])} of training + {hours(run["evaluation_s"])} of evaluation + '
-          f'{hours(run["compile_s"])} of compilation, {money}, {energy}')
+  spans = [terminal.duration(run[f'{part}_s']) for part in ('training', 'evaluation', 'compile')]
+  return (f'{topology}: fits; {spans[0]} of training + {spans[1]} of evaluation + {spans[2]} of compilation, {money}, '
+          f'{energy}')
 
 
 def notes(run: Mapping[str, Any]) -> list[str]:
@@ -147,16 +148,3 @@ def notes(run: Mapping[str, Any]) -> list[str]:
   lines.append("compilation took so long here; a TPU's host has other cores. Not counted: the warm start, "
                'verification, checkpoints, waiting')
   return lines
-
-
-def hours(seconds: float) -> str:
-  """'52 h', '8.3 h', '12 min' or '40 s'."""
-  for unit, name in ((_HOUR, 'h'), (60.0, 'min')):
-    if seconds >= unit:
-      n = seconds / unit
-      return f'{n:,.0f} {name}' if n >= 9.95 else f'{n:.1f} {name}'
-  return f'{seconds:.0f} s'
-
-
-def _dollars(x: float) -> str:
-  return f'${x:,.0f}' if x >= 100 else f'${x:.2f}'

@@ -12,6 +12,7 @@ wasted progress, whatever their phase.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from kr_jax.record import ledger as ledger_lib
@@ -26,13 +27,19 @@ KINDS = ('init', 'data', 'compile', 'checkpoint_save', 'checkpoint_restore', 've
 _ONCE = ('start', 'data', 'restore', 'warm_start')  # of an attempt, not of a step
 
 
-def is_wasted(entry: dict[str, Any], first_step: dict[int, int]) -> bool:
-  """Whether the work of an entry was done again. first_step: of each attempt, by its number."""
+def is_wasted(entry: Mapping[str, Any], first_step: Mapping[int, int], evaluated: Mapping[int, int]) -> bool:
+  """Whether the work of an entry was done again.
+
+  Args:
+    first_step: of each attempt, by its number.
+    evaluated: the last attempt that evaluated before a step, by the step.
+  """
   again = min((first for attempt, first in first_step.items() if attempt > entry['attempt']), default=None)
   if again is None or entry['phase'] in _ONCE or entry['step'] < again:
     return False
-  # An evaluation is taken before its step, and kept.
-  return not (entry['phase'] == 'evaluate' and entry['step'] == again)
+  # An evaluation is taken before its step, and so is the page. It is kept, unless it was stopped.
+  is_kept = {'evaluate': evaluated.get(again) == entry['attempt'], 'report': True}.get(entry['phase'], False)
+  return not (is_kept and entry['step'] == again)
 
 
 def goodput(found: ledger_lib.Ledger) -> dict[str, Any]:
@@ -44,10 +51,11 @@ def goodput(found: ledger_lib.Ledger) -> dict[str, Any]:
     the devices waited for the host, at the least. Shares are None where no time was recorded.
   """
   first_step = {attempt['attempt']: attempt['first_step'] for attempt in found.attempts}
+  evaluated = {entry['step']: entry['attempt'] for entry in found.entries if entry['phase'] == 'evaluate'}
   badput, productive_s = dict.fromkeys(KINDS, 0.0), 0.0
   for entry in found.entries:
     phase, seconds = entry['phase'], entry['wall_s']
-    if is_wasted(entry, first_step):
+    if is_wasted(entry, first_step, evaluated):
       badput['wasted_progress'] += seconds
     elif phase in ('start', 'data') and entry['attempt'] > 0:
       badput['recovery'] += seconds

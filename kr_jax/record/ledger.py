@@ -8,10 +8,10 @@ ledger.now.json, written again every quarter of a second, so that a kill loses n
 
 A line of a phase: attempt, step, phase (of phases.PHASES), began (unix time), wall_s, device_s (wall_s times the
 devices held), busy_s (seconds in which the devices had work, at the most), peak_bytes (of the busiest device where
-devices tell, else of the process; null: not seen), joules (measured; null: nothing measures them), and counters, exact
-integers, each where there is something to count: rollouts, tokens_prompt, tokens_generated, tokens_updated,
-tokens_computed, tokens_padded, flops_useful, flops_executed, collective_bytes, host_bytes, hbm_bytes_read (at least, by
-decoding), checkpoint_bytes, compiles.
+devices tell, else of the process; null: not seen), joules (measured; null: nothing measures them), busy_share (of time,
+as a TPU tells it; absent: it does not), and counters, exact integers, each where there is something to count: rollouts,
+tokens_prompt, tokens_generated, tokens_updated, tokens_computed, tokens_padded, flops_useful, flops_executed,
+collective_bytes, host_bytes, hbm_bytes_read (at least, by decoding), checkpoint_bytes, compiles.
 The seconds of all lines of an attempt add up to its wall time.
 """
 
@@ -37,6 +37,8 @@ from kr_jax import processes
 
 _NAME, _NOW = 'ledger.jsonl', 'ledger.now.json'
 _EVERY_S = 0.25  # between two writes of what a step has taken so far
+_BUSY_EVERY = 4  # samples
+_JOIN_S = 10  # for a sample to end: a driver may hang
 
 
 class Ledger(NamedTuple):
@@ -62,11 +64,13 @@ def read(workdir: str) -> Ledger:
   for line in lines:
     try:
       record = json.loads(line)
+      if not isinstance(record, dict):
+        raise ValueError
       kind = (found.attempts if 'started' in record else found.ends if 'ended' in record else found.entries)
       if kind is found.entries and not {'attempt', 'step', 'phase', 'wall_s'} <= set(record):
         raise ValueError
       kind.append(record)
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError):
       unread += 1
   if unread:
     found.problems.append(f'{path}: {unread:d} of {len(lines) + bool(rest)} lines are no records and were left out')
@@ -76,17 +80,32 @@ def read(workdir: str) -> Ledger:
 def environment() -> dict[str, Any]:
   """Of this process: its command, the commit of the code, where it is a checkout, versions and devices."""
   device = jax.devices()[0]
-  return {'command': shlex.join(['python', '-m', 'kr_jax.main', *sys.argv[1:]]), 'commit': _commit(),
-          'versions': {name: importlib.metadata.version(name) for name in ('kr_jax', 'jax')},
+  return {'command': _command(), 'commit': _commit(),
+          'versions': {name: _version(name) for name in ('kr_jax', 'jax')},
           'platform': device.platform, 'device_kind': device.device_kind, 'devices': jax.device_count(),
           'processes': jax.process_count(), 'cores': os.cpu_count()}
 
 
+def _command() -> str | None:
+  """None where it was another program that called, such as a notebook."""
+  main = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'main.py')
+  is_main = bool(sys.argv) and os.path.abspath(sys.argv[0]) == main
+  return shlex.join(['python', '-m', 'kr_jax.main', *sys.argv[1:]]) if is_main else None
+
+
+def _version(name: str) -> str | None:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    return None
+
+
 def _commit() -> str | None:
-  """Of the checkout that this code stands in, with a + where files have changed since."""
+  """Of the checkout that this code is a part of, with a + where files have changed since; None where it is of none."""
   git = lambda *args: subprocess.run(('git', '-C', os.path.dirname(__file__), *args), capture_output=True, text=True,
                                      check=True, timeout=10).stdout.strip()
   try:
+    git('ls-files', '--error-unmatch', os.path.basename(__file__))  # a package may lie in another project's checkout
     return git('rev-parse', '--short=12', 'HEAD') + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
   except (OSError, subprocess.SubprocessError):
     return None
@@ -100,15 +119,18 @@ class Writer:
     first_step: the step that the attempt begins with.
     about: of the attempt, for its first line: plain values.
     meter: joules that the machine has taken so far, or None.
+    busy: the share of time in which devices say that they are busy, or None; asked once a second, unless it is None at
+      first.
 
   Attributes:
     about: the attempt's first line.
   """
 
   def __init__(self, workdir: str, clock: phases.Clock, first_step: int, about: dict[str, Any],
-               meter: Callable[[], float | None] = lambda: None):
+               meter: Callable[[], float | None] = lambda: None, busy: Callable[[], float | None] = lambda: None):
     self._clock, self._step, self._meter, self._joules = clock, first_step, meter, meter()
-    self._devices, self._thread = jax.device_count(), None
+    self._devices, self._thread, self._samples = jax.device_count(), None, 0
+    self._busy = busy if busy() is not None else lambda: None
     self._path, self._now = (os.path.join(workdir, name) for name in (_NAME, _NOW))
     self.memory = 'device' if any(device.memory_stats() for device in jax.local_devices()) else 'host'
     self._peaks, self._process = {}, psutil.Process()
@@ -131,7 +153,8 @@ class Writer:
         file.truncate(file.read().rfind(b'\n') + 1)  # a line that was cut short
     else:
       open(self._path, 'ab').close()
-    self.attempt = len(read(workdir).attempts)
+    numbers = (attempt.get('attempt') for attempt in read(workdir).attempts)
+    self.attempt = max((n for n in numbers if type(n) is int), default=-1) + 1
     try:
       with open(self._now) as file:
         now = json.load(file)
@@ -161,18 +184,23 @@ class Writer:
       in_use = max(in_use or 0, peak if grown else stats.get('bytes_in_use', 0))
     joules, before = self._meter(), self._joules
     more = None if joules is None or before is None else max(joules - before, 0.0)
-    self._joules = joules
-    self._clock.sample(memory_bytes=in_use, joules=more)
+    if joules is not None:  # else the next reading tells what was taken meanwhile
+      self._joules = joules
+    self._samples += 1
+    busy_share = None if self._samples % _BUSY_EVERY else self._busy()
+    self._clock.sample(memory_bytes=in_use, joules=more, busy_share=busy_share)
 
   def _beat(self) -> None:
     while not self._stopping.wait(_EVERY_S):
-      with contextlib.suppress(OSError):  # of a full disk the run's own writes will tell
+      with contextlib.suppress(Exception):  # of a full disk the run's own writes will tell
         self.snapshot()
 
   def snapshot(self) -> None:
     """Samples, and writes what the step has taken so far."""
     self.sample()
     with self._lock:
+      if self._stopping.is_set():  # what it would write is in the ledger, or soon will be
+        return
       now = {'size': os.path.getsize(self._path), 'entries': self._entries(self._clock.rows())}
       with open(f'{self._now}.tmp', 'w') as file:
         json.dump(now, file)
@@ -192,11 +220,14 @@ class Writer:
     return self
 
   def __exit__(self, error: type[BaseException] | None, *_) -> None:
-    if self._is_first:
-      self._stopping.set()
-      self._thread.join()
+    if not self._is_first:
+      return
+    self._stopping.set()
+    self._thread.join(_JOIN_S)
+    reason = 'done' if error is None else 'stopped' if issubclass(error, (SystemExit, KeyboardInterrupt)) else 'failed'
+    # Where the run fails, its own error is raised, and not that the ledger's disk is full too.
+    with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
       self.step(self._step)
-      reason = 'done' if error is None else 'stopped' if issubclass(error, SystemExit) else 'failed'
       self._append([{'attempt': self.attempt, 'ended': round(time.time(), 3), 'reason': reason}])
       with contextlib.suppress(FileNotFoundError):
         os.remove(self._now)

@@ -86,7 +86,7 @@ class Writer:
 
   def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int,
                record: knobs.Record = knobs.Record(), config: Mapping[str, Any] | None = None):
-    self.records, self._file = [], None
+    self.records, self._file, self._sinks = [], None, sinks.Sinks({})
     if not processes.is_first():
       return
     os.makedirs(directory, exist_ok=True)
@@ -121,15 +121,13 @@ class Writer:
   def costs(self, step: int, entries: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any],
             hardware: hardware_lib.Hardware | None) -> None:
     """Gives the sinks, and them alone, `costs` of a step: the ledger holds them already."""
-    if self._file is not None:
-      self._sinks.write({'step': step, **costs(entries, attempt, hardware)})
+    self._sinks.write({'step': step, **costs(entries, attempt, hardware)})
 
   def event(self, name: str, step: int | None = None, at: float | None = None) -> None:
     """Tells the sinks that something begins or ends, as of sinks.Sinks.event."""
-    if self._file is not None:
-      self._sinks.event(name, step, at)
+    self._sinks.event(name, step, at)
 
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      self._sinks.close()
+    self._sinks.close()

@@ -28,7 +28,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import textwrap
 from typing import Any
 
@@ -38,6 +37,7 @@ import pyarrow
 from scipy import special
 
 from kr_jax import processes
+from kr_jax import progress
 from kr_jax import rewards
 from kr_jax import types
 from kr_jax.allocation import estimate
@@ -369,7 +369,7 @@ def show(workdir: str, *, step: int | None = None, task: str | None = None, stat
     step, task, status: as of `read`.
     limit: rollouts, at most; what is left out is said.
     width: None: of the terminal.
-    colour: None: where there is a terminal, and NO_COLOR is not set.
+    colour: None: as of progress.has_colours.
 
   Raises:
     ValueError: nothing is kept, or nothing of what is asked for.
@@ -390,10 +390,9 @@ def show(workdir: str, *, step: int | None = None, task: str | None = None, stat
                        f'{", ".join(tasks[:3])}{nearest(task, tasks)}')
     raise ValueError(f'no rollout that was kept is --status={status}'
                      + (f' and --task={task}' if task is not None else ''))
-  terminal = sys.stdout.isatty()
   return _shown(found[:limit], problems, len(found) > limit,
                 max(20, min(width or shutil.get_terminal_size((100, 24)).columns, 140)),
-                terminal and 'NO_COLOR' not in os.environ if colour is None else colour)
+                progress.has_colours(progress.OUT) if colour is None else colour)
 
 
 def _shown(found: Sequence[Mapping[str, Any]], problems: Sequence[str], is_cut: bool, width: int, colour: bool

@@ -21,7 +21,7 @@ import re
 import secrets
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -100,20 +100,20 @@ def check(config: knobs.Record) -> None:
     raise ValueError('; '.join(wrong))
 
 
-class Sink(Protocol):
-  """What a sink can be told, each by its thread. Anything may be raised."""
+class Sink:
+  """What a sink can be told, each by its thread, and does not care for. Anything may be raised."""
 
   def write(self, step: int, scalar_by_tag: dict[str, float], histogram_by_tag: dict[str, np.ndarray]) -> None:
-    ...
+    pass
 
   def event(self, name: str, step: int | None, at: float) -> None:
     """Something begins or ends; names as of Sinks.event. at: unix time."""
 
   def close(self) -> None:
-    ...
+    pass
 
 
-class TensorBoard:
+class TensorBoard(Sink):
   """Event files in a directory.
 
   They are written by this thread, not by the writer's own, whose errors nobody would see, and which would then stand
@@ -145,14 +145,11 @@ class TensorBoard:
       self._add(step=step, summary=self._summary.histogram(name, x_X, edges(x_X)))
     self._file.flush()
 
-  def event(self, name: str, step: int | None, at: float) -> None:
-    pass
-
   def close(self) -> None:
     self._file.close()
 
 
-class Wandb:
+class Wandb(Sink):
   """A run of Weights & Biases, the same whenever the run in the workdir goes on.
 
   Its environment variables say the rest: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY, WANDB_API_KEY. Steps that a
@@ -177,23 +174,17 @@ class Wandb:
                   for name, x_X in histogram_by_tag.items()}
     self._run.log({'step': step, **scalar_by_tag, **histograms})
 
-  def event(self, name: str, step: int | None, at: float) -> None:
-    pass
-
   def close(self) -> None:
     self._run.finish()
 
 
-class Goodput:
+class Goodput(Sink):
   """Google Cloud's record of when a job, its steps and its evaluations began, in Cloud Logging."""
 
   def __init__(self, workdir: str):
     from ml_goodput_measurement import goodput  # only some have it
     job = f'{os.path.basename(os.path.abspath(workdir))}-{run_id(workdir)}'
     self._recorder = goodput.GoodputRecorder(job_name=job, logger_name=f'goodput_{job}', logging_enabled=True)
-
-  def write(self, step: int, scalar_by_tag: dict[str, float], histogram_by_tag: dict[str, np.ndarray]) -> None:
-    pass
 
   def event(self, name: str, step: int | None, at: float) -> None:
     to, when = self._recorder, datetime.datetime.fromtimestamp(at, datetime.timezone.utc)
@@ -210,9 +201,6 @@ class Goodput:
       record(when, custom_badput_event_type='evaluation')
     elif name == 'end':
       to.record_job_end_time(when)
-
-  def close(self) -> None:
-    pass
 
 
 class _Thread:

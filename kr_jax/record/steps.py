@@ -30,6 +30,7 @@ from kr_jax.record import metrics
 from kr_jax.record import rollouts as rollouts_lib
 from kr_jax.record import terminal
 from kr_jax.rewards import verdicts
+from kr_jax.types import Array
 
 _BINS = 10  # of estimated success rates, in which budgets are averaged
 _CLIPPED = 0.01  # share of the first update's tokens: if more are clipped, it is said
@@ -37,7 +38,8 @@ _CLIPPED = 0.01  # share of the first update's tokens: if more are clipped, it i
 
 def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, rollouts: types.Rollouts,
             slots: int, sample_s: float, scores: rewards.Scores, seen: calibration.Seen = calibration.Seen(), *,
-            uniform_index_M: np.ndarray | None = None, counts_evidence: bool = False) -> dict[str, Any]:
+            uniform_index_M: np.ndarray | None = None, counts_evidence: bool = False, logp_sum: Array | None = None
+            ) -> dict[str, Any]:
   """The figures of a step but for those of its update and the counts of its verdicts.
 
   Rewards and success are of verified rollouts, None where there is none; `effective_gradient_ratio` is the share of
@@ -53,6 +55,7 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
     seen: of the steps before.
     uniform_index_M: rows of the tasks that uniform budgets would go to; None: those of the step.
     counts_evidence: as of allocate.of_step.
+    logp_sum: the sum of rollouts.logp_RC, asked for before the update, which it would have to wait for.
   """
   n, tokens = int(budget_M.sum()), int(np.asarray(rollouts.length_R).sum())
   verified_R, M = scores.verified_R, len(budget_M)
@@ -92,7 +95,7 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
       'tokens_per_s': tokens / sample_s,  # of the sampler
       'tokens_prefilled': int(np.asarray(rollouts.prompts.length_M)[budget_M > 0].sum()),
       # The sampled tokens' mean -log p: an unbiased estimate, over all rollouts.
-      'entropy': -float(jnp.sum(rollouts.logp_RC)) / tokens,
+      'entropy': -float(jnp.sum(rollouts.logp_RC) if logp_sum is None else logp_sum) / tokens,
       **health.totals(scores.outcome_R),
       **calibration.of_step(success_rate_M, right_WM.sum(axis=0), verified_WM.sum(axis=0), seen),
       'budget_by_success_rate': [
@@ -142,6 +145,7 @@ class Record:
     self._rate_S = np.asarray(learning_rate(jnp.arange(config.num_steps) * updates))
     self._last = None  # step, figures, histograms, and the measurements of the update, still on the device
     self._shown = {}  # on the bar, beside a step's figures
+    self._has_evaluated = False  # so that its programs are compiled
     # An evaluation of step k was taken before that step.
     is_evaluation = lambda record: 'reward_mean' not in record
     self._writer = metrics.Writer(
@@ -191,9 +195,10 @@ class Record:
     began = time.monotonic()
     self._writer.event('evaluation')
     try:
-      with processes.progress_to('evaluate', 'rollout') as show:
+      with processes.progress_to('evaluate', 'rollout', compiles=not self._has_evaluated) as show:
         yield show
     finally:
+      self._has_evaluated = True
       self._writer.event('evaluated')
       self._leave_out(time.monotonic() - began)
 
@@ -214,7 +219,8 @@ class Record:
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
            rollouts: types.Rollouts, slots: int, sample_s: float, scores: rewards.Scores,
-           measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None) -> None:
+           measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None, logp_sum: Array | None = None
+           ) -> None:
     """Notes a step, for `flush` to write; keeps some of its rollouts; says what is wrong with its verdicts.
 
     Args:
@@ -224,14 +230,16 @@ class Record:
     """
     figures = measure(
         self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores, self._seen,
-        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past)
+        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past, logp_sum=logp_sum)
     self._seen = self._seen.add([figures])
     now = time.monotonic()
     length_R = np.asarray(rollouts.length_R)
     histograms = {'budgets': budget_M, 'lengths': length_R[length_R > 0], 'rewards': scores.reward_R[scores.verified_R]}
     figures |= self._verified(step, tasks_M, rollouts, scores) | {
         'learning_rate': float(self._rate_S[step]), 'step_s': now - self._mark}
-    self._rollouts.step(step, stats, tasks_M, budget_M, rollouts, scores, measured[0].get('advantage_R'))
+    advantage_R = measured[0].get('advantage_R')
+    self._rollouts.step(step, stats, tasks_M, budget_M, rollouts, scores,
+                        None if advantage_R is None else np.asarray(advantage_R))
     self._last, self._mark = (step, figures, histograms, measured), now
 
   def _verified(self, step: int, tasks_M: Sequence[types.Task], rollouts: types.Rollouts, scores: rewards.Scores

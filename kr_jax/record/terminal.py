@@ -5,13 +5,14 @@ Costs are of a hardware profile, which is an assumption: each figure says whethe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 import statistics
 from typing import Any, NamedTuple
 
 from kr_jax import knobs
 from kr_jax.costs import hardware as hardware_lib
+from kr_jax.costs import pricing
 
 _Z = 1.959964  # of a two-sided 95 % interval
 
@@ -36,9 +37,11 @@ def dollars(x: float) -> str:
 
 
 def duration(seconds: float) -> str:
-  for limit, unit, word in ((172_800, 86_400, 'days'), (5400, 3600, 'h'), (90, 60, 'min')):
-    if seconds >= limit:
-      return f'{seconds / unit:.1f} {word}'
+  """'52 h', '8.3 h', '12 min' or '40 s'."""
+  for unit, word in ((3600, 'h'), (60, 'min')):
+    if seconds >= unit:
+      n = seconds / unit
+      return f'{n:,.0f} {word}' if n >= 9.95 else f'{n:.1f} {word}'
   return f'{seconds:.0f} s'
 
 
@@ -122,14 +125,13 @@ def opening(config: knobs.Config, about: Mapping[str, Any], *, train_tasks: int,
 
 
 class Change(NamedTuple):
-  """How much a score has risen, with a 95 % interval; None where it is not known."""
+  """How much a score has risen."""
 
   mean: float
-  low: float | None
-  high: float | None
+  error: float | None  # half of its 95 % interval; None: not known
 
   def __str__(self) -> str:
-    interval = '' if self.low is None else f' [{self.low:+.3f}, {self.high:+.3f}]'
+    interval = '' if self.error is None else f' [{self.mean - self.error:+.3f}, {self.mean + self.error:+.3f}]'
     return f'{self.mean:+.3f}{interval}'
 
 
@@ -137,7 +139,8 @@ def change(before: Mapping[str, Any], after: Mapping[str, Any], score: str) -> C
   """From one evaluation to a later one; None where a score is not known.
 
   The same tasks are in both, so that their differences are what is averaged: the mean, +- 1.96 standard errors, of the
-  tasks that have verified rollouts in both. Without counts by task it is the difference of the scores.
+  tasks that have verified rollouts in both. Without counts by task it is the difference of the scores, whose errors
+  count as independent.
 
   Args:
     before, after: records of evaluations, 'eval_tasks' among their figures.
@@ -147,15 +150,12 @@ def change(before: Mapping[str, Any], after: Mapping[str, Any], score: str) -> C
   if old and new and len(old['right']) == len(new['right']):
     counts = zip(old['right'], old['verified'], new['right'], new['verified'])
     differences = [right / n - right_before / n_before for right_before, n_before, right, n in counts if n_before and n]
-    if not differences:
-      return None
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-      return Change(mean, None, None)
-    error = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
-    return Change(mean, mean - error, mean + error)
-  scores = [record.get(f'eval/{score}') for record in (before, after)]
-  return None if None in scores else Change(scores[1] - scores[0], None, None)
+    if len(differences) > 1:
+      error = _Z * statistics.stdev(differences) / math.sqrt(len(differences))
+      return Change(statistics.fmean(differences), error)
+  scores, errors = ([record.get(f'eval/{score}{end}') for record in (before, after)] for end in ('', '_stderr'))
+  return None if None in scores else Change(
+      scores[1] - scores[0], None if None in errors else _Z * math.hypot(*errors))
 
 
 def _score(record: Mapping[str, Any], score: str) -> str:
@@ -176,22 +176,20 @@ def evaluation(record: Mapping[str, Any], before: Mapping[str, Any] | None, scor
   return text
 
 
-def _figure(figure: Any, form: Any) -> str | None:
+def _figure(figure: pricing.Figure, form: Callable[[float], str]) -> str | None:
   """A figure of a price with its provenance; None where it is not known."""
-  if figure is None or figure.value is None:
-    return None
-  return f'{form(figure.value)} ({figure.provenance})' if figure.provenance else form(figure.value)
+  return None if figure.value is None else f'{form(figure.value)} ({figure.provenance})'
 
 
 def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int, seconds: float | None = None,
-            price: Any = None, page: str | None = None) -> str:
+            price: pricing.Price | None = None, page: str | None = None) -> str:
   """What was learnt and what it cost, as a table.
 
   Args:
     evaluations: records, from the first to the last.
     steps: that were trained.
     seconds: of the run, over all its starts.
-    price: as of costs.pricing.price; None: not known.
+    price: None: not known.
     page: where the report is.
   """
   learnt = 'nothing was evaluated'
@@ -208,7 +206,7 @@ def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int,
     costs += filter(None, (
         _figure(price.device_s, lambda x: f'{x / 3600:.3g} device-hours'),
         _figure(price.dollars, dollars), _figure(price.kwh, energy), _figure(price.kg_co2, carbon)))
-    unknown = [name for name, x in (('dollars', price.dollars), ('energy', price.kwh)) if _figure(x, str) is None]
+    unknown = [name for name, x in (('dollars', price.dollars), ('energy', price.kwh)) if x.value is None]
     if unknown:
       costs.append(f'{" and ".join(unknown)} unknown')
   if costs:

@@ -23,11 +23,10 @@ from kr_jax.report.drawing import shapes
 from kr_jax.report.drawing import share
 from kr_jax.report.drawing import Spec
 from kr_jax.report.drawing import tip
+from kr_jax.report.run import AXES
 
 View = dict[str, Any]
-AXES = {  # of cost: title, format
-    'rollouts': ('rollouts', '~s'), 'tokens': ('tokens generated', '~s'), 'flops': ('FLOPs executed', '~s'),
-    'device_s': ('device-seconds', '~s'), 'dollars': ('dollars', '$,~g'), 'kwh': ('kWh', '~g')}
+_FORMATS = {'dollars': '$,~g', 'kwh': '~g'}  # of ticks on AXES; '~s' of the others
 _SUCCESS = 'held-out success'
 _BESIDE_UNIFORM = {'observed': 'observed', 'expected': 'expected of these budgets',
                    'uniform': 'expected of uniform budgets'}
@@ -67,8 +66,7 @@ def _with_interval(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def success(view: View, axis: str) -> Spec | None:
   """Held-out success against a cost: a line a group; of one run with its interval, of several with the seeds' band."""
-  title, form = AXES[axis]
-  names = groups(view)
+  title, form, names = AXES[axis], _FORMATS.get(axis, '~s'), groups(view)
   several = {g for g in names if sum(run['group'] == g for run in view['runs']) > 1}
   runs = known(view['curves'], axis, 'success', 'run', 'group', 'step', keep=('low', 'high'))
   bands = known((b for b in view['bands'] if b['axis'] == axis and b['group'] in several), 'x', 'mean', 'group',
@@ -310,7 +308,7 @@ def verification(view: View, name: str | None = None) -> Spec | None:
 
 def pareto(view: View, axis: str) -> Spec | None:
   """Success against cost of every evaluation; a line joins those that none beats in both."""
-  title, form = AXES[axis]
+  title, form = AXES[axis], _FORMATS.get(axis, '~s')
   rows = _with_group(view, known((p for p in view['pareto'] if p['axis'] == axis), 'cost', 'success', 'run', 'step',
                                  'on_front'))
   if not rows:
@@ -330,8 +328,8 @@ def pareto(view: View, axis: str) -> Spec | None:
 
 def comparison(view: View) -> Spec | None:
   """The baseline's cost to the target in multiples of each group's, with intervals; the line is 1."""
-  rows = [row | {'what': AXES[row['axis']][0]} for row in known(
-      view['comparison']['rows'], 'group', 'axis', 'ratio', 'low', 'high') if row['low'] > 0 and row['axis'] in AXES]
+  rows = [row | {'what': AXES[row['axis']]} for row in known(
+      view['comparison']['rows'], 'group', 'axis', 'ratio', 'low', 'high') if row['low'] > 0]
   if not rows:
     return None
   names, whole = list(dict.fromkeys(row['group'] for row in rows)), groups(view)

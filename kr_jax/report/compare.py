@@ -30,10 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-AXES = ('rollouts', 'tokens', 'flops', 'device_s', 'dollars', 'kwh')
+from kr_jax.report.run import AXES
+
 CLASSES = ('extremely hard', 'hard', 'medium', 'easy', 'extremely easy')
-_UNITS = {'rollouts': 'rollouts', 'tokens': 'generated tokens', 'flops': 'executed FLOPs', 'device_s': 'device-seconds',
-          'dollars': 'dollars', 'kwh': 'kWh'}
 _RESAMPLES, _SEED = 4000, 0  # of the bootstrap
 _ENOUGH = 6  # pairs
 _MOST_POINTS = 60  # of a band
@@ -144,10 +143,7 @@ def costs(curves: Sequence[Mapping[str, Any]], seeds: Mapping[str, int | None], 
   if target is None:
     return {'target': None, 'baseline': baseline, 'rows': []}
   check_target(target)
-  runs_of = {}
-  for point in curves:
-    runs_of.setdefault(point['group'], {}).setdefault(point['run'], []).append(point)
-  rows = []
+  runs_of, rows = _by_run(curves), []
   for axis in AXES:
     reach_of = {group: {run: reach([p[axis] for p in points], [p['success'] for p in points], target)
                         for run, points in runs.items()} for group, runs in runs_of.items()}
@@ -161,13 +157,21 @@ def costs(curves: Sequence[Mapping[str, Any]], seeds: Mapping[str, int | None], 
   return {'target': target, 'baseline': baseline, 'rows': rows}
 
 
+def _by_run(curves: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+  """The points of each run of each group."""
+  found = {}
+  for point in curves:
+    found.setdefault(point['group'], {}).setdefault(point['run'], []).append(point)
+  return found
+
+
 def _row(group: str, axis: str, reach_R: list[Reach], found: Ratio | None, baseline: str | None) -> dict[str, Any]:
   """A row of the comparison. found: of the group and the baseline, where they are compared."""
   known = [x for x in reach_R if x.is_known]
   cost = float(np.median([x.high for x in known])) if known else math.inf
   censored = sum(x.is_censored for x in known)
   if not known:
-    text = f'unknown: no {_UNITS[axis]} are recorded'
+    text = f'unknown: no {AXES[axis]} are recorded'
   elif found is None:
     text = f'{len(known) - censored} of {len(known)} run{"s" * (len(known) != 1)} held the target'
   else:
@@ -179,7 +183,7 @@ def _row(group: str, axis: str, reach_R: list[Reach], found: Ratio | None, basel
 
 def sentence(found: Ratio, axis: str, group: str, baseline: str) -> str:
   """What a ratio says; a multiple only where its interval leaves 1 out."""
-  unit, pairs = _UNITS[axis], f'{found.pairs} pair{"s" * (found.pairs != 1)}'
+  unit, pairs = AXES[axis], f'{found.pairs} pair{"s" * (found.pairs != 1)}'
   if found.pairs == 0:
     return f'no pair: {baseline} and {group} have no seed in common of which both costs are known and above 0'
   if found.pairs == 1:
@@ -202,10 +206,8 @@ def bands(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   Each run's success is interpolated between its evaluations, at all costs that all runs of the group have reached. The
   least and the largest are told, not an interval: of three seeds that would be wider than the scale.
   """
-  groups, found = {}, []
-  for point in curves:
-    groups.setdefault(point['group'], {}).setdefault(point['run'], []).append(point)
-  for group, runs in groups.items():
+  found = []
+  for group, runs in _by_run(curves).items():
     for axis in AXES:
       lines = [[(p[axis], p['success']) for p in points if None not in (p[axis], p['success'])]
                for points in runs.values()]

@@ -23,7 +23,7 @@ _ALWAYS = ('B', 'FLOP', 'FLOPs', 'FLOP/s', 'B/s')  # these have a prefix from 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Chart:
   """A chart: one specification, or one an axis."""
 
   key: str
@@ -33,11 +33,11 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class Charts:
   """Charts that stand together: those that are shown, and those that a reader can open."""
 
-  shown: list[Figure]
-  more: list[Figure] = dataclasses.field(default_factory=list)
+  shown: list[Chart]
+  more: list[Chart] = dataclasses.field(default_factory=list)
   two: bool = True  # beside each other, where there is room
 
 
@@ -69,7 +69,7 @@ class Section:
   key: str
   title: str
   lead: str = ''
-  charts: list[Figures] = dataclasses.field(default_factory=list)
+  charts: list[Charts] = dataclasses.field(default_factory=list)
   tables: list[Table] = dataclasses.field(default_factory=list)
   folded: list[Table] = dataclasses.field(default_factory=list)
   empty: str = ''
@@ -196,14 +196,14 @@ def _table(view: View, key: str, title: str, columns: Sequence[str], rows: Itera
   return Table(key, title, list(columns), [Row(row[1:]) for row in rows], tuple(numbers))
 
 
-def _switched(key: str, title: str, draw: Callable[[str], drawing.Spec | None]) -> Figures:
+def _switched(key: str, title: str, draw: Callable[[str], drawing.Spec | None]) -> Charts:
   """One chart with an axis to choose, of those that are known."""
   specs = {axis: spec for axis in charts.AXES if (spec := draw(axis)) is not None}
-  return Figures([Figure(key, title, specs)] if specs else [], two=False)
+  return Charts([Chart(key, title, specs)] if specs else [], two=False)
 
 
-def _one(key: str, title: str, spec: drawing.Spec | None, of: str = '') -> Figures:
-  return Figures([] if spec is None else [Figure(key, title, {'': spec}, of)], two=False)
+def _one(key: str, title: str, spec: drawing.Spec | None, of: str = '') -> Charts:
+  return Charts([] if spec is None else [Chart(key, title, {'': spec}, of)], two=False)
 
 
 def shown_runs(view: View) -> list[str]:
@@ -211,19 +211,19 @@ def shown_runs(view: View) -> list[str]:
   return list({run['group']: run['run'] for run in reversed(view['runs'])}.values())[::-1]
 
 
-def _each(view: View, *drawn: tuple[str, str, Callable[[View, str], drawing.Spec | None]]) -> Figures:
+def _each(view: View, *drawn: tuple[str, str, Callable[[View, str], drawing.Spec | None]]) -> Charts:
   """Charts (key, title, how) of each run."""
   shown, more, first, several = [], [], shown_runs(view), len(view['runs']) > 1
   for i, run in enumerate(run['run'] for run in view['runs']):
     for key, title, draw in drawn:
       if (spec := draw(view, run)) is not None:
-        figure = Figure(f'{key}-{i}', title, {'': spec}, run if several else '')
-        (shown if run in first else more).append(figure)
-  return Figures(shown, more)
+        chart = Chart(f'{key}-{i}', title, {'': spec}, run if several else '')
+        (shown if run in first else more).append(chart)
+  return Charts(shown, more)
 
 
-def _has(*figures: Figures) -> bool:
-  return any(f.shown or f.more for f in figures)
+def _has(*drawn: Charts) -> bool:
+  return any(x.shown or x.more for x in drawn)
 
 
 def _section(key, title, lead, drawn, empty, *, tables=(), folded=(), pictures=()) -> Section:
@@ -277,8 +277,8 @@ def _gradient(view: View) -> Section:
 
 
 def _status(view: View) -> Section:
-  figures = [_each(view, (f'status-{of}', f'{of.capitalize()} tasks', functools.partial(charts.status, of=of)))
-             for of in ('held-out', 'training')]
+  drawn = [_each(view, (f'status-{of}', f'{of.capitalize()} tasks', functools.partial(charts.status, of=of)))
+           for of in ('held-out', 'training')]
   counts = lambda x: [Row([name, *map(number, row)]) for name, row in zip(x['classes'], x['matrix'])]
   tables = [Table(f'status-{i}', f'{x["of"].capitalize()} tasks, {x["run"]}: from (row) to (column)',
                   ['', *x['classes']], counts(x), numbers=tuple(range(1, len(x['classes']) + 1)))
@@ -286,7 +286,7 @@ def _status(view: View) -> Section:
   return _section(
       'status', 'Status of tasks', 'Tasks by the class of their success rate, from the start (row) to the end '
       '(column): held-out tasks from the first evaluation to the last, training tasks from their first visit to their '
-      'last.', [Figures([f for some in figures for f in some.shown], [f for some in figures for f in some.more])],
+      'last.', [Charts([x for some in drawn for x in some.shown], [x for some in drawn for x in some.more])],
       'No counts of single tasks are recorded.', folded=tables)
 
 
@@ -338,24 +338,24 @@ def _network(view: View) -> Section:
 
 def _verification(view: View) -> Section:
   if len(view['runs']) == 1:
-    figures = _one('verification', 'Verdicts', charts.verification(view)).shown
+    drawn = _one('verification', 'Verdicts', charts.verification(view)).shown
   else:
     names = dict.fromkeys(row['name'] for row in view['verification'])
-    figures = [Figure(f'verification-{i}', 'Verdicts', {'': spec}, name) for i, name in enumerate(names)
-               if (spec := charts.verification(view, name)) is not None]
+    drawn = [Chart(f'verification-{i}', 'Verdicts', {'': spec}, name) for i, name in enumerate(names)
+             if (spec := charts.verification(view, name)) is not None]
   rows = ([row['run'], row['name'], words(row['kind']), number(row['rollouts']), number(row['share'], 'share')]
           for row in view['verification'])
   return _section(
       'verification', 'Verifier health', 'Verdicts by dataset and verifier. A dataset that answers but never matches '
       'is most often a grader of the wrong format, not a hard one.',
-      [Figures(figures)], 'No verdicts are recorded.',
+      [Charts(drawn)], 'No verdicts are recorded.',
       folded=[_table(view, 'verification-table', 'Counts of verdicts',
                      ['dataset/verifier', 'verdict', 'rollouts', 'share'], rows, (2, 3))])
 
 
 def _pareto(view: View) -> Section:
-  rows = ([row['run'], _axis(row['axis']), number(row['step']), _cost(row['cost'], row['axis']), rate(row['success'])]
-          for row in view['pareto'] if row['on_front'])
+  rows = ([row['run'], charts.AXES[row['axis']], number(row['step']), _cost(row['cost'], row['axis']),
+           rate(row['success'])] for row in view['pareto'] if row['on_front'])
   return _section(
       'pareto', 'Pareto set', 'Evaluations that none beats in success and cost at once stand on the dotted line; the '
       'others are faint.',
@@ -363,10 +363,6 @@ def _pareto(view: View) -> Section:
       'No evaluation has a known cost.',
       folded=[_table(view, 'pareto-table', 'The Pareto set', ['axis', 'step', 'cost', 'held-out success'], rows,
                      (1, 2, 3))])
-
-
-def _axis(axis: str) -> str:
-  return charts.AXES[axis][0] if axis in charts.AXES else words(axis)
 
 
 def _cost(x: float | None, axis: str) -> str:
@@ -381,7 +377,7 @@ def _comparison(view: View) -> Section | None:
       return None
     return Section('comparison', 'Comparison', empty='There is no target. Costs are compared at a held-out success '
                    'that is fixed before the runs: --target=.8')
-  rows = [Row([row['group'], _axis(row['axis']), _cost(row['cost'], row['axis']), number(row['ratio']),
+  rows = [Row([row['group'], charts.AXES[row['axis']], _cost(row['cost'], row['axis']), number(row['ratio']),
                span(row['low'], row['high'], number), row['text']],
               first=i > 0 and row['axis'] != found['rows'][i - 1]['axis'])
           for i, row in enumerate(found['rows'])]

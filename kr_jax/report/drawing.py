@@ -172,10 +172,11 @@ def beside(specs: Sequence[Spec], titles: Sequence[str], columns: int) -> Spec:
           'resolve': {'scale': dict.fromkeys(('color', 'shape', 'size', 'strokeDash'), 'independent')}}
 
 
-def pictures(specs: dict[str, Spec], *, theme: str = 'light', scale: float = 1.5) -> dict[str, bytes]:
-  """PNG files of specifications, by their names. Raises ImportError and RuntimeError as `bundle` does."""
-  options = {'config': {**config(theme), 'padding': 12}, 'scale': scale, 'allowed_base_urls': []}
-  found = _vega('vegalite_to_png', [{'vl_spec': themed(spec, theme), **options} for spec in specs.values()])
+def pictures(specs: dict[str, Spec]) -> dict[str, bytes]:
+  """PNG files of specifications, in light colours, by their names. Raises ImportError and RuntimeError as `bundle`
+  does."""
+  options = {'config': {**config('light'), 'padding': 12}, 'scale': 1.5, 'allowed_base_urls': []}
+  found = _vega('vegalite_to_png', [{'vl_spec': themed(spec, 'light'), **options} for spec in specs.values()])
   return dict(zip(specs, map(smaller, found)))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-import datetime
 import functools
 import hashlib
 import json
@@ -27,6 +26,7 @@ from etils import epath
 import jinja2
 from markupsafe import Markup
 
+from kr_jax.costs import hardware as hardware_lib
 from kr_jax.report import charts
 from kr_jax.report import contents
 from kr_jax.report import drawing
@@ -44,13 +44,13 @@ _UNDRAWN = ('charts: vl-convert-python is not installed; pip install vl-convert-
             'with --mode=report')
 
 
-def write(runs: Sequence[run_lib.Run | str], *, hardware: Any = None, target: float | None = None,
-          output: str | None = None, pictures: bool = True) -> list[str]:
+def write(workdirs: Sequence[str], *, hardware: hardware_lib.Hardware | None = None,
+          target: float | None = None, output: str | None = None, pictures: bool = True) -> list[str]:
   """Writes report.html, report.md and plots/*.png, each of them whole or not at all.
 
   Args:
-    runs: as read, or their workdirs.
-    hardware: to price workdirs by (costs/hardware.py); None: what each of them holds.
+    workdirs: of the runs.
+    hardware: to price them by; None: what each of them holds.
     target: held-out success to compare the costs of; it is fixed beforehand.
     output: a directory; None: the first workdir.
     pictures: False leaves plots/ as it is, which is most of the time that a page takes.
@@ -61,11 +61,8 @@ def write(runs: Sequence[run_lib.Run | str], *, hardware: Any = None, target: fl
   Raises:
     ValueError: there is no run, a workdir cannot be read, or the target is no success.
   """
-  if not runs:
-    raise ValueError('a report needs a run; name its directory: --workdir=DIR')
-  runs = [x if isinstance(x, run_lib.Run) else run_lib.read(x, hardware=hardware) for x in runs]
-  view = cleaned(scorecard.view(runs, target=target))
-  output, drawn, script = epath.Path(output or runs[0].workdir), {}, None
+  view = cleaned(scorecard.view([run_lib.read(x, hardware=hardware) for x in workdirs], target=target))
+  output, drawn, script = epath.Path(output or workdirs[0]), {}, None
   try:
     script = drawing.bundle()
     drawn = drawing.pictures(contents.pictures(view)) if pictures else {}
@@ -83,8 +80,12 @@ def _save(path: epath.Path, content: bytes) -> str:
   """Writes the whole file or none."""
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.parent / f'{path.name}.tmp'
-  unfinished.write_bytes(content)
-  unfinished.replace(path)
+  try:
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+  except OSError:  # a full disk needs the room
+    unfinished.unlink(missing_ok=True)
+    raise
   return str(path)
 
 
@@ -196,22 +197,14 @@ def _environment(form: str) -> jinja2.Environment:
       trim_blocks=True, lstrip_blocks=True, finalize=for_markdown if form == 'md' else None)
   environment.filters |= {
       'number': contents.number, 'estimate': contents.estimate, 'words': charts.words, 'short': short, 'fenced': fenced,
-      'table': markdown_table, 'file': Markup, 'date': _date,
-      'axis': lambda axis: charts.AXES[axis][0], 'alarm': _alarm, 'mark': _LEVELS.__getitem__}
+      'table': markdown_table, 'file': Markup, 'axis': charts.AXES.__getitem__, 'alarm': _alarm,
+      'mark': _LEVELS.__getitem__}
   return environment
 
 
 def _alarm(row: dict[str, Any]) -> str:
   """An alarm with its step, which most alarms begin with."""
   return row['text'] if row['text'].startswith('step ') else f'step {row["step"]}: {row["text"]}'
-
-
-def _date(text: str) -> str:
-  """A date as a person writes it; of another form it stays as it is."""
-  try:
-    return datetime.datetime.fromisoformat(text).strftime('%Y-%m-%d %H:%M %Z').strip()
-  except ValueError:
-    return text
 
 
 @functools.cache

@@ -16,8 +16,10 @@ from kr_jax import health
 from kr_jax.allocation import scores
 from kr_jax.costs import pricing
 from kr_jax.record import rollouts
+from kr_jax.record import terminal
 from kr_jax.report import compare
 from kr_jax.report import run as run_lib
+from kr_jax.report.run import figure
 from kr_jax.report.run import number
 from kr_jax.report.run import numbers
 from kr_jax.rewards import verdicts
@@ -29,7 +31,7 @@ _WINDOWS = 15  # a trailing mean is over a part of so many of the run
 _HARDEST = 8  # tasks
 _STEPS_READ = 60  # at the most, to find them
 _KINDS = (*verdicts.OUTCOMES, 'truncated_without_answer')  # of what came of rollouts; the last is a part of no_answer
-_FORMS = ('collectives', 'host', 'checkpoint')
+_BYTES = {'collectives': 'collective_bytes', 'host': 'host_bytes', 'checkpoint': 'checkpoint_bytes'}  # counters
 
 
 def curves(run: run_lib.Run) -> list[Row]:
@@ -100,7 +102,7 @@ def reliability(run: run_lib.Run) -> list[Row]:
 def _reliability(record: Row) -> np.ndarray | None:
   """reliability_B5 of a step; None where it has none of that form."""
   rows = record.get('reliability')
-  if not isinstance(rows, list) or not rows or any(len(numbers({'': row}, '')) != 5 for row in rows):
+  if not isinstance(rows, list) or not rows or any(len(numbers(row)) != 5 for row in rows):
     return None
   reliability_B5 = np.array(rows, float)
   n_B, expected_B, right_B, groups_B, _ = reliability_B5.T
@@ -155,7 +157,7 @@ def budgets(run: run_lib.Run) -> list[Row]:
     bins = len(part[0]['budget_by_success_rate'])
     for b in range(bins):
       some = [x for r in part if len(r['budget_by_success_rate']) == bins
-              and (x := number({'': r['budget_by_success_rate'][b]}, '')) is not None]
+              and (x := figure(r['budget_by_success_rate'][b])) is not None]
       if some:
         found.append({'step': part[0]['step'], 'bin_low': b / bins, 'bin_high': (b + 1) / bins,
                       'budget': float(np.mean(some))})
@@ -180,33 +182,21 @@ def _task_counts(record: Row) -> dict[str, list[int]] | None:
   counts = record.get('eval_tasks')
   if not isinstance(counts, dict):
     return None
-  right, verified = (numbers(counts, name) for name in ('right', 'verified'))
+  right, verified = (numbers(counts.get(name)) for name in ('right', 'verified'))
   if not right or len(right) != len(verified) or not all(0 <= k <= n for k, n in zip(right, verified)):
     return None
   return {'right': right, 'verified': verified}
 
 
-def rise(run: run_lib.Run) -> tuple[float, float] | None:
-  """How much held-out success rose from the first evaluation to the last, and the standard error of that; None where
-  it is unknown.
-
-  Where counts of tasks are recorded the error is that of the mean difference over tasks, of those that were verified
-  both times; else evaluations count as independent.
-  """
-  if len(run.evaluations) < 2:
+def rise(run: run_lib.Run) -> terminal.Change | None:
+  """How much held-out success rose from the first evaluation to the last, of which the error is known; else None."""
+  ends = (run.evaluations[0], run.evaluations[-1]) if len(run.evaluations) > 1 else ()
+  if not ends or None in map(run.success, ends):
     return None
-  first, last = run.evaluations[0], run.evaluations[-1]
-  change, of_tasks = (run.success(last), run.success(first)), [_task_counts(first), _task_counts(last)]
-  if None in change:
-    return None
-  if None not in of_tasks and len(of_tasks[0]['right']) == len(of_tasks[1]['right']):
-    right_2I, n_2I = (np.array([of[name] for of in of_tasks], float) for name in ('right', 'verified'))
-    both_I = n_2I.min(axis=0) > 0
-    rise_I = np.diff(right_2I[:, both_I] / n_2I[:, both_I], axis=0)[0]
-    if len(rise_I) > 1:
-      return change[0] - change[1], float(rise_I.std(ddof=1) / np.sqrt(len(rise_I)))
-  errors = (run.success(first, '_stderr'), run.success(last, '_stderr'))
-  return None if None in errors else (change[0] - change[1], float(np.hypot(*errors)))
+  first, last = ({'eval_tasks': _task_counts(record), **{
+      f'eval/{run.score}{end}': run.success(record, end) for end in ('', '_stderr')}} for record in ends)
+  found = terminal.change(first, last, run.score)
+  return None if found is None or found.error is None else found
 
 
 def robustness(run: run_lib.Run) -> list[Row]:
@@ -228,7 +218,7 @@ def robustness(run: run_lib.Run) -> list[Row]:
 
 def _visits(record: Row) -> list[tuple[int, int, int]]:
   """(task, right, verified) of a step's groups."""
-  columns = [numbers(record, f'group_{name}') for name in ('index', 'right', 'verified')]
+  columns = [numbers(record.get(f'group_{name}')) for name in ('index', 'right', 'verified')]
   if len({len(column) for column in columns}) > 1:
     return []
   return [(task, right, n) for task, right, n in zip(*columns) if 0 <= right <= n]
@@ -273,7 +263,7 @@ def peak(run: run_lib.Run) -> Row | None:
 def network(run: run_lib.Run) -> list[Row]:
   found = []
   for phase, of in run.by_phase.items():
-    for form, name in zip(_FORMS, ('collective_bytes', 'host_bytes', 'checkpoint_bytes')):
+    for form, name in _BYTES.items():
       counts = [x for entry in of if (x := number(entry, name)) is not None]
       if counts:
         found.append({'phase': phase, 'what': form, 'bytes': sum(counts)})
@@ -342,7 +332,8 @@ def _first_successes(run: run_lib.Run) -> list[tuple[int, int, int, int, int]]:
   first time; those with the most rollouts before first."""
   before, solved, found = {}, set(), []
   for record in run.steps:
-    for task, right, budget in zip(*(numbers(record, f'group_{name}') for name in ('index', 'right', 'budget'))):
+    columns = [numbers(record.get(f'group_{name}')) for name in ('index', 'right', 'budget')]
+    for task, right, budget in zip(*columns):
       if right and task not in solved:
         solved.add(task)
         if task in before:

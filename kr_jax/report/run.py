@@ -20,6 +20,8 @@ from kr_jax.record import goodput as goodput_lib
 from kr_jax.record import ledger as ledger_lib
 from kr_jax.record import rollouts
 
+AXES = {'rollouts': 'rollouts', 'tokens': 'generated tokens', 'flops': 'executed FLOPs', 'device_s': 'device-seconds',
+        'dollars': 'dollars', 'kwh': 'kWh'}  # of cost, by which runs are compared, and what they are called
 _LARGEST = 1e30  # sums of such numbers and their squares are finite
 _SCORE = re.compile(r'eval/(avg@\d+)')
 
@@ -93,14 +95,9 @@ class Run:
       tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
 
-  def success(self, record: dict[str, Any], end: str = '', group: str = '') -> float | None:
-    """The held-out success of an evaluation.
-
-    Args:
-      end: '' the mean, or '_stderr', '_low', '_high'.
-      group: '' all tasks, or such as 'difficulty_3/'.
-    """
-    name = f'eval/{group}{self.score}'
+  def success(self, record: dict[str, Any], end: str = '') -> float | None:
+    """The held-out success of an evaluation. end: '' the mean, or '_stderr', '_low', '_high'."""
+    name = f'eval/{self.score}'
     found, error = number(record, f'{name}{end}'), number(record, f'{name}_stderr')
     if found is None and end in ('_low', '_high') and error is not None and (mean := number(record, name)) is not None:
       return min(max(mean + 1.96 * error * (1 if end == '_high' else -1), 0.0), 1.0)  # records of older versions
@@ -133,16 +130,18 @@ def read(workdir: str, *, hardware: hardware_lib.Hardware | None = None) -> Run:
 
 
 def number(record: dict[str, Any], name: str) -> float | int | None:
-  """A figure of a record; None where it is absent, null, no number, or larger than anything that a run counts."""
-  x = record.get(name)
+  """A figure of a record; None where it is absent or no `figure`."""
+  return figure(record.get(name))
+
+
+def figure(x: Any) -> float | int | None:
+  """A recorded figure; None where it is null, no number, or larger than anything that a run counts."""
   return x if type(x) in (int, float) and -_LARGEST <= x <= _LARGEST else None  # True is no number
 
 
-def numbers(record: dict[str, Any], name: str) -> list[float | int]:
-  """A list of figures of a record; empty where it is absent or holds anything else."""
-  found = record.get(name)
-  is_list = isinstance(found, list) and all(type(x) in (int, float) and -_LARGEST <= x <= _LARGEST for x in found)
-  return found if is_list else []
+def numbers(x: Any) -> list[float | int]:
+  """A recorded list of figures; empty where it is none or holds anything else."""
+  return x if isinstance(x, list) and all(figure(y) is not None for y in x) else []
 
 
 def _config(path: epath.Path, missing: list[str]) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import datetime
+import time
 from typing import Any
 
-from kr_jax.costs import pricing
 from kr_jax.report import compare
 from kr_jax.report import figures
 from kr_jax.report import panels
 from kr_jax.report import run as run_lib
 from kr_jax.report import verdicts
+from kr_jax.report.figures import Figure
+from kr_jax.report.run import figure
 from kr_jax.report.run import number
 
-Figure = pricing.Figure
 # Knobs of where, how often and how safely a run works, not of what it learns: they make no other group.
 _ASIDE = ('seed', 'topologies', 'checkpoint', 'record', 'tasks.data_dir', 'tasks.files', 'evaluate.pass_at',
           'evaluate.maj_at', 'evaluate.perturb', *(
@@ -65,7 +66,7 @@ def view(runs: Sequence[run_lib.Run], *, target: float | None = None) -> dict[st
   return {
       'title': f'{next(iter(groups))}: what it learnt and what it cost' if len(groups) == 1 else
                f'{", ".join(groups)}: what they learnt and what they cost',
-      'generated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), 'missing': missing,
+      'generated': _date(time.time()), 'missing': missing,
       'runs': of_runs, 'verdicts': verdicts.of_groups(groups),
       'scorecard': scorecard([(of['run'], run) for of, run in named], target), **tables,
       'bands': compare.bands(tables['curves']), 'pareto': pareto(tables['curves']), 'comparison': comparison,
@@ -199,10 +200,9 @@ def scorecard(runs: Sequence[tuple[str, run_lib.Run]], target: float | None) -> 
     resource, metric, unit = key
     values = []
     for name, of_run in of_runs:
-      found = of_run.get(key, Figure(None, None))
-      if found.value is not None and number({'': found.value}, '') is None:
-        found = Figure(None, None, 'the records give no number that can be')
+      found = of_run.get(key, Figure())
+      if found.value is not None and figure(found.value) is None:
+        found = Figure(note='the records give no number that can be')
       values.append({'run': name, 'value': found.value, 'provenance': found.provenance, 'note': found.note})
     rows.append({'resource': resource, 'metric': metric, 'unit': unit, 'values': values})
-  order = ('computation', 'memory', 'energy', 'money', 'network', 'other')
-  return sorted(rows, key=lambda row: order.index(row['resource']))
+  return rows

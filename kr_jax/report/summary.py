@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import json
 import os
+import statistics
 from typing import Any
 
 import numpy as np
@@ -48,25 +49,25 @@ def summarize(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], *,
       'rule': rule,
       'seed': seed,
       'steps': len(steps),
-      'wall_s': _most([steps[-1], last], 'wall_s'),
+      'wall_s': _over([steps[-1], last], 'wall_s', max),
       f'{score}_first': held_out(first),
       f'{score}_last': held_out(last),
       f'{score}_last_stderr': held_out(last, '_stderr'),
       f'{score}_rise': None if None in rises else rises[0] - rises[1],
       f'{score}_last_unverified': run.number(last, 'eval/unverified'),
-      **{name: _mean(steps, name) for name in (
+      **{name: _over(steps, name, statistics.fmean) for name in (
           'effective_gradient_ratio', 'expected_gradient_ratio', 'uniform_gradient_ratio',
           'mixed_tasks', 'expected_mixed_tasks', 'uniform_mixed_tasks', 'objective', 'uniform_objective')},
       **_calibration_of(steps),
-      'budget_min': _most(steps, 'budget_min', min),
-      'budget_max': _most(steps, 'budget_max'),
-      **{name: _total(steps, of) for name, of in (
+      'budget_min': _over(steps, 'budget_min', min),
+      'budget_max': _over(steps, 'budget_max', max),
+      **{name: _over(steps, of, sum) for name, of in (
           ('rollouts', 'rollouts_total'), ('tokens_generated', 'tokens_generated'),
           ('tokens_updated', 'tokens_updated'))},
       'compile_count': run.number(steps[-1], 'compile_count'),
       **{name: None if None in (rollouts, share := _column(steps, name)) else float(
           np.dot(share, rollouts) / np.sum(rollouts)) for name in ('unverified', 'no_answer')},
-      **{f'unverified_{kind}': _total(steps, f'unverified_{kind}') for kind in health.UNVERIFIED},
+      **{f'unverified_{kind}': _over(steps, f'unverified_{kind}', sum) for kind in health.UNVERIFIED},
       'alarms': sum(len(record.get('alarms') or ()) for record in steps),
   }
 
@@ -77,17 +78,8 @@ def _column(records: list[dict[str, Any]], name: str) -> list[float | int] | Non
   return None if None in found else found
 
 
-def _mean(steps, name: str) -> float | None:
-  found = _column(steps, name)
-  return None if found is None else float(np.mean(found))
-
-
-def _total(steps, name: str) -> int | None:
-  found = _column(steps, name)
-  return None if found is None else int(sum(found))
-
-
-def _most(records, name: str, of: Callable[..., Any] = max) -> float | int | None:
+def _over(records: list[dict[str, Any]], name: str, of: Callable[[list[Any]], Any]) -> float | int | None:
+  """A function of a figure of each record; None where one lacks it."""
   found = _column(records, name)
   return None if found is None else of(found)
 

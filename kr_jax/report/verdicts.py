@@ -22,7 +22,6 @@ Runs = Sequence[run_lib.Run]
 Figures = Sequence[dict[figures.Key, figures.Figure]]  # of each run
 Verdict = tuple[str, str]  # level and text
 LEVELS = ('good', 'unknown', 'warn', 'bad')  # from the best
-_Z = 1.96  # standard errors: a rise is spoken of at 95 %
 # Where fewer rollouts are in mixed groups, most of the sampling teaches nothing; of one in twenty it is lost.
 _GRADIENT_WARN, _GRADIENT_BAD = 0.25, 0.05
 # Log loss over that of one rate for all tasks: above 1 the forecasts mislead budgets, just below they hardly help.
@@ -75,20 +74,20 @@ def _steps(runs: Runs, name: str, last: float = 1.0) -> float | None:
 
 def _learning(runs: Runs, _: Figures) -> Verdict:
   rises = [x for run in runs if (x := panels.rise(run)) is not None]
-  last = _mean([run.success(run.evaluations[-1]) for run in runs if run.evaluations])
+  first, last = (_mean([run.success(run.evaluations[i]) for run in runs if run.evaluations]) for i in (0, -1))
   if not rises:
     return 'unknown', 'no two evaluations' if last is None else f'held-out success {last:.3f}; one evaluation alone'
   rise, error = (_mean(column) for column in zip(*rises))  # seeds share the tasks: their errors do not average out
-  level = 'good' if rise > _Z * error else 'bad' if rise < -_Z * error else 'warn'
+  level = 'good' if rise > error else 'bad' if rise < -error else 'warn'
   seeds = f', mean of {len(rises)} runs' if len(rises) > 1 else ''
-  return level, f'held-out success {last - rise:.3f} to {last:.3f} ({rise:+.3f} ± {_Z * error:.3f}{seeds})'
+  return level, f'held-out success {first:.3f} to {last:.3f} ({rise:+.3f} ± {error:.3f}{seeds})'
 
 
 def _allocation(runs: Runs, _: Figures) -> Verdict:
   seen, expected, uniform = (_steps(runs, f'{name}_gradient_ratio') for name in ('effective', 'expected', 'uniform'))
   if seen is None:
     return 'unknown', 'no figures of steps'
-  level = 'good' if seen >= _GRADIENT_WARN else 'warn' if seen >= _GRADIENT_BAD else 'bad'
+  level = _level(seen, _GRADIENT_WARN, _GRADIENT_BAD)
   text = f'{seen:.0%} of the rollouts are in mixed groups'
   if None in (expected, uniform) or runs[0].rule == 'uniform':
     return level, text
@@ -157,16 +156,12 @@ def _memory(runs: Runs, _: Figures) -> Verdict:
   return 'warn' if most['gb'] >= _MEMORY_WARN * gb else 'good', text
 
 
-def _waits(runs: Runs) -> float | None:
-  return _mean([run.goodput['device_wait_share'] for run in runs if run.goodput])
-
-
 def _energy(runs: Runs, found: Figures) -> Verdict:
   kwh, provenance, note = _of(found, 'energy', 'energy', 'kWh')
   co2, _, _ = _of(found, 'energy', 'emissions', 'kg CO2e')
   if kwh is None:
     return 'unknown', note or 'unknown'
-  waits = _waits(runs)
+  waits = _mean([run.goodput['device_wait_share'] for run in runs if run.goodput])
   text = f'{kwh:.3g} kWh ({provenance})' + ('' if co2 is None else f', {co2:.3g} kg CO2e')
   if waits is not None and waits > _IDLE_WARN:
     return 'warn', f'{text}; the devices wait for {waits:.0%} of the time, at idle power'
@@ -198,7 +193,7 @@ def _days_since(dated: str, run: run_lib.Run) -> float | None:
   return None if started is None else (started - date.replace(tzinfo=datetime.timezone.utc).timestamp()) / 86400
 
 
-def _network(runs: Runs, found: Figures) -> Verdict:
+def _network(runs: Runs, _: Figures) -> Verdict:
   sent = [figures.total(run, 'collective_bytes') for run in runs]
   mean = _mean(sent)
   if mean is None:

@@ -48,16 +48,15 @@ def test_a_run_by_hand():
   assert update == {'wall_s': 10, 'busy_s': 5, 'device_s': 80, 'chip_hours': pytest.approx(40 / 3600),
                     'kwh': pytest.approx((10 * 100 + 5 * 200) * 4 * 1.2 / 3.6e6), 'dollars': pytest.approx(0.04),
                     'mfu': 0.25, 'bandwidth_use': None}
-  assert pricing.mfu(ENTRIES, [attempt()], HARDWARE) == pricing.Figure(0.25, 'counted')
-  assert pricing.dollars_per_parameter(found, [attempt()]).value == pytest.approx(0.16 / 1000)
+  assert found.by_phase['update']['mfu'].provenance == 'counted'
 
 
 def test_bandwidth_where_bytes_are_counted():
   """Four chips read 400 GB/s: 2000 of 8000 GB in 20 s."""
   entries = [entry(0, 'sample', 25.0, 20.0, hbm_bytes_read=2 * 10 ** 12), entry(1, 'sample', 5.0, 5.0)]
-  assert pricing.bandwidth_use(entries, [attempt()], HARDWARE).value == pytest.approx(0.25)
-  assert pricing.bandwidth_use(entries[1:], [attempt()], HARDWARE) == pricing.UNKNOWN
-  assert pricing.mfu(entries, [attempt()], HARDWARE) == pricing.UNKNOWN
+  use = lambda entries, name: pricing.price(entries, [attempt()], HARDWARE).by_phase['sample'][name]
+  assert use(entries, 'bandwidth_use').value == pytest.approx(0.25)
+  assert use(entries[1:], 'bandwidth_use') == use(entries, 'mfu') == pricing.UNKNOWN
 
 
 def test_pricing_is_pure_and_pricing_twice_gives_the_same():
@@ -91,6 +90,29 @@ def test_joules_that_were_measured_are_taken():
   assert f'{1 / (1 + more):.0%} of it measured' in mixed.kwh.note
 
 
+def test_a_long_phase_without_joules_was_not_measured():
+  """It is modelled; where nothing is known of the chips it is unknown, but for what comes before the meter."""
+  entries = [entry(0, 'start', 12.0), entry(0, 'sample', 20.0, 20.0, joules=3e6), entry(0, 'compile', 50.0)]
+  found = pricing.price(entries, [attempt(energy='nvml')], HARDWARE).kwh
+  start = 12 * 100 * 4 * 1.2 / 3.6e6
+  assert found[:2] == (pytest.approx(1 + start), 'modelled') and f'{1 / (1 + start):.0%} of it measured' in found.note
+  assert 'x 100-300 W' in found.note
+  assert pricing.price(entries, [attempt(energy='nvml')], None).kwh[:2] == (pytest.approx(3e6 / 3.6e6), 'measured')
+  dead = [*entries, entry(1, 'sample', 20.0, 20.0)]
+  assert pricing.price(dead, [attempt(energy='nvml')], None).kwh.value is None
+  assert pricing.price(dead, [attempt(energy='nvml')], HARDWARE).kwh.value == pytest.approx(
+      1 + start + 20 * 300 * 4 * 1.2 / 3.6e6)
+
+
+def test_an_attempt_that_has_just_begun_costs_nothing():
+  """Of its chips neither price nor power is known."""
+  found = pricing.price([entry(0, 'sample', 1.0)], [attempt(), attempt(1, device_kind='chip y')], hardware.read(
+      hardware.as_dict(HARDWARE) | {'profiles': hardware.as_dict(HARDWARE)['profiles'] | {
+          'y': {'device_kinds': ['chip y']}}}))
+  assert found.dollars.value == pytest.approx(4 / 3600 * 3.6) and 'y' not in found.dollars.note.replace('hour', '')
+  assert 'x 100-300 W' in found.kwh.note
+
+
 @pytest.mark.parametrize('attempts, known', [
     ([attempt(device_kind='Chip Y')], None), ([attempt()], None), ([attempt(device_kind='cpu', cores=None)], HARDWARE),
     ([attempt(device_kind='Chip Y')], HARDWARE), ([], HARDWARE)], ids=str)
@@ -100,7 +122,6 @@ def test_unknown_is_none(attempts, known):
   assert found.kwh.provenance is None and 'not known' in found.kwh.note and 'not known' in found.dollars.note
   assert found.device_s == pricing.Figure(320.0, 'measured')
   assert found.by_phase['update']['mfu'] == pricing.UNKNOWN
-  assert pricing.dollars_per_parameter(found, attempts) == pricing.UNKNOWN
   last = pricing.cumulative(ENTRIES, attempts, known)[-1]
   assert (last['dollars'], last['kwh'], last['device_s'], last['rollouts']) == (None, None, 320, 4)
 

@@ -59,7 +59,7 @@ def test_a_program_that_ran_is_counted_without_compiling_again(compiled):
   assert found == {
       'flops_executed': DOT * (1 + 2 + 6 * 2), 'collective_bytes': 0, 'host_bytes': 4 * (8 * N + N * N + 2)}
   assert all(isinstance(n, int) for n in found.values())
-  program = programs.of(nested, ARGS, ('outer', 'inner'))
+  program = programs.begin(nested, ARGS).program(('outer', 'inner'))
   assert program.flops({'outer': 0, 'inner': 0}) == DOT and program.collective_bytes({'outer': 5, 'inner': 5}) == 0
   assert 4 * (2 * 8 * N + N * N) <= program.memory < 8 * 4 * (2 * 8 * N + N * N) and not program.decodes_by_kernel
   assert not compiled
@@ -77,7 +77,7 @@ def test_a_program_is_counted_once_for_all_runs(monkeypatch):
 @pytest.mark.parametrize('trips', [{}, {'outer': 1}, {'outer': 1, 'inner': 1, 'other': 1}], ids=str)
 def test_trips_of_other_loops_are_an_error(trips):
   nested(*ARGS)
-  program = programs.of(nested, ARGS, ('outer', 'inner'))
+  program = programs.begin(nested, ARGS).program(('outer', 'inner'))
   with pytest.raises(ValueError, match=r"counted with \['inner', 'outer'\]; pass the trips of each"):
     program.flops(trips)
 

@@ -18,7 +18,6 @@ import pytest
 
 from configs import presets
 from kr_jax import knobs as knobs_lib
-from kr_jax import phases
 from kr_jax import sharding
 from kr_jax import types
 from kr_jax.costs import arithmetic
@@ -762,12 +761,6 @@ def test_one_program_serves_every_batch(momentum):
     state, _ = update.step(state, left_out(rollouts, where_R), REWARD_R, {}, POLICY, config)
   assert update._step._cache_size() <= before + 1
   assert int(state.step) == 10
-
-
-@pytest.fixture
-def clock():
-  yield phases.start()
-  phases.stop()
 
 
 def test_what_updates_take_is_counted(momentum, clock):

@@ -69,9 +69,3 @@ def test_what_is_not_known_is_said():
   assert whole_run.verdict({'topology': 'y:1', 'fits': True, 'run': None}) == 'y:1: fits'
   phases = {'sample': {'fits': True}, 'update': {'fits': False}}
   assert whole_run.verdict({'topology': 'y:1', 'fits': False, 'phases': phases}) == 'y:1: does NOT fit: update'
-
-
-@pytest.mark.parametrize('seconds, text', [(0, '0 s'), (59, '59 s'), (90, '1.5 min'), (3600, '1.0 h'), (35820, '10 h'),
-                                           (187200, '52 h')])
-def test_hours(seconds, text):
-  assert whole_run.hours(seconds) == text

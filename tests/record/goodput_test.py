@@ -44,6 +44,16 @@ def test_goodput():
   assert found['device_wait_share'] == pytest.approx(1 - busy / of_steps)
 
 
+def test_what_is_kept_of_the_step_that_an_attempt_ends_before():
+  """The evaluation before step 2 is stopped twice and then whole; the page of the last attempt but one stays."""
+  attempts = [{'attempt': n, 'first_step': 2, 'started': 100.0 * n} for n in range(4)]
+  entries = [entry(0, 2, 'evaluate', 1.0), entry(1, 2, 'evaluate', 2.0, cut=True), entry(2, 2, 'evaluate', 4.0),
+             entry(2, 2, 'report', 8.0), entry(2, 2, 'sample', 16.0), entry(3, 2, 'sample', 32.0)]
+  found = goodput.goodput(ledger.Ledger(attempts, entries, [], []))
+  assert found['badput'] == dict.fromkeys(goodput.KINDS, 0.0) | {
+      'wasted_progress': 1.0 + 2 + 16, 'evaluation': 4.0, 'record': 8.0}
+
+
 def test_nothing():
   found = goodput.goodput(ledger.Ledger([], [], [], []))
   assert found['wall_s'] == 0 and found['goodput'] is None and found['device_wait_share'] is None

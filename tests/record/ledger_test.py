@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import threading
 import time
 
 import jax
@@ -9,12 +11,6 @@ import pytest
 
 from kr_jax import phases
 from kr_jax.record import ledger
-
-
-@pytest.fixture
-def clock():
-  yield phases.start()
-  phases.stop()
 
 
 def lines(path):
@@ -46,7 +42,8 @@ def test_an_attempt(tmp_path, clock):
   assert sum(e['wall_s'] for e in found.entries) == pytest.approx(wall_s, abs=0.1)
 
 
-@pytest.mark.parametrize('error, reason', [(SystemExit('SIGTERM'), 'stopped'), (OSError('full'), 'failed')])
+@pytest.mark.parametrize('error, reason', [
+    (SystemExit('SIGTERM'), 'stopped'), (KeyboardInterrupt(), 'stopped'), (OSError('full'), 'failed')])
 def test_how_an_attempt_ended(tmp_path, clock, error, reason):
   with pytest.raises(type(error)), ledger.Writer(str(tmp_path), clock, 0, {}):
     raise error
@@ -99,6 +96,87 @@ def test_what_cannot_be_read_is_said(tmp_path):
   assert found[:3] == ([], [], []) and 'ledger.jsonl cannot be read: No such file' in found.problems[0]
   good = {'attempt': 0, 'step': 1, 'phase': 'verify', 'wall_s': 1.0}
   (tmp_path / 'ledger.jsonl').write_bytes(
-      json.dumps(good).encode() + b'\n\x00\xff\n[]\n3\n{"a": 1}\n' + json.dumps(good).encode()[:20])
+      json.dumps(good).encode() + b'\n\x00\xff\n[]\n3\n"started"\n{"a": 1}\n' + json.dumps(good).encode()[:20])
   found = ledger.read(str(tmp_path))
-  assert found.entries == [good] and '5 of 6 lines are no records' in found.problems[0]
+  assert found.entries == [good] and '6 of 7 lines are no records' in found.problems[0]
+
+
+def test_an_attempt_has_a_number_of_its_own(tmp_path, clock):
+  (tmp_path / 'ledger.jsonl').write_text(
+      '{"attempt": 0, "started": 1}\n{"attempt": 1, "sta\n{"attempt": 2, "started": 3}\n{"attempt": "x", "started": 4}\n')
+  with ledger.Writer(str(tmp_path), clock, 0, {}) as written:
+    assert written.attempt == 3
+
+
+def test_a_meter_that_fails_for_a_while_loses_nothing(tmp_path, clock, monkeypatch):
+  monkeypatch.setattr(ledger, '_EVERY_S', 60)
+  joules, busy = iter([10.0, None, 15.0]), iter([0.5, 0.25])
+  with ledger.Writer(str(tmp_path), clock, 0, {}, lambda: next(joules), lambda: next(busy)) as written:
+    clock.begin('other')
+    monkeypatch.setattr(ledger, '_BUSY_EVERY', 2)
+    written.sample()
+    written.sample()
+    entry, = (entry for entry in written.step(0) if entry['phase'] == 'other')
+  assert entry['joules'] == 5.0 and entry['busy_share'] == 0.25
+
+
+def test_the_heartbeat_goes_on_after_an_error(tmp_path, clock, monkeypatch):
+  monkeypatch.setattr(ledger, '_EVERY_S', 0.01)
+  said = []
+
+  def sample(self):
+    said.append(1)
+    if len(said) < 3:
+      raise RuntimeError('the device tells nothing')
+
+  monkeypatch.setattr(ledger.Writer, 'sample', sample)
+  with ledger.Writer(str(tmp_path), clock, 0, {}):
+    deadline = time.monotonic() + 5
+    while not (tmp_path / 'ledger.now.json').exists() and time.monotonic() < deadline:
+      time.sleep(0.01)
+    assert len(said) >= 3
+
+
+def test_a_meter_that_hangs_does_not_hold_up_the_end(tmp_path, clock, monkeypatch):
+  monkeypatch.setattr(ledger, '_EVERY_S', 0.01)
+  monkeypatch.setattr(ledger, '_JOIN_S', 0.05)
+  reads, asked, goes_on = iter([1.0]), threading.Event(), threading.Event()
+
+  def meter():
+    for joules in reads:
+      return joules
+    asked.set()
+    goes_on.wait(30)
+
+  with ledger.Writer(str(tmp_path), clock, 0, {}, meter) as written:
+    assert asked.wait(5)
+  assert written._thread.is_alive() and ledger.read(str(tmp_path)).ends[0]['reason'] == 'done'
+  goes_on.set()
+  written._thread.join()
+  assert not (tmp_path / 'ledger.now.json').exists()
+
+
+@pytest.mark.parametrize('error, raised', [(SystemExit('stopped'), SystemExit), (None, OSError)])
+def test_a_full_disk_does_not_hide_why_a_run_ends(tmp_path, clock, monkeypatch, error, raised):
+  def full(self, records):
+    raise OSError('no space')
+
+  with pytest.raises(raised), ledger.Writer(str(tmp_path), clock, 0, {}):
+    monkeypatch.setattr(ledger.Writer, '_append', full)
+    if error:
+      raise error
+
+
+def test_what_an_attempt_says_of_the_code(monkeypatch, tmp_path):
+  """A notebook has no command; a package that lies in another project's checkout has not its commit."""
+  monkeypatch.setattr('sys.argv', [ledger.__file__.replace('record/ledger.py', 'main.py'), '--config=x y.py'])
+  found = ledger.environment()
+  assert found['command'] == "python -m kr_jax.main '--config=x y.py'" and set(found['versions']) == {'kr_jax', 'jax'}
+  monkeypatch.setattr('sys.argv', ['ipykernel_launcher.py', '-f', 'kernel.json'])
+  assert ledger.environment()['command'] is None
+  folder = tmp_path / 'venv'
+  folder.mkdir()
+  for command in ('init -q', '-c user.name=x -c user.email=x commit -q --allow-empty -m x'):
+    subprocess.run(('git', '-C', str(tmp_path), *command.split()), check=True)
+  monkeypatch.setattr(ledger, '__file__', str(folder / 'ledger.py'))
+  assert ledger._commit() is None

@@ -1,12 +1,11 @@
 """What a run says: the table at its start, an evaluation in a line, and what was learnt for how much."""
 
-import types
-
 import numpy as np
 import pytest
 
 from kr_jax import knobs
 from kr_jax.costs import hardware as hardware_lib
+from kr_jax.costs import pricing
 from kr_jax.record import terminal
 
 V5E = hardware_lib.Profile('v5e', ('tpu v5 lite',), dollars_per_hour=1.2, price_date='2025-02', price_source='list')
@@ -27,8 +26,8 @@ def test_dollars(x, text):
   assert terminal.dollars(x) == text
 
 
-@pytest.mark.parametrize('seconds, text', [(0, '0 s'), (89.6, '90 s'), (90, '1.5 min'), (7200, '2.0 h'),
-                                           (187_200, '2.2 days')])
+@pytest.mark.parametrize('seconds, text', [(0, '0 s'), (59, '59 s'), (90, '1.5 min'), (3600, '1.0 h'), (35820, '10 h'),
+                                           (187_200, '52 h')])
 def test_durations(seconds, text):
   assert terminal.duration(seconds) == text
 
@@ -82,11 +81,12 @@ def test_the_change_of_a_score():
   after = record(5, 0.6, [2, 3, 2, 1], [4, 4, 2, 4])
   found = terminal.change(before, after, 'avg@4')
   assert found.mean == pytest.approx(1 / 3)
-  assert (found.low, found.high) == (pytest.approx(1 / 3 - 1.96 * 0.220479, abs=1e-4),
-                                     pytest.approx(1 / 3 + 1.96 * 0.220479, abs=1e-4))
+  assert found.error == pytest.approx(1.96 * 0.220479, abs=1e-4)
   assert str(found) == '+0.333 [-0.099, +0.765]'
   plain = [{'step': 0, 'eval/avg@4': 0.5}, {'step': 5, 'eval/avg@4': 0.25}]  # of an older version
-  assert terminal.change(*plain, 'avg@4') == (-0.25, None, None)
+  assert terminal.change(*plain, 'avg@4') == (-0.25, None)
+  assert terminal.change(*(x | {'eval/avg@4_stderr': e} for x, e in zip(plain, (0.03, 0.04))), 'avg@4') == (
+      -0.25, pytest.approx(1.959964 * 0.05))
   assert terminal.change(plain[0], plain[1] | {'eval/avg@4': None}, 'avg@4') is None
   assert terminal.change(record(0, None, [0], [0]), after | {'eval_tasks': {'right': [1], 'verified': [1]}},
                          'avg@4') is None
@@ -98,7 +98,7 @@ def test_the_interval_of_a_change_holds_the_truth():
     p_I = rng.uniform(0.2, 0.7, 60)
     draw = lambda p_I: record(0, 0.5, rng.binomial(8, p_I).tolist(), [8] * 60)
     found = terminal.change(draw(p_I), draw(p_I + 0.1), 'avg@4')
-    held += found.low <= 0.1 <= found.high
+    held += abs(found.mean - 0.1) <= found.error
   assert 180 <= held <= 198  # of 200; 190 are expected
 
 
@@ -113,9 +113,8 @@ def test_an_evaluation_is_a_line():
 
 
 def test_closing():
-  figure = lambda value, provenance=None: types.SimpleNamespace(value=value, provenance=provenance)
-  price = types.SimpleNamespace(device_s=figure(7200.0, 'measured'), dollars=figure(0.0049, 'modelled'),
-                                kwh=figure(None), kg_co2=figure(None))
+  price = pricing.Price(kwh=pricing.UNKNOWN, dollars=pricing.Figure(0.0049, 'modelled'), kg_co2=pricing.UNKNOWN,
+                        chip_hours=pricing.UNKNOWN, device_s=pricing.Figure(7200.0, 'measured'), by_phase={})
   evaluations = [record(0, 0.3, [1, 0, 4, 2], [4, 4, 4, 0]), record(3, 0.4, [1], [1]),
                  record(5, 0.6, [2, 3, 2, 1], [4, 4, 2, 4])]
   assert terminal.closing(evaluations, 'avg@4', steps=5, seconds=120, price=price, page='runs/x/report.html'

@@ -149,5 +149,5 @@ def test_a_ratio_without_an_interval_is_not_drawn():
   row = {'group': 'b', 'axis': 'tokens', 'ratio': 2.0, 'low': 1.5, 'high': 3.0}
   view['comparison']['rows'] = [row, row | {'axis': 'kwh', 'high': None}, row | {'axis': 'flops', 'ratio': None}]
   one, interval, point = layers(charts.comparison(view))
-  assert [row['what'] for row in values(point)] == ['tokens generated'] and values(one) == [{'at': 1}]
+  assert [row['what'] for row in values(point)] == ['generated tokens'] and values(one) == [{'at': 1}]
   assert interval['encoding']['color']['scale']['range'] == ['c1']  # that of its group elsewhere

@@ -20,7 +20,7 @@ _KEPT = {'generated', 'level', 'resource', 'provenance', 'axis', 'half', 'of', '
 def empty(*runs: str, group: str = '') -> dict[str, Any]:
   """A view of runs, (run) or (group/run), of which nothing is known."""
   view: dict[str, Any] = {name: [] for name in LISTS}
-  view |= {'title': 'made up', 'generated': '2026-01-02T03:04:05+00:00',
+  view |= {'title': 'made up', 'generated': '2026-01-02 03:04 UTC',
            'comparison': {'target': None, 'baseline': None, 'rows': []}}
   for seed, run in enumerate(runs or ('a',)):
     view['runs'].append({'run': run, 'group': run.partition('/')[0], 'seed': seed, 'workdir': f'/w/{run}',

@@ -105,15 +105,15 @@ def test_status_by_hand():
 
 
 def test_rise_by_hand():
-  """Rises of .5, .25 and 0 a task: mean .25, standard error .25 / sqrt(3)."""
+  """Rises of .5, .25 and 0 a task: mean .25, standard error .25 / sqrt(3), of which 1.96 are the half interval."""
   rise, error = panels.rise(run_of(evaluations=[evaluation(0, 0.25, [0, 1, 2]), evaluation(4, 0.5, [2, 2, 2])]))
-  assert (rise, error) == pytest.approx((0.25, 0.25 / np.sqrt(3)))
+  assert (rise, error) == pytest.approx((0.25, 1.959964 * 0.25 / np.sqrt(3)))
   # Without counts of tasks evaluations are independent.
   rise, error = panels.rise(run_of(evaluations=[
       evaluation(0, 0.25, **{'eval/avg@4_stderr': 0.03}), evaluation(4, 0.5, **{'eval/avg@4_stderr': 0.04})]))
-  assert (rise, error) == pytest.approx((0.25, 0.05))
+  assert (rise, error) == pytest.approx((0.25, 1.959964 * 0.05))
   assert panels.rise(run_of(evaluations=[evaluation(0, 0.25)])) is None
-  assert panels.rise(run_of(evaluations=[evaluation(0, None), evaluation(1, 0.5)])) is None
+  assert panels.rise(run_of(evaluations=[evaluation(0, None, [0, 1, 2]), evaluation(1, 0.5, [2, 2, 2])])) is None
 
 
 def test_robustness():

@@ -104,8 +104,8 @@ def test_a_ledger_that_does_not_cover_the_run(tmp_path):
 def test_figures_that_are_none():
   record = {'x': 1, 'yes': True, 'text': '1', 'none': None, 'inf': float('inf'), 'list': [1, 2.5], 'bad': [1, None]}
   assert [run.number(record, name) for name in record] == [1] + [None] * 6
-  assert run.numbers(record, 'list') == [1, 2.5]
-  assert run.numbers(record, 'bad') == run.numbers(record, 'x') == run.numbers(record, 'absent') == []
+  assert run.numbers(record['list']) == [1, 2.5]
+  assert run.numbers(record['bad']) == run.numbers(record['x']) == run.numbers(None) == []
 
 
 def _mangle(rng, x):
