@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 import traceback
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,6 +32,17 @@ class Mode(NamedTuple):
   needs: tuple[str, ...]
   takes: tuple[str, ...] = ()  # as well
   fills: tuple[str, ...] = ()  # those of them that have their default where they are not given
+
+
+def began() -> float:
+  """The unix time at which this process began; now, where the system does not tell."""
+  try:
+    with open('/proc/self/stat') as file:
+      ticks = int(file.read().rpartition(')')[2].split()[19])  # since the system began; 0 in some sandboxes
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+    return time.time() - (max(age_s, 0.0) if ticks else 0.0)
+  except (OSError, ValueError, LookupError, AttributeError):
+    return time.time()
 
 
 def values(argv: Sequence[str], name: str) -> list[str]:

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import sys
-import time
 from typing import Any
 
 from absl import app
@@ -31,7 +30,7 @@ from kr_jax import inputs
 from kr_jax import knobs
 from kr_jax.arguments import Mode
 
-_STARTED = time.time()
+_BEGAN = arguments.began()
 MODES = {
     'train': Mode('the loop, then the report; the same command again goes on where it stopped', ('config', 'workdir'),
                   ('hardware', 'coordinator', 'processes', 'process'), fills=('hardware',)),
@@ -244,10 +243,12 @@ def _evaluate() -> None:
   from kr_jax import prepare
   from kr_jax import processes
   from kr_jax import state
+  from kr_jax.record import metrics
   from kr_jax.report import summary
   _start_processes()
   setup, workdir = prepare.prepare(_CONFIG.value), _WORKDIR.value[0]
-  with processes.progress_to('evaluate', 'rollout', compiles=True) as progress:
+  compiles = metrics.CompileCount()
+  with processes.progress_to('evaluate', 'rollout', compiled_s=lambda: compiles.seconds) as progress:
     evaluation = state.evaluate_checkpoint(setup, workdir, progress=progress)
   if not processes.is_first():
     return
@@ -274,7 +275,7 @@ def _train() -> None:
   from kr_jax import processes
   from kr_jax import train
   workdir = _WORKDIR.value[0]
-  phases.start(_STARTED)
+  phases.start(_BEGAN)
   try:
     hardware = _hardware()
     _start_processes()
@@ -320,12 +321,12 @@ def main(argv: list[str]) -> None:
   _quiet_libtpu()
   try:
     sys.exit(_RUN[mode]())
-  except ValueError as error:
+  except BrokenPipeError:  # whoever read the output has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except (ValueError, OSError) as error:  # such as a disk that is full or cannot be written
     if mode == 'train':
       raise
     sys.exit(f'error: {error}')
-  except BrokenPipeError:  # whoever read the output has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
     again = '; the same command again goes on from the last checkpoint' if mode == 'train' else ''
     print(f'interrupted{again}', file=sys.stderr)

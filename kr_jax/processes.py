@@ -70,18 +70,23 @@ def progress(name: str, first: int, last: int, unit: str = 'step', *, leave: boo
 
 
 @contextlib.contextmanager
-def progress_to(name: str, unit: str, *, compiles: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress_to(name: str, unit: str, *, compiled_s: Callable[[], float] | None = None
+                ) -> Iterator[Callable[[int, int], None]]:
   """Yields a function of the units that are done and of all; what it shows is gone after the end.
 
-  compiles: whether what runs until the first units are done is compiled first.
+  compiled_s: seconds of compilation so far, where what runs is compiled first: it is said, and left out of the rate.
   """
-  bars = []
+  bars, before_s = [], compiled_s() if compiled_s else 0.0
 
   def show(done: int, total: int) -> None:
+    nonlocal before_s
     if not bars:
       bars.append(progress(name, 0, total, unit, leave=False))
-      bars[0].compiling(compiles)
+      bars[0].compiling(compiled_s is not None)
     if done > bars[0].n:
+      if compiled_s:
+        bars[0].leave_out(compiled_s() - before_s)
+        before_s = compiled_s()
       bars[0].update(done - bars[0].n)
 
   try:

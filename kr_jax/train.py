@@ -86,10 +86,11 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
   with contextlib.ExitStack() as context:
     clock = context.enter_context(phases.running())
     stopping = context.enter_context(processes.StopSignal())
-    pool = context.enter_context(state_lib.workers(setup))
-    checkpoints = context.enter_context(checkpoint.Checkpoints(
-        state_lib.checkpoint_directory(setup, workdir), keep=c.checkpoint.keep))
+    checkpoints = checkpoint.Checkpoints(state_lib.checkpoint_directory(setup, workdir), keep=c.checkpoint.keep)
+    # What the end of the others takes is in the ledger, which therefore ends last.
     ledger = context.enter_context(attempt.begin(setup, workdir, hardware, clock, checkpoints.latest() or 0))
+    context.enter_context(checkpoints)
+    pool = context.enter_context(state_lib.workers(setup))
     with phases.phase('restore'):
       state, stats, base = state_lib.start(setup, workdir, checkpoints, stopping)
     first_step = int(state.step)

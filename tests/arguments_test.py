@@ -1,6 +1,9 @@
 """The command line: all that is wrong at once, each in a line, and a short help."""
 
+import io
+import subprocess
 import sys
+import time
 
 from absl import flags
 from ml_collections import config_flags
@@ -130,3 +133,13 @@ def test_help_is_short(parse, flag):
 def test_values():
   argv = ['main', '--a=1', '-a', '2', '--ab=3', '--a']
   assert arguments.values(argv, 'a') == ['1', '2'] and arguments.values(argv, 'b') == []
+
+
+def test_when_a_process_began(monkeypatch):
+  """To a hundredth of a second, and a second more for what takes the interpreter to start."""
+  code = 'from kr_jax import arguments; print(arguments.began())'
+  before = time.time()
+  began = float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+  assert before - 0.05 < began < time.time() and began - before < 5
+  monkeypatch.setattr('builtins.open', lambda path: io.StringIO('1 (a b) S'))
+  assert arguments.began() == pytest.approx(time.time(), abs=1)  # of another system

@@ -3,7 +3,6 @@
 import json
 
 import jax
-import pytest
 
 from configs import hardware as profiles
 from kr_jax import attempt

@@ -131,9 +131,10 @@ def test_errors_are_short_and_said_before_anything_heavy_is_loaded(tmp_path):
 
 
 def test_how_a_mode_ends(tmp_path):
-  errors = ('KeyboardInterrupt', 'BrokenPipeError', "ValueError('no')", "SystemExit('stopped after 3 of 4 steps')")
+  errors = ('KeyboardInterrupt', 'BrokenPipeError', "ValueError('no')", "OSError('full')", "SystemExit('3 of 4 steps')")
   ended = calls(tmp_path, [(error, '--mode=rollouts', '--workdir=tests') for error in errors])
-  assert ended == [(130, 'interrupted\n130\n'), (0, ''), (1, 'error: no\n'), (1, 'stopped after 3 of 4 steps\n')]
+  assert ended == [(130, 'interrupted\n130\n'), (0, ''), (1, 'error: no\n'), (1, 'error: full\n'),
+                   (1, '3 of 4 steps\n')]
 
 
 @pytest.mark.slow

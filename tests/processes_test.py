@@ -1,5 +1,6 @@
 """Processes of one run: what they agree on, what is gathered, and what happens when one dies."""
 
+import itertools
 import json
 import os
 import signal
@@ -74,10 +75,13 @@ def test_progress_to_a_total_that_is_known_later(monkeypatch, capsys):
   made, make = [], processes.progress
   monkeypatch.setattr(processes, 'progress', lambda *given, **named: made.append(make(*given, **named)) or made[-1])
   for compiles in (False, True):
-    with processes.progress_to('evaluate', 'rollout', compiles=compiles) as show:
+    seconds = itertools.count(100.0, 1000.0)
+    with processes.progress_to('evaluate', 'rollout', compiled_s=seconds.__next__ if compiles else None) as show:
       assert len(made) == compiles
       show(0, 256)
+      began = made[-1]._start
       show(64, 256)
+      assert (made[-1]._start > began) == compiles
       show(192, 256)
     assert (made[-1].n, made[-1].total, made[-1].disable) == (192, 256, True) and len(made) == 1 + compiles
     # Less than ten seconds, and nothing stays.

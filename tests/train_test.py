@@ -27,6 +27,7 @@ from kr_jax.record import checkpoint
 from kr_jax.record import goodput
 from kr_jax.record import ledger
 from kr_jax.record import metrics
+from kr_jax.report import refresh
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
 from tests.knobs import has_a_one
@@ -383,6 +384,13 @@ def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
   assert_same_run(tmp_path, finished, data_dir)
 
 
+@exhaustive
+def test_sigterm_while_the_page_is_written_is_honoured_before_another_step(tmp_path, data_dir, monkeypatch):
+  send_sigterm_in(monkeypatch, refresh.Refresher, 'refresh', 1)  # after the evaluation before step 2
+  with pytest.raises(SystemExit, match='stopped after 2 of 4 steps'):
+    run(tmp_path, data_dir)
+
+
 @slow
 def test_sigterm_in_the_warm_start_loses_nothing(finished, tmp_path, data_dir, monkeypatch):
   with monkeypatch.context() as patch:
@@ -487,14 +495,19 @@ def test_the_ledger_accounts_for_a_run_with_three_kills(tmp_path):
   wall_s, metrics_path = 0.0, tmp_path / 'run' / 'metrics.jsonl'
   for steps in (3, 6, 9, None):
     began = time.time()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     while steps and process.poll() is None and (
         not metrics_path.exists() or sum('reward_mean' in r for r in metrics.read(str(metrics_path))) < steps):
       time.sleep(0.05)
     if steps:
       process.kill()
+      process.wait()
+      ended = time.time()
+    with process.stdout:
+      said_at = [time.time() for _ in process.stdout]
     assert process.wait() == (-signal.SIGKILL if steps else 0)
-    wall_s += time.time() - began
+    # The run ends with its last words. What the interpreter takes to be gone after them is not the run's.
+    wall_s += (ended if steps else said_at[-1]) - began
   found = ledger.read(str(tmp_path / 'run'))
   of_run = goodput.goodput(found)
   assert of_run['attempts'] == 4 and not found.problems and [end['attempt'] for end in found.ends] == [3]

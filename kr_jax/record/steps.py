@@ -195,7 +195,8 @@ class Record:
     began = time.monotonic()
     self._writer.event('evaluation')
     try:
-      with processes.progress_to('evaluate', 'rollout', compiles=not self._has_evaluated) as show:
+      compiled_s = None if self._has_evaluated else lambda: self._compiles.seconds
+      with processes.progress_to('evaluate', 'rollout', compiled_s=compiled_s) as show:
         yield show
     finally:
       self._has_evaluated = True

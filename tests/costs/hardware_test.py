@@ -120,3 +120,10 @@ def test_flags_override_a_figure():
   values(argv)
   found = hardware.read(flag.value)
   assert found.of_topology('v5e').dollars_per_hour == 1.0 and found.of_topology('tpu7x').watts_max == 700.0
+
+
+def test_what_is_no_section_is_an_error():
+  with pytest.raises(ValueError, match='hardware.site=3 must be a section; hardware.profiles=.* must be a section; '):
+    hardware.read({'site': 3, 'profiles': ['v5e']})
+  with pytest.raises(ValueError, match='hardware.profiles.x=None must be a section'):
+    hardware.read({'profiles': {'x': None}})
