@@ -21,6 +21,8 @@ from kr_jax import sharding
 from kr_jax import types
 from kr_jax.types import PAD, Array
 
+_AT_A_TIME = 32  # texts that are decoded before they are handed on
+
 
 def join(waves: Sequence[types.Rollouts], rows: int | None = None) -> types.Rollouts:
   """The rollouts of a step's waves as those of the step: of a task side by side, earlier waves first.
@@ -56,18 +58,21 @@ def join_rows(x_WR: Sequence[np.ndarray], task_WR: Sequence[np.ndarray], rows: i
 def texts(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str]) -> tuple[np.ndarray, Iterator[str]]:
   """The rollouts that are this process's to read: row_X, those with a completion, and their texts.
 
-  A text is decoded when it is taken, so that the first can be verified while the others are decoded.
+  Texts are decoded some at a time, when they are taken, so that the first can be verified while the others are decoded.
   decode: tokens -> text.
   """
   row_X, token_XC = processes.own_rows(rollouts.token_RC)
   length_X = np.asarray(rollouts.length_R)[row_X]
   there_X = length_X > 0
+  place_X = np.flatnonzero(there_X)
 
-  def text(token_C: np.ndarray, length: int) -> str:
-    with phases.phase('detokenise'):
-      return decode(token_C[:length])
+  def found() -> Iterator[str]:
+    for first in range(0, len(place_X), _AT_A_TIME):
+      with phases.phase('detokenise'):
+        some = [decode(token_XC[x, :length_X[x]]) for x in place_X[first:first + _AT_A_TIME]]
+      yield from some
 
-  return row_X[there_X], map(text, token_XC[there_X], length_X[there_X])
+  return row_X[there_X], found()
 
 
 def apply_stop_strings(rollouts: types.Rollouts, decode: Callable[[np.ndarray], str], config: knobs.Sample

@@ -73,18 +73,18 @@ def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     started = time.monotonic()
     with phases.phase('sample'):
       with sharding.on(setup.sample_mesh):
-        sampled = waves.sample(budget_M, expected_M)
+        drawn = waves.sample(budget_M, expected_M)
       phases.devices_work(True)
       with phases.phase('record'):
         meanwhile()
-      jax.block_until_ready(sampled.length_R)
+      jax.block_until_ready(drawn.length_R)
       phases.devices_work(False)
-      if phases.is_running():
-        phases.count(**waves.counters(sampled))
     sample_s += time.monotonic() - started
     with phases.phase('detokenise'):
-      sampled = completions.apply_stop_strings(sharding.move(sampled), setup.tokenizer.decode, setup.sample)
+      sampled = completions.apply_stop_strings(sharding.move(drawn), setup.tokenizer.decode, setup.sample)
     scores = _scores(setup, pool, tasks_M, sampled)
+    if phases.is_running():
+      phases.count('sample', **waves.counters(drawn))
     task_R = np.asarray(sampled.task_R)
     count = lambda which_R: np.bincount(task_R[which_R], minlength=len(tasks_M))
     is_right_R = scores.verdict_R > 0

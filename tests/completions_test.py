@@ -42,8 +42,9 @@ SAMPLED = types.Rollouts(
     5)
 
 
-def test_a_text_is_decoded_when_it_is_taken():
+def test_texts_are_decoded_two_at_a_time_when_they_are_taken(monkeypatch):
   decoded = []
+  monkeypatch.setattr(completions, '_AT_A_TIME', 2)
 
   def decode(token_C):
     decoded.append(token_C.tolist())
@@ -51,7 +52,7 @@ def test_a_text_is_decoded_when_it_is_taken():
 
   row_X, texts = completions.texts(SAMPLED, decode)
   assert row_X.tolist() == [0, 1, 2, 3] and decoded == []
-  assert next(texts) == '5' and decoded == [[2, 3]]
+  assert next(texts) == '5' and decoded == [[2, 3], [4]]
   assert list(texts) == ['4', '11', '6'] and len(decoded) == 4
 
 

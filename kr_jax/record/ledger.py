@@ -3,7 +3,7 @@
 An attempt is one start of the process. It begins with a line of its own, has a line for each phase of each step, and
 ends with a line, 'done', 'stopped' or 'failed', unless it is killed. Lines are appended and never dropped: the steps
 that are repeated after a kill cost what they cost. While a step runs, what it has taken so far stands in
-ledger.now.json, written again every quarter of a second, so that a kill loses no more; the next attempt appends it, as
+ledger.now.json, written again every half second, so that a kill loses no more; the next attempt appends it, as
 `cut`.
 
 A line of a phase: attempt, step, phase (of phases.PHASES), began (unix time), wall_s, device_s (wall_s times the
@@ -36,7 +36,7 @@ from kr_jax import phases
 from kr_jax import processes
 
 _NAME, _NOW = 'ledger.jsonl', 'ledger.now.json'
-_EVERY_S = 0.25  # between two writes of what a step has taken so far
+_EVERY_S = 0.5  # between two writes of what a step has taken so far
 _BUSY_EVERY = 4  # samples
 _JOIN_S = 10  # for a sample to end: a driver may hang
 

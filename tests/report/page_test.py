@@ -185,9 +185,9 @@ def test_in_a_browser(workdirs, view, tmp_path):
   hostile.write_text(page.html(page.cleaned(made_view.hostile(view)), drawing.bundle()))
   with browser.Browser(str(tmp_path / 'profile')) as chromium:
     for path in (hostile, tmp_path / 'report.html'):
-      for width, dark in ((390, False), (1440, True)):
+      for n, (width, dark) in enumerate(((390, False), (390, True), (1440, True), (1440, False))):
         chromium.look(width=width, dark=dark)
-        if not dark:
+        if not n:
           chromium.open(path)
           chromium.wait('document.documentElement.dataset.drawn == "yes"')
         chromium.wait(f'{LABEL}.getAttribute("fill") == "{"#a5adb8" if dark else "#5a6169"}"')
