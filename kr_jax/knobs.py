@@ -360,6 +360,7 @@ class Record(Section):
   """What of a run is kept, and where it is written besides the workdir."""
 
   SECTION = 'record'
+  page: bool = knob(True, 'whether report.html is written, at evaluations and at the end')
   wandb: bool = knob(False, 'whether figures go to Weights & Biases too; its own environment variables set it up')
   goodput: bool = knob(False, "whether the times of steps go to Google Cloud's ml-goodput-measurement too")
   codecarbon: bool = knob(False, 'whether energy that nothing else measures is estimated by codecarbon')

@@ -97,7 +97,7 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
     record = context.enter_context(steps.Record(
         c, workdir, first_step, setup.tokenizer.decode, update.learning_rate(setup.update), pool.answers,
         clock.began))
-    page = refresh.Refresher(workdir)
+    page = refresh.Refresher(workdir, c.record.page)
     keys = {stream: jax.random.fold_in(state.key, stream) for stream in (
         state_lib.ROLLOUTS, state_lib.NOISE, state_lib.KEEP)}
 

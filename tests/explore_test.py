@@ -34,7 +34,7 @@ def abstains(completion, task):
   return None if int(task.answer) % 4 else has_a_one(completion, task)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_waves_heed_what_was_not_verified(tmp_path, data_dir):
   """A task whose verifier abstains has rollouts in the first wave, so that it may have more; no group outgrows its
   limit."""

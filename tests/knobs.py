@@ -37,8 +37,9 @@ def has_a_one(completion, task):
 
 
 def debug_config(data_dir, **knobs):
-  """configs/arithmetic.py:debug with one layer, on one device. knobs: section__name=value."""
+  """configs/arithmetic.py:debug with one layer, on one device, without a page. knobs: section__name=value."""
   c = arithmetic.get_config('debug')
+  c.record.page = False  # which takes seconds to draw
   c.tasks.data_dir = data_dir
   c.rewards.verifier, c.rewards.workers = 'tests.knobs:has_a_one', 1
   c.mesh.devices = c.policy.num_layers = 1

@@ -14,17 +14,21 @@ _SHARE = 0.02  # of a run's time that pages may take, but for the first and the 
 
 
 class Refresher:
-  """Writes the page of a run, which nothing of it can stop; of several processes the first does."""
+  """Writes the page of a run, which nothing of it can stop; of several processes the first does.
 
-  def __init__(self, workdir: str):
-    self._workdir, self._is_first = workdir, processes.is_first()
+  Args:
+    is_on: whether pages are asked for.
+  """
+
+  def __init__(self, workdir: str, is_on: bool = True):
+    self._workdir, self._is_on = workdir, is_on and processes.is_first()
     self._began, self._took, self._has_warned = time.monotonic(), 0.0, False
 
   def refresh(self, *, last: bool = False) -> None:
     """Writes the page, unless that would take too large a share of the run's time. last: in any
     case, and with plots."""
     began = time.monotonic()
-    if not self._is_first or (not last and self._took > _SHARE * (began - self._began)):
+    if not self._is_on or (not last and self._took > _SHARE * (began - self._began)):
       return
     with phases.phase('report'):
       try:

@@ -361,7 +361,7 @@ def test_a_checkpoint_that_is_not_here_needs_declared_sizes():
 # The command.
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command(tmp_path):
   """A debug config: exit 0 and the same figures as JSON; without a slice, a short error."""
   flags = ('--mode=preflight', '--config.sample.prompt_length=64', '--config.pack.row_length=128',

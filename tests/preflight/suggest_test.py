@@ -32,7 +32,7 @@ def suggest(config, topology='v5e:2x2', hardware=HARDWARE, **options):
   return preflight.suggest(config, topology, ASSUMED, hardware, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_is_too_large_is_refused_with_what_fits():
   """On chips with so little memory that samplers of their own do not fit: two that share weights do."""
   few = {'alloc.rollouts_per_step': 64, 'tasks.per_step': 8, 'evaluate.tasks_per_batch': 8}

@@ -40,6 +40,8 @@ def test_pages_take_a_small_share_of_the_time(monkeypatch, now):
   assert len(written) == 2
   refresher.refresh(last=True)
   assert written[2:] == [(['runs/one'], True)]
+  refresh.Refresher('runs/one', is_on=False).refresh(last=True)
+  assert len(written) == 3
 
 
 def test_a_page_that_fails_is_said_once(monkeypatch, caplog):
