@@ -14,6 +14,7 @@ A meter counts for the whole machine: other work on it counts too.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 import glob
 import importlib
 import logging
@@ -188,9 +189,15 @@ def tpu_metrics(platform: str | None = None) -> dict[str, list[float]]:
       values = [float(x) for x in monitoring.get_metric(name).data()]
       if values:
         found[name] = values
-  except Exception:  # of a libtpu that has no such metric, or is too old
-    pass
+  except Exception as error:  # of a libtpu that has no such metric, or is too old
+    _say(f'libtpu does not tell how busy TPUs are: {type(error).__name__}: {error}')
   return dict(sorted(found.items()))
+
+
+@functools.cache
+def _say(text: str) -> None:
+  """Says a text once: the metrics are asked for again and again."""
+  logging.getLogger('absl').warning(text)
 
 
 def tpu_busy(platform: str | None = None) -> float | None:

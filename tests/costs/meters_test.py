@@ -130,15 +130,16 @@ def test_codecarbon_where_it_is_asked_for(monkeypatch):
   assert meters.find('tpu', codecarbon=True) is None and not made  # it would see the host alone
 
 
-def test_what_a_tpu_tells(monkeypatch):
-  """Off a TPU libtpu is not loaded."""
+def test_what_a_tpu_tells(monkeypatch, caplog):
+  """Off a TPU libtpu is not loaded; what fails is said once."""
   data = {'duty_cycle_pct': ['50.0', '25'], 'hbm_capacity_usage': ['1e9', '2'], 'new_metric': ['1'],
           'tensorcore_util': []}
   monitoring = types.SimpleNamespace(
       list_supported_metrics=lambda: list(data), get_metric=lambda name: types.SimpleNamespace(data=lambda: data[name]))
   monkeypatch.setitem(sys.modules, 'libtpu', None)
   monkeypatch.setitem(sys.modules, 'libtpu.sdk', None)
-  assert meters.tpu_metrics() == {} and meters.tpu_metrics('tpu') == {}
+  assert meters.tpu_metrics() == {} and meters.tpu_metrics('tpu') == meters.tpu_metrics('tpu') == {}
+  assert caplog.text.count('libtpu does not tell how busy TPUs are: ModuleNotFoundError') == 1
   monkeypatch.setitem(sys.modules, 'libtpu', types.SimpleNamespace())
   monkeypatch.setitem(sys.modules, 'libtpu.sdk', types.SimpleNamespace(tpumonitoring=monitoring))
   assert meters.tpu_metrics('cpu') == {}
