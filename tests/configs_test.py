@@ -95,7 +95,7 @@ def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
     config.evaluate.every = config.checkpoint.every = 1
     config.tasks.per_step, config.alloc.rollouts_per_step, config.optimizer.minibatches = 2, 8, 1
     config.sample.prompt_length, config.sample.completion_length, config.pack.row_length = 40, 8, 64
-    config.rewards.verifier, config.rewards.pattern = 'tests.configs_test:even', ''
+    config.rewards.verifier, config.rewards.pattern = 'tests.graders:even', ''
     setup = prepare.prepare(config)
     train.train(setup, str(workdir))
     return setup, [r for r in metrics.read(str(workdir / 'metrics.jsonl')) if 'loss' in r]
@@ -111,10 +111,6 @@ def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
   assert dataclasses.replace(config, dtype=setup.policy.dtype, remat=setup.policy.remat) == setup.policy
   moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), params, first)
   assert 0 < max(jax.tree.leaves(moved)) < 1e-3
-
-
-def even(completion, task):
-  return len(completion) % 2 == 0
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -10,7 +10,6 @@ from kr_jax import knobs
 from kr_jax import types
 from kr_jax.allocation import estimate
 from kr_jax.record import metrics
-from tests.knobs import has_a_one
 from tests.knobs import run
 
 
@@ -30,15 +29,11 @@ def test_the_tasks_with_rollouts_are_chosen_in_order():
   assert budget_M.sum() == 24 and budget_M.min() > 0
 
 
-def abstains(completion, task):
-  return None if int(task.answer) % 4 else has_a_one(completion, task)
-
-
 @pytest.mark.exhaustive
 def test_waves_heed_what_was_not_verified(tmp_path, data_dir):
   """A task whose verifier abstains has rollouts in the first wave, so that it may have more; no group outgrows its
   limit."""
-  workdir = run(tmp_path, data_dir, rewards__verifier='tests.explore_test:abstains', num_steps=4, alloc__waves=2,
+  workdir = run(tmp_path, data_dir, rewards__verifier='tests.graders:abstains', num_steps=4, alloc__waves=2,
                 alloc__low=0, alloc__high=6, alloc__value='mixed', tasks__candidates_per_step=12, evaluate__every=0,
                 tasks__train_split='train[:24]')
   steps = [r for r in metrics.read(os.path.join(workdir, 'metrics.jsonl')) if 'reward_mean' in r]

@@ -264,15 +264,10 @@ def test_the_example_of_a_wrong_answer():
   assert 'begin' not in long and '…' in long and long.endswith("\\\\boxed{3}', where the answer is '8'")
 
 
-def never(completion, task):
-  """A verifier of tasks that are too hard: what it reads is an answer, and is never right."""
-  return False
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize('of_run, says', [
     (dict(rewards__pattern='####(.*)'), ['found no answer']),
-    (dict(rewards__verifier='tests.health_test:never'), [])])
+    (dict(rewards__verifier='tests.graders:never'), [])])
 def test_a_run_with_a_grader_of_another_form_raises_an_alarm(tmp_path, data_dir, of_run, says):
   """Of a policy that ends its completions by itself; and a run of hard tasks does not."""
   workdir = knobs.run(tmp_path, data_dir, num_steps=11, evaluate__every=0, checkpoint__every=99, **of_run)

@@ -53,8 +53,8 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
     ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
     ({'tasks__train_split': 'train[:7]'}, 'a step of 8 tasks is more than the 7 tasks'),
-    ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.knobs:has_a_one'"),
-    ({'warm_start__per_step': 8193}, 'warm_start.per_step=8193 is more than the 8192 tasks of its split')])
+    ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.graders:has_a_one'"),
+    ({'warm_start__per_step': 257}, 'warm_start.per_step=257 is more than the 256 tasks of its split')])
 def test_bad_input_is_refused_before_anything_is_computed(tmp_path, data_dir, monkeypatch, changed, message):
   for module, name in ((policy, 'init'), (warm_start, 'run')):
     monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('something was computed'))
@@ -93,7 +93,7 @@ def test_what_a_setup_holds(data_dir):
   assert (setup.evaluate.temperature, setup.evaluate.top_k, setup.evaluate.slots) == (0.5, 5, 16)
   assert (setup.policy.lora_rank, setup.trained.lora_rank, setup.needs_base) == (0, 3, True)
   assert setup.learn_mesh is setup.sample_mesh is None
-  assert (len(setup.train_tasks), len(setup.test_tasks), len(setup.warm_start_tasks)) == (1024, 16, 8192)
+  assert (len(setup.train_tasks), len(setup.test_tasks), len(setup.warm_start_tasks)) == (1024, 16, 256)
 
 
 @pytest.mark.parametrize('changed, needs', [

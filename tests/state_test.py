@@ -39,7 +39,7 @@ def test_a_checkpoint_repeats_the_last_evaluation_of_its_run(finished, data_dir)
 @pytest.mark.slow
 def test_with_other_metrics(finished, data_dir, monkeypatch):
   """Those that its run did not have, of the same rollouts."""
-  monkeypatch.setitem(rewards.ANSWERS, 'tests.knobs:has_a_one', rewards.ANSWERS['ends_with'])
+  monkeypatch.setitem(rewards.ANSWERS, 'tests.graders:has_a_one', rewards.ANSWERS['ends_with'])
   measured = state.evaluate_checkpoint(prepare.prepare(debug_config(
       data_dir, evaluate__pass_at=(1, 4, 8), evaluate__maj_at=(1, 8))), finished)
   assert measured['config']['evaluate']['pass_at'] == [1, 4, 8]

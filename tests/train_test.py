@@ -30,7 +30,6 @@ from kr_jax.record import metrics
 from kr_jax.report import refresh
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
-from tests.knobs import has_a_one
 from tests.knobs import run
 
 slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
@@ -240,7 +239,7 @@ def test_the_papers_rule(tmp_path, data_dir):
 
 @slow
 def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, data_dir):
-  workdir = run(tmp_path, data_dir, rewards__verifier='tests.train_test:shaped')
+  workdir = run(tmp_path, data_dir, rewards__verifier='tests.graders:shaped')
   steps = [r for r in records(workdir) if 'reward_mean' in r]
   assert all(r['reward_mean'] < 0 <= r['success_rate'] <= 1 for r in steps)
   _, stats = state_of(workdir, data_dir)
@@ -251,22 +250,13 @@ def test_success_rates_come_from_verdicts_where_the_reward_is_shaped(tmp_path, d
   assert all(r['tokens_updated'] > 0 for r in steps)
 
 
-def shaped(completion, task):
-  return has_a_one(completion, task), -1 - len(completion)
-
-
 # Rollouts that are not verified.
-
-
-def yes_or_no_verdict(completion, task):
-  """Right, or on half of the completions nothing."""
-  return True if len(completion) % 2 else None
 
 
 @pytest.mark.slow
 def test_nothing_is_learnt_from_what_is_not_verified(tmp_path, data_dir):
   """All that is verified is right: no group is mixed, and the policy stays."""
-  workdir = run(tmp_path, data_dir, num_steps=2, rewards__verifier='tests.train_test:yes_or_no_verdict',
+  workdir = run(tmp_path, data_dir, num_steps=2, rewards__verifier='tests.graders:right_or_nothing',
                 evaluate__every=0, warm_start__num_steps=0, warm_start__warmup_steps=0, optimizer__learning_rate=0.1)
   _, *steps, evaluation = records(workdir)
   assert len(steps) == 2
@@ -286,18 +276,10 @@ def test_nothing_is_learnt_from_what_is_not_verified(tmp_path, data_dir):
       32 - r['unverified_abstained'] for r in steps)
 
 
-def abstains(completion, task):
-  return None if int(task.answer) % 4 else has_a_one(completion, task)
-
-
-def abstains_at_times(completion, task):
-  return None if len(completion) % 3 == 0 else has_a_one(completion, task)
-
-
 @slow
 def test_a_run_learns_beside_rollouts_that_are_not_verified(tmp_path, data_dir):
   """In a mixed group that loses some too; stopped and gone on with; nothing compiles from step two on."""
-  knobs = {'rewards__verifier': 'tests.train_test:abstains_at_times', 'tasks__train_split': 'train[:16]',
+  knobs = {'rewards__verifier': 'tests.graders:abstains_at_times', 'tasks__train_split': 'train[:16]',
            'alloc__value': 'snr', 'alloc__nu_every': 2, 'grpo__kl_coef': 0.1, 'evaluate__pass_at': (1, 8)}
   jax.clear_caches()
   workdir = run(tmp_path / 'whole', data_dir, num_steps=8, **knobs)
@@ -423,7 +405,7 @@ def test_a_finished_run_is_left_as_it_is(finished, data_dir):
 
 @exhaustive
 def test_evaluations_leave_the_training_as_it_is(finished, tmp_path, data_dir, monkeypatch):
-  monkeypatch.setitem(rewards.ANSWERS, 'tests.knobs:has_a_one', rewards.ANSWERS['ends_with'])
+  monkeypatch.setitem(rewards.ANSWERS, 'tests.graders:has_a_one', rewards.ANSWERS['ends_with'])
   other = run(tmp_path, data_dir, evaluate__every=1, evaluate__rollouts=3, evaluate__temperature=0.5,
               evaluate__tasks_per_batch=5, evaluate__pass_at=(2,), evaluate__maj_at=(2, 3))
   assert [r['step'] for r in records(other) if 'eval/maj@3' in r] == [0, 1, 2, 3, 4]
