@@ -30,6 +30,8 @@ from kr_jax.progress import Progress
 
 SILENCE_S = 40  # seconds without a heartbeat after which a process is taken for dead
 AUTO = 'auto'
+# Exit statuses. AGAIN, EX_TEMPFAIL of sysexits.h: what ended the run is mended by a new start of the same command.
+AGAIN, INTERRUPTED = 75, 130
 
 
 def start(coordinator: str, count: int = 0, index: int = -1) -> None:
@@ -151,15 +153,17 @@ def merge_rows(row: np.ndarray, x: np.ndarray, total: int) -> np.ndarray:
 class StopSignal:
   """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts.
 
-  The first is acknowledged at once, with what is waited for: `doing`, which whoever works sets, and the phase.
+  The first is acknowledged at once, with what is waited for: `doing`, which whoever works sets, and the phase. A
+  SystemExit that leaves it, a stop, gets an exit status: INTERRUPTED after SIGINT, else AGAIN, also where another process
+  was told.
   """
 
   def __init__(self, doing: str = 'the start'):
     self.doing = doing
-    self._asked = False
+    self._number = 0  # of the signal
 
   def __enter__(self) -> StopSignal:
-    self._asked = False
+    self._number = 0
     if threading.current_thread() is threading.main_thread():
       self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
     else:
@@ -168,13 +172,13 @@ class StopSignal:
 
   def __call__(self) -> bool:
     """Whether it was asked to stop."""
-    return self._asked
+    return self._number > 0
 
   def _note(self, number, frame):
-    if self._asked and number == signal.SIGINT:
+    if self._number and number == signal.SIGINT:
       raise KeyboardInterrupt
-    if not self._asked:
-      self._asked = True
+    if not self._number:
+      self._number = number
       _acknowledge(self._message(number))
 
   def _message(self, number: int) -> str:
@@ -184,9 +188,11 @@ class StopSignal:
     again = '; Ctrl-C again stops at once, and the last checkpoint stays' if number == signal.SIGINT else ''
     return f'{what}: finishing {self.doing}{work}, then saving{again}'
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, error, trace):
     for number, handler in self._old.items():
       signal.signal(number, handler)
+    if isinstance(error, SystemExit):  # its message stays where it is, its argument
+      error.code = INTERRUPTED if self._number == signal.SIGINT else AGAIN
 
 
 # Phases as a message names what a stop waits for; the others are over in a moment.
@@ -221,10 +227,11 @@ def watch() -> Iterator[None]:
     raise
   except BaseException as error:
     traceback.print_exc()
-    if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)):
+    of_another = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    if of_another:
       time.sleep(SILENCE_S + 10)
     print(f'process {jax.process_index()} stops: {type(error).__name__}, printed above. Start all processes again: '
           'the run goes on from its last checkpoint', file=sys.stderr, flush=True)
     for child in multiprocessing.active_children():
       child.kill()
-    os._exit(1)  # leaving in order would wait for the others
+    os._exit(AGAIN if of_another else 1)  # leaving in order would wait for the others

@@ -104,6 +104,17 @@ def test_a_signal_is_acknowledged_at_once_and_a_second_interrupts(capfd):
   assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 75), (signal.SIGINT, 130), (0, 75)])
+def test_the_exit_status_of_a_stop(number, status):
+  """0: another process was told."""
+  with pytest.raises(SystemExit, match='stopped after 3') as stop:
+    with processes.StopSignal():
+      if number:
+        os.kill(os.getpid(), number)
+      raise SystemExit('stopped after 3 of 8 steps')
+  assert stop.value.code == status
+
+
 def test_a_signal_without_a_terminal_or_a_clock(capfd, monkeypatch):
   with processes.StopSignal('the start') as stopping:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -131,7 +142,7 @@ def test_an_error_ends_a_process(error, waits):
   """After a collective that failed JAX's service is waited for, which names the process that died."""
   got = subprocess.run([sys.executable, '-c', STOP.format(error=error)], cwd=ROOT, text=True,
                        capture_output=True)
-  assert got.returncode == 1
+  assert got.returncode == (processes.AGAIN if waits else 1)
   assert f'process 0 stops: {error.split("(")[0].split(".")[-1]}, printed above. Start all' in got.stderr
   assert 'Traceback' in got.stderr and ('waits 50 s' in got.stdout) == waits
 
@@ -162,7 +173,7 @@ def start(workdir, data_dir, count, **knobs):
   of_all = {
       'mesh.fsdp': 4, 'mesh.data': 2, 'tasks.data_dir': data_dir, 'policy.num_layers': 1, 'tasks.per_step': 4,
       'alloc.rollouts_per_step': 16, 'warm_start.num_steps': 0, 'warm_start.warmup_steps': 0,
-      'rewards.verifier': 'tests.processes_test:even', 'rewards.workers': 1, 'evaluate.every': 0,
+      'rewards.verifier': 'tests.graders:even_or_nothing', 'rewards.workers': 1, 'evaluate.every': 0,
       'evaluate.tasks': 4, 'evaluate.rollouts': 4, 'evaluate.tasks_per_batch': 4, 'checkpoint.every': 2} | knobs
   flags = [f'--config.{name}={x}' for name, x in of_all.items()]
   port, found = free_port(), []
@@ -175,11 +186,6 @@ def start(workdir, data_dir, count, **knobs):
           [sys.executable, '-c', MAIN, '--config=configs/arithmetic.py:debug', f'--workdir={workdir}', *flags,
            *of_process], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT))
   return found
-
-
-def even(completion, task):
-  """A verdict that every fifth length has none of."""
-  return None if len(completion) % 5 == 0 else len(completion) % 2 == 0
 
 
 def steps_of(workdir):
