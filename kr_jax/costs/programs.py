@@ -55,7 +55,7 @@ class Call(NamedTuple):
   """A call of a jitted function, without its arrays."""
 
   function: Any
-  leaves: tuple[Any, ...]  # of the arguments, with shapes in the place of arrays
+  leaves: tuple[Any, ...]  # of the arguments, as of `_shape`
   tree: Any
   mesh: jax.sharding.Mesh | None  # that was set
   host_bytes: int  # that the call copies from the host to all devices
@@ -67,8 +67,7 @@ class Call(NamedTuple):
     """
     key = self.function, self.leaves, self.tree, self.mesh, scopes
     if key not in _counted:
-      shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=x.weak_type)
-                if isinstance(x, _Shape) else x for x in self.leaves]
+      shapes = [_struct(*x) if isinstance(x, tuple) else x for x in self.leaves]
       _counted[key] = _count(self.function, jax.tree.unflatten(self.tree, shapes), self.mesh, scopes)
     return _counted[key]
 
@@ -85,20 +84,25 @@ def _sum(of: Mapping[str, float] | None, trips: Mapping[str, float]) -> int | No
   return round(of[_NOT_IN_A_LOOP] + sum(n * of[scope] for scope, n in trips.items()))
 
 
-class _Shape(NamedTuple):
-  """Of an array, as jit sees it. Unlike jax's own it takes no time to look up."""
+class _OfHost(NamedTuple):
+  """What jax's aval says, of an array of the host."""
 
   shape: tuple[int, ...]
   dtype: Any
-  sharding: Any = None  # None: the program chooses
-  weak_type: bool = False
 
 
 def _shape(x: Any) -> Any:
-  """What is no array stays as it is."""
+  """Of an array its aval, and its sharding, None where the program chooses it. What is no array stays as it is.
+
+  A leaf is no tuple, which therefore tells arrays apart. It is made and hashed in no time, unlike jax.ShapeDtypeStruct.
+  """
   if isinstance(x, jax.Array):
-    return _Shape(x.shape, x.dtype, x.sharding if x.committed else None, getattr(x.aval, 'weak_type', False))
-  return _Shape(x.shape, x.dtype) if isinstance(x, (np.ndarray, np.generic)) else x
+    return x.aval, x.sharding if x.committed else None
+  return (_OfHost(x.shape, x.dtype), None) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def _struct(aval: Any, placed: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=placed, weak_type=getattr(aval, 'weak_type', False))
 
 
 def begin(function: Any, args: Sequence[Any]) -> Call:
