@@ -1,5 +1,6 @@
 """What the README files say can be done: snippets run, commands are ones that there are, links lead somewhere."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -50,11 +51,32 @@ def test_snippets_run(path, tmp_path):
   assert done.returncode == 0, done.stdout + done.stderr
 
 
-def known_flags(module):
-  """The flags that a module's help names."""
-  done = subprocess.run([sys.executable, '-m', module, '--helpfull' if module == 'kr_jax.main' else '--help'],
-                        cwd=ROOT, text=True, capture_output=True)
-  return set(re.findall(r'--(?:\[no\])?(\w+)', done.stdout)), done.stdout
+# Helps of modules, each in a fork of a process that has loaded what most of them load.
+HELPS = """
+import json, os, runpy, sys
+import absl.app, flax, jax, numpy, orbax.checkpoint, pyarrow, scipy.special, tensorflow_datasets
+
+for i, words in enumerate(json.load(sys.stdin)):
+  child = os.fork()
+  if not child:
+    output = os.open(f'{sys.argv[1]}/{i}', os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1), os.dup2(output, 2)
+    sys.argv = words
+    try:
+      runpy.run_module(words[0], run_name='__main__', alter_sys=True)
+    finally:
+      sys.stdout.flush()
+      os._exit(0)
+  os.waitpid(child, 0)
+"""
+
+
+def helps(folder, lines):
+  """The help of each of these lines of words: a module, and the subcommand that it may have."""
+  asked = [[*words, '--helpfull' if words == ('kr_jax.main',) else '--help'] for words in lines]
+  subprocess.run([sys.executable, '-W', 'ignore', '-c', HELPS, folder], cwd=ROOT, text=True, input=json.dumps(asked),
+                 check=True, capture_output=True)
+  return {words: (folder / str(i)).read_text() for i, words in enumerate(lines)}
 
 
 def check_config(config, flags):
@@ -72,43 +94,35 @@ def check_config(config, flags):
   knobs.read(made)
 
 
+def asked_for(words):
+  """The words whose help names the flags of a line: of its module, and of the first word behind it, which may be a
+  subcommand."""
+  module = words[2] if words[0] == '.venv/bin/python' else 'kr_jax.main'
+  behind = words[3:4] if words[0] == '.venv/bin/python' else []
+  return {(module,), *((module, word) for word in behind if not word.startswith('-') and word != '...')}
+
+
 @pytest.mark.slow
-def test_commands_are_ones_that_there_are():
-  lines, help_of = commands(), {}
+def test_commands_are_ones_that_there_are(tmp_path):
+  lines = [[word for word in shlex.split(line) if not re.fullmatch(r'PYTHON=\S+', word)] for line in commands()]
   assert len(lines) > 20
-  for line in lines:
-    words = shlex.split(line)
-    words = [word for word in words if not re.fullmatch(r'PYTHON=\S+', word)]
+  for words in lines:
+    if words[0] == 'launch/test.sh':
+      assert all((ROOT / word).exists() for word in words[1:] if word.startswith('tests')), words
+  lines = [words for words in lines if words[0] != 'launch/test.sh']
+  help_of = helps(tmp_path, sorted(set().union(*map(asked_for, lines))))
+  for words in lines:
     flags = {name: value for name, _, value in (word.partition('=') for word in words if word.startswith('--'))}
-    script = words[0]
-    if script == 'launch/test.sh':
-      paths = [word for word in words[1:] if word.startswith('tests')]
-      assert all((ROOT / path).exists() for path in paths), line
-      continue
-    if script == '.venv/bin/python':
-      module = words[2]
-    else:
-      assert script == 'launch/local.sh', line
-      module = 'kr_jax.main'
-      config = words[1] if len(words) > 1 and not words[1].startswith('--') else 'configs/arithmetic.py'
-      check_config(config, flags)
-    if module not in help_of:
-      help_of[module] = known_flags(module)
-    known, text = help_of[module]
-    assert known, (line, text)
+    if words[0] != '.venv/bin/python':
+      assert words[0] == 'launch/local.sh', words
+      check_config(words[1] if len(words) > 1 and not words[1].startswith('--') else 'configs/arithmetic.py', flags)
+    known = {name for of in asked_for(words) for name in re.findall(r'--(?:\[no\])?(\w+)', help_of[of])}
+    assert known, (words, help_of)
     for flag in flags:
       name = flag.removeprefix('--')
       if name.startswith('hardware.'):
         name = 'hardware'  # a figure of it
-      if not name.startswith('config.'):
-        assert name in known or any(name in known_flags_of for known_flags_of in _subcommands(module, words)), line
-
-
-def _subcommands(module, words):
-  """The flags of the first word behind a module that is a subcommand of it."""
-  for word in words[3:4]:
-    done = subprocess.run([sys.executable, '-m', module, word, '--help'], cwd=ROOT, text=True, capture_output=True)
-    yield set(re.findall(r'--(\w+)', done.stdout))
+      assert name.startswith('config.') or name in known, words
 
 
 @pytest.mark.exhaustive
