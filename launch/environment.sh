@@ -13,5 +13,5 @@ if [ ! -x "$root/.venv/bin/python" ]; then
   "${PYTHON:-python3}" -m venv "$root/.venv"
 fi
 echo "environment: installing kr_jax[$extra] (about a minute the first time)"
-"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extra]"
+"$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "${root}[$extra]"
 echo "$done" >> "$root/.venv/installed"

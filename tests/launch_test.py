@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 
@@ -64,3 +65,115 @@ def test_a_changed_setup_is_installed_again(clone):
   with open(clone / 'setup.cfg', 'a') as file:
     file.write('# changed\n')
   assert any('pip install' in line for line in run(clone / 'launch' / 'test.sh'))
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  """What launch/tpu.sh reads of a checkout."""
+  path = tmp_path_factory.mktemp('checkout')
+  for name in ('launch', 'configs'):
+    shutil.copytree(ROOT / name, path / name)
+  return path
+
+
+def tpu(tree, *words, **environment):
+  """What launch/tpu.sh prints and says; it needs no gcloud for that."""
+  return subprocess.run([tree / 'launch' / 'tpu.sh', *words], text=True, capture_output=True, cwd='/',
+                        env={'PATH': '/usr/bin:/bin'} | environment)
+
+
+V6E = ('--project=p', '--type=v6e:2x2', '--zone=us-east5-a', '--spot')
+
+
+@pytest.mark.parametrize('words, said', [
+    (['grow'], "'grow' is none of up, create, setup, run, logs, status, ssh, stop, delete"),
+    (['create', '--zune=x'], '--zune is no setting'),
+    (['create', '--quick'], '--quick is no flag'),
+    (['create', 'v5e:4x4'], "'v5e:4x4': flags begin with --"),
+    (['create', '--project=p'], 'say --type=CHIP:TOPOLOGY'),
+    (['create', '--project=p', '--type=v5e-16'], 'write CHIP:TOPOLOGY, as --type=v5e:4x4; chips: v4 v5e v5p v6e tpu7x'),
+    (['create', '--project=p', '--type=v5e:2x2x1'], 'v5e has no topology 2x2x1; it has 1x1 2x2 2x4 4x4'),
+    (['create', '--project=p', '--type=v5e:4x4'], 'say where: --zone=ZONE; v5e is in us-central1-a'),
+    (['create', '--project=p', '--type=v5e:4x4', '--zone=us-east5-a', '--spot'], '--any-zone takes us-east5-a'),
+    (['create', *V6E[:3]], 'say how the slice is paid for: --spot'),
+    (['create', '--project=p', '--type=v4:2x2x1', '--zone=us-central2-b', '--flex-start'], 'v4 has none'),
+    (['create', *V6E, '--provisioning=free'], 'it is spot, flex-start or on-demand'),
+    (['create', *V6E, '--wait=soon'], '--wait=soon: write a duration, as 90s, 15m, 6h or 2d'),
+    (['create', *V6E, '--name=My_TPU'], '--name=My_TPU: small letters, digits and -'),
+    (['create', '--project=p', '--type=v5e:4x4', '--zone=us-west4-a', '--spot', '--max-run=4h'], '--max-run=4h'),
+    (['up', *V6E], 'say what to train: --config='),
+    (['up', *V6E, '--config=configs/none.py'], 'there is no'),
+    (['up', *V6E, '--config=configs/arithmetic.py', '--keep'], '--keep needs a place that outlives the slice'),
+    (['up', *V6E, '--config=configs/arithmetic.py', '--bucket=bucket'], 'write gs://BUCKET/DIRECTORY'),
+    (['up', '--project=p', '--type=v6e:4x4', '--zone=us-east5-a', '--spot', '--config=configs/arithmetic.py'],
+     '4 hosts need a place that all see'),
+    (['create', '--env=/none'], '--env=/none: there is no such file'),
+])
+def test_tpu_refuses_before_anything_is_made(checkout, words, said):
+  done = tpu(checkout, *words, '--dry-run')
+  assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
+
+
+def test_tpu_says_where_gcloud_is_to_be_had(checkout, tmp_path):
+  for name in ('bash', 'dirname', 'mktemp', 'rm', 'sed', 'tr', 'grep', 'cat', 'env'):
+    (tmp_path / name).symlink_to(shutil.which(name))
+  done = tpu(checkout, 'create', *V6E, PATH=str(tmp_path))
+  assert done.returncode == 2 and 'gcloud is not here: https://cloud.google.com/sdk/docs/install' in done.stderr
+
+
+def test_tpu_dry_run_prints_what_creates_a_slice(checkout):
+  one = tpu(checkout, 'create', *V6E, '--dry-run').stdout
+  assert ('gcloud compute instances create kr-jax --zone=us-east5-a --machine-type=ct6e-standard-4t '
+          '--image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e --image-project=ubuntu-os-accelerator-images '
+          '--boot-disk-size=100GB --maintenance-policy=TERMINATE --scopes=cloud-platform --labels=kr_jax=kr-jax '
+          '--provisioning-model=SPOT --instance-termination-action=DELETE --project=p --quiet\n') in one
+  queued = tpu(checkout, 'create', '--project=p', '--type=v5e:4x4', '--zone=us-west4-a', '--spot', '--dry-run').stdout
+  assert ('gcloud compute tpus queued-resources create kr-jax --node-id=kr-jax --zone=us-west4-a '
+          '--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite '
+          '--valid-until-duration=21600s') in queued
+  assert not (checkout / 'runs').exists()
+
+
+def test_tpu_quotes_twice_what_goes_through_two_shells(checkout):
+  flags = ['--config.evaluate.pass_at=(1, 8)', "--config.tasks.prompt=it's $HOME & \"so\""]
+  done = tpu(checkout, 'run', *V6E, '--config=kr_jax:arithmetic', '--workdir=gs://b/r', '--dry-run', '--', *flags)
+  line = next(shlex.split(line) for line in done.stdout.splitlines() if 'host.sh run' in line)
+  command = next(word for word in line if word.startswith('--command=')).removeprefix('--command=')
+  assert shlex.split(command) == ['bash', 'kr_jax/host.sh', 'run', '--config=kr_jax:arithmetic', '--workdir=gs://b/r',
+                                  *flags, '2>&1']
+
+
+def test_tpu_takes_settings_from_a_file_and_flags_win(checkout, tmp_path):
+  (tmp_path / 'spot.env').write_text('# mine\nproject=p\nZONE=us-west4-a\n\ntype="v5e:4x4"\n  provisioning=spot\n'
+                                     'bucket=gs://b/runs/')
+  out = tpu(checkout, 'create', f'--env={tmp_path}/spot.env', '--zone=us-central1-a', '--dry-run').stdout
+  assert '--zone=us-central1-a --accelerator-type=v5litepod-16' in out and '--spot --project=p' in out
+  (tmp_path / 'spot.env').write_text('project=$(touch /none)\ncolour=red\n')
+  done = tpu(checkout, 'create', f'--env={tmp_path}/spot.env', '--dry-run')
+  assert done.returncode == 2 and f'{tmp_path}/spot.env: colour is no setting' in done.stderr
+
+
+@pytest.mark.parametrize('kind, hosts, devices', [
+    ('v4:2x2x2', 2, 4), ('v5e:2x4', 1, 8), ('v5e:4x4', 4, 4), ('v6e:1x1', 1, 1), ('v6e:16x16', 64, 4),
+    ('v5p:2x2x1', 1, 4), ('tpu7x:2x2x2', 2, 8)])
+def test_tpu_knows_hosts_and_devices_of_a_type(checkout, kind, hosts, devices):
+  code = f'die() {{ exit 2; }}; . "$0"; type={kind}; read_type; echo $hosts $devices_per_host'
+  done = subprocess.run(['bash', '-c', code, checkout / 'launch' / 'tpu' / 'chips.sh'], text=True, capture_output=True)
+  assert done.stdout.split() == [str(hosts), str(devices)]
+
+
+@pytest.mark.parametrize('text, meaning', [
+    ("Could not fetch resource:\n - Quota 'TPUS_PER_TPU_FAMILY' exceeded.  Limit: 0.0 in region us-east5.", 'quota'),
+    ("Quota limit 'TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0", 'quota'),
+    ('code: ZONE_RESOURCE_POOL_EXHAUSTED\nmessage: The zone does not have enough resources', 'stockout'),
+    ('"code": 8, "message": "There is no more capacity in the zone; you can try in another zone', 'stockout'),
+    ("The resource 'projects/p/zones/z/instances/x' already exists", 'exists'),
+    ("The resource 'projects/p/zones/z/instances/x' was not found", 'missing'),
+    ("PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on resource (or it may not exist).", 'refused'),
+    ("argument --provisioning-model: Invalid choice: 'FLEX_START'.", 'refused'),
+    ('Connection reset by peer', 'unknown')])
+def test_tpu_tells_a_stock_out_from_a_quota(checkout, tmp_path, text, meaning):
+  (tmp_path / 'error').write_text(text)
+  calls = checkout / 'launch' / 'tpu' / 'calls.sh'
+  done = subprocess.run(['bash', '-c', '. "$0"; scratch="$1" reason', calls, tmp_path], text=True, capture_output=True)
+  assert done.stdout.strip() == meaning
