@@ -36,6 +36,7 @@ ON_DEVICES = ('reshard', 'sample', 'score', 'update')
 _APART = ('checkpoint', 'compile', 'wait')  # even in a phase that is entered whole
 _COMPILING = ('/jax/core/compile/jaxpr_trace_duration', '/jax/core/compile/jaxpr_to_mlir_module_duration',
               '/jax/core/compile/backend_compile_duration')
+_CACHED = '/jax/compilation_cache/cache_hits'
 
 
 class _Row:
@@ -80,16 +81,17 @@ class Clock:
     """Gives the time since the last tick to the phase that runs, and of it to 'compile' what was compiled."""
     now, name = time.monotonic(), self.phase
     row, elapsed = self._row(name), now - self._mark
-    # Functions that are traced within others are in their interval already.
-    compiled, end = 0.0, self._mark
-    for first, last in sorted(self._compiled):
-      compiled += max(0.0, last - max(first, end))
-      end = max(end, last)
-    compiled = min(compiled, elapsed)
-    self._compiled.clear()
-    row.wall_s += elapsed - compiled
-    if compiled:
+    compiled = 0.0
+    if self._compiled:
+      # Functions that are traced within others are in their interval already.
+      end = self._mark
+      for first, last in sorted(self._compiled):
+        compiled += max(0.0, last - max(first, end))
+        end = max(end, last)
+      compiled = min(compiled, elapsed)
+      self._compiled.clear()
       self._row('compile').wall_s += compiled
+    row.wall_s += elapsed - compiled
     if self._devices_work or self._stack[-1][2]:
       row.busy_s += elapsed - compiled
     self._mark = now
@@ -146,6 +148,11 @@ class Clock:
         if event == _COMPILING[-1]:
           self.count('compile', compiles=1)
 
+  def on_event(self, event: str, **_: Any) -> None:
+    """As jax.monitoring calls it, when a program was read from the cache of compiled ones."""
+    if event == _CACHED and threading.get_ident() == self._thread:
+      self.count('compile', compiles_cached=1)
+
   def rows(self) -> list[dict[str, Any]]:
     """A row a phase since the last drain, the moment's included; from any thread."""
     with self._lock:
@@ -174,6 +181,7 @@ def start(since: float | None = None) -> Clock:
   if _clock is None:
     _clock = Clock(since)
     jax.monitoring.register_event_duration_secs_listener(_clock.on_duration)
+    jax.monitoring.register_event_listener(_clock.on_event)
   return _clock
 
 
@@ -182,6 +190,7 @@ def stop() -> None:
   global _clock
   if _clock is not None:
     jax.monitoring.unregister_event_duration_listener(_clock.on_duration)
+    jax.monitoring.unregister_event_listener(_clock.on_event)
     _clock = None
 
 

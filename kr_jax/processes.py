@@ -204,6 +204,10 @@ _WORK = {'sample': 'sampling', 'verify': 'verifying', 'score': 'scoring', 'updat
 def _acknowledge(text: str) -> None:
   """Writes a line, in a signal's handler: past the buffers, in which the interrupted program may just be writing."""
   try:
+    if type(sys.stderr).__module__.startswith('ipykernel'):  # nobody sees what its file takes
+      sys.stderr.write(f'{text}\n')
+      sys.stderr.flush()
+      return
     text = f'\n{text}\n' if sys.stderr.isatty() else f'{text}\n'  # below ^C and the bar
     os.write(sys.stderr.fileno(), text.encode(errors='replace'))
   except (OSError, ValueError, AttributeError):  # there is no terminal any more

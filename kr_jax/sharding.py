@@ -179,6 +179,17 @@ def shapes_on(mesh: Mesh | None, shapes: Any) -> Any:
   return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, at)
 
 
+def place(tree: Any) -> Any:
+  """Arrays that are new, as they are where a checkpoint is read, so that a run that goes on compiles nothing again.
+
+  To jax some new arrays are of a weak type, and without a mesh all of them may move to another device. Neither is so of
+  those that are read, and what a program takes is a part of the program.
+  """
+  strong = lambda x: jax.lax.convert_element_type(x, x.dtype) if getattr(x, 'weak_type', False) else x
+  tree = jax.tree.map(strong, tree)
+  return jax.device_put(tree, jax.devices()[0]) if jax.sharding.get_abstract_mesh().empty else tree
+
+
 def constrain(tree: Any, axes: Sequence[str] = AXES) -> Any:
   """Parameters or gradients, constrained to their partition over `axes` where a mesh is set."""
   mesh = jax.sharding.get_abstract_mesh()

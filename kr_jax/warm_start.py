@@ -16,6 +16,7 @@ from kr_jax import knobs
 from kr_jax import phases
 from kr_jax import processes
 from kr_jax import sample
+from kr_jax import sharding
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax.allocation import estimate
@@ -59,7 +60,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
     stopping: asked after each step; once true, the stage is saved and left by SystemExit.
   """
   no_stats = estimate.init(1)
-  state = update.init(params, jax.random.key(seed), update_config)
+  state = sharding.place(update.init(params, jax.random.key(seed), update_config))
   with checkpoint.Checkpoints(checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       state, _ = checkpoints.restore(state, no_stats)

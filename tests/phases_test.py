@@ -110,6 +110,16 @@ def test_a_program_that_is_compiled_is_seen(clock):
   assert rows['compile']['wall_s'] > 0 and rows['compile']['compiles'] >= 1
 
 
+def test_a_program_that_was_kept_is_counted_as_one(clock):
+  with phases.phase('sample'):
+    jax.monitoring.record_event('/jax/compilation_cache/cache_hits')
+    jax.monitoring.record_event('/jax/compilation_cache/cache_misses')
+    thread = threading.Thread(target=jax.monitoring.record_event, args=('/jax/compilation_cache/cache_hits',))
+    thread.start()  # of another thread, whose phases are not ours
+    thread.join()
+  assert {row['phase']: row.get('compiles_cached') for row in clock.drain()}['compile'] == 1
+
+
 def test_samples_from_outside_go_to_the_phase_that_runs(now, clock):
   def from_a_thread():
     clock.sample(memory_bytes=5, joules=1.0)

@@ -217,6 +217,17 @@ def test_without_a_mesh_nothing_is_constrained():
   assert 'sharding_constraint' not in str(jax.make_jaxpr(sharding.constrain)(params))
 
 
+@pytest.mark.parametrize('with_mesh', [False, True])
+def test_a_new_array_is_placed_as_one_that_is_read(with_mesh):
+  with sharding.on(sharding.mesh(fsdp=8) if with_mesh else None):
+    new = {'w': jnp.ones(8), 'weak': jnp.asarray(1.0) * jnp.asarray(2.0), 'key': jax.random.key(0)}
+    assert new['weak'].weak_type
+    placed = sharding.place(new)
+  assert not placed['weak'].weak_type and placed['weak'] == 2 and placed['weak'].dtype == new['weak'].dtype
+  assert all(x.committed for x in jax.tree.leaves(placed))
+  assert {len(x.devices()) for x in jax.tree.leaves(placed)} == {8 if with_mesh else 1}
+
+
 def test_under_a_mesh_values_are_where_their_name_says():
   x_DF = jnp.arange(64.0).reshape(8, 8)
   mesh = sharding.mesh(data=2, fsdp=2, model=2)

@@ -20,19 +20,25 @@ from kr_jax.record import sinks
 
 
 class CompileCount:
-  """XLA programs that this process compiles from now on, until it is closed, and the seconds that they took."""
+  """XLA programs that this process asks for from now on, until it is closed, and the seconds that they took; `cached`
+  are those of them that the cache of compiled programs had."""
 
   def __init__(self):
-    self.count, self.seconds = 0, 0.0
-    jax.monitoring.register_event_duration_secs_listener(self._on_event)
+    self.count, self.cached, self.seconds = 0, 0, 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+    jax.monitoring.register_event_listener(self._on_event)
 
-  def _on_event(self, event: str, duration: float, **_) -> None:
+  def _on_duration(self, event: str, duration: float, **_) -> None:
     if event == '/jax/core/compile/backend_compile_duration':
       self.count += 1
       self.seconds += duration
 
+  def _on_event(self, event: str, **_) -> None:
+    self.cached += event == '/jax/compilation_cache/cache_hits'
+
   def close(self) -> None:
-    jax.monitoring.unregister_event_duration_listener(self._on_event)
+    jax.monitoring.unregister_event_duration_listener(self._on_duration)
+    jax.monitoring.unregister_event_listener(self._on_event)
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -82,10 +88,13 @@ class Writer:
     first_step: the step the run goes on from, for TensorBoard.
     record: which sinks are asked for besides TensorBoard.
     config: of the run, nested dicts of plain values, which Weights & Biases shows.
+    on_line: called with each record that is written, as it will be read.
   """
 
   def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int,
-               record: knobs.Record = knobs.Record(), config: Mapping[str, Any] | None = None):
+               record: knobs.Record = knobs.Record(), config: Mapping[str, Any] | None = None,
+               on_line: Callable[[dict[str, Any]], None] | None = None):
+    self._on_line = on_line
     self.records, self._file, self._sinks = [], None, sinks.Sinks({})
     if not processes.is_first():
       return
@@ -114,9 +123,12 @@ class Writer:
     if self._file is None:
       return
     self.records.append(record)
-    self._file.write(json.dumps(record) + '\n')
+    line = json.dumps(record)
+    self._file.write(f'{line}\n')
     self._file.flush()
     self._sinks.write(record, histograms)
+    if self._on_line is not None:
+      self._on_line(json.loads(line))
 
   def costs(self, step: int, entries: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any],
             hardware: hardware_lib.Hardware | None) -> None:

@@ -94,7 +94,8 @@ def least_bytes(*, parameters: int, trained: int, learn_devices: int, sample_ite
 
 
 def opening(config: knobs.Config, about: Mapping[str, Any], *, train_tasks: int, test_tasks: int, first_step: int = 0,
-            memory_bytes: int | None = None, hardware: hardware_lib.Hardware | None = None) -> str:
+            memory_bytes: int | None = None, hardware: hardware_lib.Hardware | None = None,
+            programs: str | None = None) -> str:
   """What is going to run, as a table.
 
   Args:
@@ -102,6 +103,7 @@ def opening(config: knobs.Config, about: Mapping[str, Any], *, train_tasks: int,
     train_tasks, test_tasks: how many there are.
     first_step: that the run goes on from.
     memory_bytes: that a device needs at least; None: not known.
+    programs: where compiled ones are kept; None: nowhere.
   """
   c = config
   names = ', '.join(str(pair[0]) for pair in c.tasks.mixture) or c.tasks.dataset
@@ -121,6 +123,8 @@ def opening(config: knobs.Config, about: Mapping[str, Any], *, train_tasks: int,
     rows.append(('cost', f'{dollars(price[0])} an hour: {price[1]}'))
   elif hardware is not None:
     rows.append(('cost', f'unknown: --hardware has no price of {about["device_kind"]!r}'))
+  if programs:
+    rows.append(('compiled', f'programs are kept in {programs}'))
   return table(rows)
 
 
@@ -176,13 +180,21 @@ def evaluation(record: Mapping[str, Any], before: Mapping[str, Any] | None, scor
   return text
 
 
+def compiled(asked: int, cached: int, seconds: float) -> str:
+  """'3 programs, and 42 from the cache, in 5 s', of the programs that a start asked for."""
+  new = asked - cached
+  return (f'{new} program{"s" * (new != 1)}' + (f', and {cached} from the cache' if cached else '')
+          + f', in {duration(seconds)}')
+
+
 def _figure(figure: pricing.Figure, form: Callable[[float], str]) -> str | None:
   """A figure of a price with its provenance; None where it is not known."""
   return None if figure.value is None else f'{form(figure.value)} ({figure.provenance})'
 
 
 def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int, seconds: float | None = None,
-            price: pricing.Price | None = None, page: str | None = None) -> str:
+            price: pricing.Price | None = None, page: str | None = None,
+            entries: Sequence[Mapping[str, Any]] = ()) -> str:
   """What was learnt and what it cost, as a table.
 
   Args:
@@ -191,6 +203,7 @@ def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int,
     seconds: of the run, over all its starts.
     price: None: not known.
     page: where the report is.
+    entries: of the ledger, for what its last attempt compiled.
   """
   learnt = 'nothing was evaluated'
   if evaluations:
@@ -211,6 +224,10 @@ def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int,
       costs.append(f'{" and ".join(unknown)} unknown')
   if costs:
     rows.append(('cost', ', '.join(costs)))
+  last = max((entry['attempt'] for entry in entries), default=None)
+  if of_last := [entry for entry in entries if entry['attempt'] == last and entry['phase'] == 'compile']:
+    total = lambda name: sum(entry.get(name, 0) for entry in of_last)
+    rows.append(('compiled', compiled(total('compiles'), total('compiles_cached'), total('wall_s'))))
   if page:
     rows.append(('report', page))
   return table(rows)

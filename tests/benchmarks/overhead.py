@@ -33,7 +33,7 @@ from tests.benchmarks import machine
 # What is timed, by part.
 TIMED = {
     'ledger': ((ledger.Writer, 'step'), (phases.Clock, 'enter'), (phases.Clock, 'leave'), (phases.Clock, 'count'),
-               (phases.Clock, 'devices_work'), (phases.Clock, 'on_duration'),
+               (phases.Clock, 'devices_work'), (phases.Clock, 'on_duration'), (phases.Clock, 'on_event'),
                (sample.Waves, 'counters'), (programs, 'begin'), (programs, 'executed'), (update, '_count_update'),
                (arithmetic, 'lengths')),
     'heartbeat': ((ledger.Writer, 'snapshot'),),  # in a thread of its own
@@ -111,8 +111,8 @@ def main() -> None:
     found = measure(config, os.path.join(workdir, 'run'))
   print(machine.describe())
   print(f'steps of {found["step_s"]:.2f} s: the ledger {found["ledger_share"]:.2%}, its heartbeat '
-        f'{found["heartbeat_share"]:.2%}, the rollouts kept {found["rollouts_share"]:.2%}, together {found["share"]:.2%} '
-        f'(median of steps {found["share_median"]:.2%})')
+        f'{found["heartbeat_share"]:.2%}, the rollouts kept {found["rollouts_share"]:.2%}, together '
+        f'{found["share"]:.2%} (median of steps {found["share_median"]:.2%})')
   if args.json:
     print(json.dumps(found))
 

@@ -69,6 +69,8 @@ def test_opening():
   other = terminal.opening(config, TPU | {'device_kind': 'axon'}, train_tasks=1, test_tasks=1, hardware=HARDWARE)
   assert other.splitlines()[-1] == "cost     unknown: --hardware has no price of 'axon'"
   assert 'cost' not in terminal.opening(config, TPU, train_tasks=1, test_tasks=1)
+  kept = terminal.opening(config, TPU, train_tasks=1, test_tasks=1, programs='gs://b/xla')
+  assert kept.splitlines()[-1] == 'compiled  programs are kept in gs://b/xla'
 
 
 def record(step, mean, right, verified, **more):
@@ -124,3 +126,9 @@ def test_closing():
       'report  runs/x/report.html']
   assert terminal.closing(evaluations[:1], 'avg@4', steps=5) == 'learnt  avg@4 of held-out tasks 0.300, in 5 steps'
   assert terminal.closing([], 'avg@4', steps=0) == 'learnt  nothing was evaluated, in 0 steps'
+  compile = lambda attempt, **counts: {'attempt': attempt, 'phase': 'compile', 'wall_s': 2.0, **counts}
+  entries = [compile(0, compiles=9), {'attempt': 1, 'phase': 'update', 'wall_s': 5.0},
+             compile(1, compiles=5, compiles_cached=5), compile(1, compiles=2, compiles_cached=1)]
+  last = lambda entries: terminal.closing([], 'avg@4', steps=0, entries=entries).splitlines()[-1]
+  assert last(entries) == 'compiled  1 program, and 6 from the cache, in 4 s'
+  assert last(entries[:1]) == 'compiled  9 programs, in 2 s' and last(entries[1:2]).startswith('learnt')
