@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from kr_jax import files
 from kr_jax import types
 from kr_jax.sections import nearest
 
@@ -81,7 +82,10 @@ def _parse(spec: str) -> tuple[epath.Path, str]:
   name, colon, column = spec.rpartition(':')
   if not colon or '/' in column:  # the colon of gs://
     name, column = spec, ''
-  path = epath.Path(name).expanduser()
+  try:
+    path = epath.Path(files.local(name))
+  except ValueError as error:
+    raise ValueError(f'tasks.prior={spec!r}: {error}') from error
   if not path.is_file():
     raise ValueError(f'tasks.prior={spec!r}: there is no file {str(path)!r}; give {_FORMS}')
   if not column and path.suffix != '.json':

@@ -73,6 +73,24 @@ def finished(tmp_path_factory, data_dir) -> str:
   return knobs.run(tmp_path_factory.mktemp('finished'), data_dir)
 
 
+@pytest.fixture(scope='session')
+def storage(tmp_path_factory):
+  """A server of buckets (tests/fakes/bucket.py), of which no fault is ordered."""
+  from tests.fakes import bucket  # only some need it
+  with bucket.served(tmp_path_factory.mktemp('storage')) as server:
+    yield server
+
+
+@pytest.fixture
+def bucket(storage, tmp_path, monkeypatch):
+  """The URL of an empty bucket, and a machine that has nothing in its cache."""
+  for name, value in (storage.environment | {'KR_JAX_CACHE': str(tmp_path / 'cache')}).items():
+    monkeypatch.setenv(name, value)
+  yield storage.make()
+  storage.faults.clear()
+  storage.delay_s = 0.0
+
+
 @pytest.fixture
 def clock():
   """The clock of a run (phases.py)."""

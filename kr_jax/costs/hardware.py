@@ -15,8 +15,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from etils import epath
-
+from kr_jax import files
 from kr_jax import sections
 
 _FILE = 'hardware.json'
@@ -197,22 +196,18 @@ def as_dict(hardware: Hardware) -> dict[str, Any]:
 
 def save(workdir: str, hardware: Hardware) -> None:
   """Writes hardware.json, in the place of one that is there."""
-  path = epath.Path(workdir) / _FILE
-  path.parent.mkdir(parents=True, exist_ok=True)
-  new = path.with_name(f'{_FILE}.new')
-  new.write_text(json.dumps(as_dict(hardware), indent=1) + '\n')
-  new.replace(path)
+  files.write(files.join(workdir, _FILE), json.dumps(as_dict(hardware), indent=1) + '\n')
 
 
 def load(workdir: str) -> Hardware | None:
   """Of hardware.json; None where there is none. Raises ValueError where it cannot be read."""
-  path = epath.Path(workdir) / _FILE
-  if not path.exists():
-    return None
+  path = files.join(workdir, _FILE)
   try:
-    tree = json.loads(path.read_text())
+    tree = json.loads(files.read(path))
     if not isinstance(tree, dict):
       raise ValueError('it holds no object')
     return read(tree)
+  except FileNotFoundError:
+    return None
   except (ValueError, TypeError, AttributeError, OSError) as error:
     raise ValueError(f'{path} cannot be read: {error}') from error

@@ -7,6 +7,8 @@ Everything else (tasks, keys of a step) is a pure function of the config and the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 from typing import Any
@@ -15,6 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kr_jax import files
+from kr_jax import mirror
 from kr_jax import phases
 from kr_jax import types
 
@@ -50,11 +54,17 @@ class Checkpoints:
     return step
 
   def save(self, step: int, state: types.TrainState, stats: types.TaskStats) -> None:
-    """Saves under the number of updates done; does nothing where that is saved."""
+    """Saves under the number of updates done; does nothing where that is saved. The record is never behind it, in a
+    bucket neither.
+
+    Raises files.Unsaved where this or an earlier one cannot be written to a bucket.
+    """
     if step != self.latest():
+      mirror.push()
       phases.count(checkpoint_bytes=sum(x.nbytes for x in jax.tree.leaves((state._replace(key=None), stats))))
-      self._orbax.save(step, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(_not_empty(stats))))
+      with self._writing():
+        self._orbax.save(step, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()), stats=ocp.args.StandardSave(_not_empty(stats))))
 
   def restore(self, state: types.TrainState, stats: types.TaskStats) -> tuple[types.TrainState, types.TaskStats]:
     """The latest checkpoint, in the shapes and on the devices of the arguments, whose state may be of
@@ -92,46 +102,63 @@ class Checkpoints:
     return step, restored
 
   def wait(self) -> None:
-    """Waits for what is being saved."""
-    self._orbax.wait_until_finished()
+    """Waits for what is being saved. Raises files.Unsaved as `save` does."""
+    with self._writing():
+      self._orbax.wait_until_finished()
 
   def close(self) -> None:
     self.wait()
     self._orbax.close()
 
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Says in a sentence why a bucket cannot be written."""
+    directory = str(self._orbax.directory)
+    try:
+      yield
+    except Exception as error:  # of several clients there are many kinds
+      if not files.is_remote(directory):
+        raise
+      why = str(error).partition('[http_')[0].strip()
+      raise files.Unsaved(f'a checkpoint cannot be written to {directory}: {why}. The one before it stays') from error
+
 
 def absolute(directory: str) -> str:
   """A path as Orbax needs it; of gs://BUCKET/PATH itself."""
-  return directory if '://' in directory else os.path.abspath(directory)
+  directory = files.expanded(directory)
+  return directory if files.is_remote(directory) else os.path.abspath(directory)
 
 
-def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...]) -> None:
+def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...], directory: str = '') -> None:
   """Makes the workdir this config's, or checks that it is.
 
   Args:
     config: nested dicts of plain values.
     may_change: knobs ('section.knob') and sections that a run may go on with changed.
+    directory: where the run's checkpoints are; '': none is looked for.
 
   Raises:
-    ValueError: the workdir cannot be written, or belongs to a run with other knobs.
+    ValueError: the workdir cannot be written, or belongs to a run with other knobs; or it has no record of the run that
+      the checkpoints are of.
   """
   path = os.path.join(workdir, _CONFIG)
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, '.writable'), 'w'):
-      pass
-    os.remove(os.path.join(workdir, '.writable'))
-  except OSError as error:
-    raise ValueError(f'cannot write to --workdir={workdir}: {error.strerror}; '
-                     'name a directory that can be written') from error
+  if problem := files.unwritable(workdir):
+    raise ValueError(f'cannot write to --workdir={problem}; name a directory that can be written')
+  if directory and not _recorded(workdir) and _holds_any(directory):
+    raise ValueError(f'{directory} holds checkpoints of a run, and --workdir={workdir} has no record of it: copy what '
+                     'its workdir held there, or name another --workdir or checkpoint.directory')
   changed = changes(workdir, config, may_change=may_change)
   if changed:
     raise ValueError(f'--workdir={workdir} holds a run of another config: {"; ".join(changed)}. '
                      'Name another --workdir, or set these knobs back')
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w') as file:
-    json.dump(config, file, indent=1, sort_keys=True)
-  os.replace(temporary, path)
+  files.write(path, json.dumps(config, indent=1, sort_keys=True))
+
+
+def _holds_any(directory: str) -> bool:
+  """Whether there are checkpoints in a directory."""
+  names = files.listed(directory) if files.is_remote(directory) else (
+      os.listdir(directory) if os.path.isdir(directory) else ())
+  return any(name.partition('/')[0].isdigit() for name in names)
 
 
 def recorded(workdir: str, knob: str) -> Any:
@@ -157,9 +184,8 @@ def changes(workdir: str, config: dict[str, Any], *, of: tuple[str, ...] = ('',)
 def _recorded(workdir: str) -> dict[str, Any]:
   """The knobs of the run in a workdir; {} where there is no record of it."""
   try:
-    with open(os.path.join(workdir, _CONFIG)) as file:
-      return _flatten(json.load(file))
-  except FileNotFoundError:
+    return _flatten(json.loads(files.read(files.join(workdir, _CONFIG))))
+  except (FileNotFoundError, NotADirectoryError):
     return {}
 
 

@@ -19,13 +19,14 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import re
 from typing import Any
 
-from etils import epath
 import jinja2
 from markupsafe import Markup
 
+from kr_jax import files
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.report import charts
 from kr_jax.report import contents
@@ -62,7 +63,7 @@ def write(workdirs: Sequence[str], *, hardware: hardware_lib.Hardware | None = N
     ValueError: there is no run, a workdir cannot be read, or the target is no success.
   """
   view = cleaned(scorecard.view([run_lib.read(x, hardware=hardware) for x in workdirs], target=target))
-  output, drawn, script = epath.Path(output or workdirs[0]), {}, None
+  output, drawn, script = pathlib.Path(output or workdirs[0]), {}, None
   try:
     script = drawing.bundle()
     drawn = drawing.pictures(contents.pictures(view)) if pictures else {}
@@ -71,22 +72,11 @@ def write(workdirs: Sequence[str], *, hardware: hardware_lib.Hardware | None = N
   except RuntimeError as error:
     view['missing'].append(f'{"charts" if script is None else "pictures"}: Vega failed: {clean(str(error))}')
   there = list(drawn) if pictures else [path.stem for path in (output / 'plots').glob('*.png')]
-  files = {'report.html': html(view, script).encode(), 'report.md': markdown(view, there).encode(),
+  made = {'report.html': html(view, script).encode(), 'report.md': markdown(view, there).encode(),
            **{f'plots/{name}.png': picture for name, picture in drawn.items()}}
-  return [_save(output / name, content) for name, content in files.items()]
-
-
-def _save(path: epath.Path, content: bytes) -> str:
-  """Writes the whole file or none."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.parent / f'{path.name}.tmp'
-  try:
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-  except OSError:  # a full disk needs the room
-    unfinished.unlink(missing_ok=True)
-    raise
-  return str(path)
+  for name, content in made.items():
+    files.write(output / name, content)
+  return [str(output / name) for name in made]
 
 
 # ---- what a run wrote ----

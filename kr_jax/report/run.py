@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 from typing import Any
-
-from etils import epath
 
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.costs import pricing
@@ -43,7 +42,7 @@ class Run:
   @property
   def name(self) -> str:
     """The last part of the workdir's path."""
-    return epath.Path(self.workdir).name or self.workdir
+    return pathlib.Path(self.workdir).name or self.workdir
 
   @property
   def rule(self) -> str | None:
@@ -113,7 +112,7 @@ def read(workdir: str, *, hardware: hardware_lib.Hardware | None = None) -> Run:
   Raises:
     ValueError: the workdir is no directory or cannot be read.
   """
-  path, missing = epath.Path(workdir), []
+  path, missing = pathlib.Path(workdir), []
   try:
     if not path.is_dir():
       raise ValueError(f'--workdir={workdir} is no directory; name the workdir of a run')
@@ -144,7 +143,7 @@ def numbers(x: Any) -> list[float | int]:
   return x if isinstance(x, list) and all(figure(y) is not None for y in x) else []
 
 
-def _config(path: epath.Path, missing: list[str]) -> dict[str, Any]:
+def _config(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
   try:
     config = json.loads((path / 'config.json').read_text())
     if not isinstance(config, dict):
@@ -159,7 +158,7 @@ def _why(error: Exception) -> str:
   return 'is not there' if isinstance(error, FileNotFoundError) else f'cannot be read ({error})'
 
 
-def _evaluation(path: epath.Path, missing: list[str]) -> dict[str, Any]:
+def _evaluation(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
   """What --mode=evaluate wrote last; few runs have it."""
   try:
     found = json.loads((path / 'evaluation.json').read_text())
@@ -171,7 +170,7 @@ def _evaluation(path: epath.Path, missing: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _metrics(path: epath.Path, missing: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _metrics(path: pathlib.Path, missing: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """The records of metrics.jsonl: of each step the last one, of steps and of evaluations."""
   try:
     lines = (path / 'metrics.jsonl').read_bytes().split(b'\n')

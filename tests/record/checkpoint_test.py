@@ -119,6 +119,16 @@ def test_a_step_is_saved_once(tmp_path):
     same(checkpoints.restore(*run(2)), run(0))
 
 
+def test_the_record_of_a_bucket_is_sent_before_a_checkpoint(tmp_path, monkeypatch):
+  sent = []
+  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+    monkeypatch.setattr(checkpoint.mirror, 'push', lambda: sent.append(checkpoints.latest()))
+    checkpoints.save(1, *run(0))
+    checkpoints.save(2, *run(0))
+    checkpoints.save(2, *run(0))
+  assert sent == [None, 1]
+
+
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_the_latest(tmp_path):
   with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
     checkpoints.save(7, *run(0))
@@ -193,6 +203,17 @@ def test_claim_a_fresh_workdir_and_again(tmp_path):
     checkpoint.claim(str(workdir), CONFIG, may_change=())
     assert claimed(workdir) == CONFIG
     assert [path.name for path in workdir.iterdir()] == ['config.json']
+
+
+def test_claim_a_workdir_without_the_record_of_the_checkpoints(tmp_path):
+  directory = tmp_path / 'shared' / 'checkpoints'
+  (directory / '4.orbax-checkpoint-tmp').mkdir(parents=True)
+  checkpoint.claim(str(tmp_path / 'new'), CONFIG, may_change=(), directory=str(directory))
+  (directory / '4').mkdir()
+  checkpoint.claim(str(tmp_path / 'new'), CONFIG, may_change=(), directory=str(directory))
+  with pytest.raises(ValueError, match=f'{directory} holds checkpoints of a run, and --workdir={tmp_path}/other has no '
+                     'record of it'):
+    checkpoint.claim(str(tmp_path / 'other'), CONFIG, may_change=(), directory=str(directory))
 
 
 def test_claim_with_changed_knobs_names_old_and_new(tmp_path):

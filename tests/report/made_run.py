@@ -88,7 +88,8 @@ def write_lines(path, lines: list[dict[str, Any]]) -> None:
 
 
 def _config(rule, seed, steps, every, per_step, rollouts, changed) -> dict[str, Any]:
-  config = knobs.as_dict(dataclasses.replace(knobs.Config(), seed=seed, num_steps=steps)) | {'train_ids': '0' * 64}
+  config = knobs.as_dict(dataclasses.replace(
+      knobs.Config(rewards=knobs.Rewards(verifier='ends_with')), seed=seed, num_steps=steps)) | {'train_ids': '0' * 64}
   given = {'alloc': {'rule': rule, 'rollouts_per_step': rollouts}, 'tasks': {'per_step': per_step},
            'evaluate': {'rollouts': 4, 'every': every}}
   for values in (given, changed):
