@@ -35,7 +35,7 @@ def large(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collecti
 
 
 def math(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collections.ConfigDict:
-  """The paper's data and evaluations, from files in data/, with half of its tasks a step."""
+  """The paper's data and evaluations, of the Hugging Face hub, with half of its tasks a step."""
   c = large(c, checkpoint, **sizes)
   c.num_steps = 500
   c.tasks.per_step = 128
@@ -49,15 +49,6 @@ def math(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collectio
   c.tasks.test = ('aime_2024', 'aime_2025', 'amc_2023', 'math_500', 'minerva_math', 'olympiad_bench',
                   'gpqa_diamond')
   c.tasks.template = BOXED
-  c.tasks.files.update({
-      'dapo_math_17k': 'data/dapo-math-17k.parquet',
-      'aime_2024': 'data/aime_2024/train-00000-of-00001.parquet',
-      'aime_2025': 'data/aime2025-*.jsonl',
-      'amc_2023': 'data/amc23/test-00000-of-00001.parquet',
-      'math_500': 'data/MATH-500/test.jsonl',
-      'minerva_math': 'data/minervamath/test.jsonl',
-      'olympiad_bench': 'data/OE_TO_maths_en_COMP.parquet',
-      'gpqa_diamond': 'data/gpqa_diamond.csv'})
   c.rewards.verifier = 'math'
   # 1,744 tasks: 15 % of the rollouts that are trained on. --mode=evaluate takes 16 of each task, as the paper does.
   c.evaluate.every = 50

@@ -1,10 +1,9 @@
 """Qwen2.5-Coder-1.5B-Instruct on MBPP, evaluated on the test problems of sanitized MBPP and on HumanEval.
 
-    hf download Qwen/Qwen2.5-Coder-1.5B-Instruct --local-dir checkpoints/Qwen2.5-Coder-1.5B-Instruct
     launch/local.sh configs/mbpp_qwen25_coder_1p5b.py
 
-and the files of MBPP, sanitized MBPP and HumanEval in kr_jax/datasets/README.md's table, in data/. The programs that
-the policy writes run on the hosts, behind walls (kr_jax/rewards/README.md, Programs).
+Weights and data are fetched from the Hugging Face hub. The programs that the policy writes run on the hosts, behind
+walls (kr_jax/rewards/README.md, Programs).
 
 Hardware: v5e:2x4 (8 chips).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=200
@@ -19,7 +18,7 @@ from configs import common
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c = common.large(
-      common.base(), checkpoint='checkpoints/Qwen2.5-Coder-1.5B-Instruct', vocab_size=151936, num_layers=28, width=1536,
+      common.base(), checkpoint='hf:Qwen/Qwen2.5-Coder-1.5B-Instruct', vocab_size=151936, num_layers=28, width=1536,
       num_heads=12, num_kv_heads=2, head_width=128, hidden_width=8960, rope_theta=1e6, qk_norm=False, qkv_bias=True)
   c.topologies = ('v5e:2x4',)
   c.mesh.sample_model = 2
@@ -29,8 +28,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.num_steps = 200
   c.tasks.dataset = 'mbpp'
   c.tasks.test = ('mbpp_sanitized', 'human_eval')
-  c.tasks.files.update({'mbpp': 'data/mbpp.jsonl', 'mbpp_sanitized': 'data/sanitized-mbpp.json',
-                        'human_eval': 'data/HumanEval.jsonl.gz'})
   c.tasks.template = '{problem}\n\nWrite the whole program in one block of code, between ```python and ```.'
   c.tasks.per_step = 64
   c.alloc.rollouts_per_step = 512

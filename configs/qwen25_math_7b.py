@@ -1,10 +1,11 @@
 """The paper's run: Qwen2.5-Math-7B on DAPO-Math-17k, evaluated on seven sets, with its hyper-parameters.
 
-    hf download Qwen/Qwen2.5-Math-7B --local-dir checkpoints/Qwen2.5-Math-7B
     launch/local.sh configs/qwen25_math_7b.py
 
-and the files of kr_jax/datasets/README.md's table in data/. Rule and loss are the paper's (configs/presets.py);
-`--config.alloc.estimate=posterior` is this project's rule.
+Weights and data are fetched from the Hugging Face hub. GPQA is gated: ask for access at
+https://huggingface.co/datasets/Idavidrein/gpqa and set HF_TOKEN, or leave it out of --config.tasks.test.
+
+Rule and loss are the paper's (configs/presets.py); `--config.alloc.estimate=posterior` is this project's rule.
 
 Prompts of 2048 tokens and completions of 4096 are the paper's, of a checkpoint that was made to read 4096 tokens in
 all: a run warns of it, and completions that reach positions beyond them are likely to be bad. `--config.policy.yarn=2`
@@ -25,7 +26,7 @@ from configs import presets
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c = common.math(
-      common.base(), checkpoint='checkpoints/Qwen2.5-Math-7B', vocab_size=152064, num_layers=28, width=3584,
+      common.base(), checkpoint='hf:Qwen/Qwen2.5-Math-7B', vocab_size=152064, num_layers=28, width=3584,
       num_heads=28, num_kv_heads=4, head_width=128, hidden_width=18944, qk_norm=False, qkv_bias=True,
       tie_embeddings=False)
   presets.paper(c)

@@ -1,9 +1,9 @@
 """Qwen3-4B, which thinks, on DAPO-Math-17k, evaluated on seven sets.
 
-    hf download Qwen/Qwen3-4B --local-dir checkpoints/Qwen3-4B
     launch/local.sh configs/qwen3_4b.py
 
-and the files of kr_jax/datasets/README.md's table in data/.
+Weights and data are fetched from the Hugging Face hub. GPQA is gated: ask for access at
+https://huggingface.co/datasets/Idavidrein/gpqa and set HF_TOKEN, or leave it out of --config.tasks.test.
 
 Hardware: v5e:4x4 or v6e:4x4 (16 chips), or a pod: v5e:16x16 with --config.mesh.data=16, and 16 times the
   tasks and rollouts for as much work a chip.
@@ -19,7 +19,7 @@ from configs import common
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c = common.math(
-      common.base(), checkpoint='checkpoints/Qwen3-4B', vocab_size=151936, num_layers=36, width=2560,
+      common.base(), checkpoint='hf:Qwen/Qwen3-4B', vocab_size=151936, num_layers=36, width=2560,
       num_heads=32, num_kv_heads=8, head_width=128, hidden_width=9728, rope_theta=1e6)
   c.topologies = ('v5e:4x4', 'v6e:4x4')
   # Chips that share the sampler's parameters have room for more slots (--mode=preflight --suggest).

@@ -1,9 +1,9 @@
 """DeepSeek-R1-Distill-Qwen-1.5B on DAPO-Math-17k, evaluated on seven sets.
 
-    hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --local-dir checkpoints/DeepSeek-R1-Distill-Qwen-1.5B
     launch/local.sh configs/r1_distill_1p5b.py
 
-and the files of kr_jax/datasets/README.md's table in data/.
+Weights and data are fetched from the Hugging Face hub. GPQA is gated: ask for access at
+https://huggingface.co/datasets/Idavidrein/gpqa and set HF_TOKEN, or leave it out of --config.tasks.test.
 
 Hardware: v5e:2x4 (8 chips).
 Time: not measured. By --mode=preflight, arithmetic at 40 % of the chips' peaks, with --mean_prompt=150
@@ -18,7 +18,7 @@ from configs import common
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c = common.math(
-      common.base(), checkpoint='checkpoints/DeepSeek-R1-Distill-Qwen-1.5B', vocab_size=151936, num_layers=28,
+      common.base(), checkpoint='hf:deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B', vocab_size=151936, num_layers=28,
       width=1536, num_heads=12, num_kv_heads=2, head_width=128, hidden_width=8960, qk_norm=False, qkv_bias=True,
       tie_embeddings=False)
   c.topologies = ('v5e:2x4',)

@@ -14,7 +14,11 @@ import os
 import re
 
 from kr_jax import datasets
+from kr_jax import files
+from kr_jax import hub
 from kr_jax import knobs
+from kr_jax import modules
+from kr_jax.datasets import names
 from kr_jax.sections import nearest
 
 FILES = tuple(field.name for field in dataclasses.fields(knobs.Files))  # the published sets
@@ -32,8 +36,12 @@ def problems(c: knobs.Config, *, of_data: bool = True, of_checkpoint: bool = Tru
 
 
 def checkpoint_problems(name: str, whose: str) -> list[str]:
-  """Of a checkpoint's name; names of the hub, of buckets and of pip are not looked up. whose: flag or knob."""
-  if name in CHECKPOINTS or name.startswith('hf:') or '://' in name or os.path.exists(os.path.expanduser(name)):
+  """Of a checkpoint's name; names of the hub and of pip are not looked up. whose: flag or knob."""
+  if hub.is_name(name):
+    return _of_hub(name, f'{whose}=')
+  if files.is_remote(name) and not name.startswith('http'):
+    return [f'{whose}: checkpoint {problem}'] if (problem := files.missing(name)) else []
+  if name in CHECKPOINTS or name.startswith('http') or os.path.exists(os.path.expanduser(name)):
     return []
   folder = os.path.dirname(os.path.expanduser(name)) or '.'
   near = nearest(name, [*CHECKPOINTS, *glob.glob(f'{glob.escape(folder)}/*')])
@@ -44,33 +52,68 @@ _FORMS = ('give a directory with config.json and safetensors, a .gguf file, gs:/
           f'or one of {CHECKPOINTS}')
 
 
+def _of_hub(name: str, whose: str) -> list[str]:
+  """Of a name of the hub, which is not looked up."""
+  return [] if hub.is_installed() else [f"{whose}{name!r} needs huggingface_hub: pip install 'kr_jax[hub]'"]
+
+
+def code(c: knobs.Config) -> dict[str, str]:
+  """The digests of the files of Python that a config names, by their paths. Raises ValueError where there is none."""
+  verifier = c.rewards.verifier.rpartition(':')[0]
+  paths = [*filter(names.is_module, _datasets(c)), *([verifier] if modules.is_path(verifier) else ())]
+  return {path: modules.digest(path) for path in dict.fromkeys(paths)}
+
+
+def _datasets(c: knobs.Config) -> list[str]:
+  """The datasets that are trained or tested on."""
+  trained = [pair[0] for pair in c.tasks.mixture if isinstance(pair, (tuple, list)) and pair] or [c.tasks.dataset]
+  return list(dict.fromkeys(names.part(x, '')[0] for x in [*trained, *c.tasks.test] if isinstance(x, str)))
+
+
 def _of_data(c: knobs.Config) -> Iterator[str]:
-  names = [pair[0] for pair in c.tasks.mixture if isinstance(pair, (tuple, list)) and pair] or [c.tasks.dataset]
-  for name in [*names, *c.tasks.test]:
-    if isinstance(name, str):
-      yield from _of_dataset(name.partition(':')[0], c)
+  for dataset in _datasets(c):
+    yield from _of_dataset(dataset, c)
   prior, colon, column = c.tasks.prior.rpartition(':')
   prior = prior if colon and '/' not in column else c.tasks.prior
-  if prior and '://' not in prior and not os.path.isfile(os.path.expanduser(prior)):
+  if prior and files.is_remote(prior) and (problem := files.missing(prior)):
+    yield f'tasks.prior={c.tasks.prior!r}: {problem}'
+  elif prior and not files.is_remote(prior) and not os.path.isfile(os.path.expanduser(prior)):
     yield f'tasks.prior={c.tasks.prior!r}: there is no file {prior!r}'
   yield from _of_verifier(c.rewards.verifier)
 
 
 def _of_dataset(name: str, c: knobs.Config) -> Iterator[str]:
   base, _, _ = name.partition('/')
-  if base not in (*datasets.GENERATED, *FILES):
+  if names.is_file(name):
+    yield from _of_files(names.path(name), f'tasks.dataset={names.FILE}', 'give the path of a file, or a pattern')
+  elif names.is_module(name):
+    if not os.path.isfile(modules.located(name)):
+      yield f'tasks.dataset={name!r}: there is no file {modules.located(name)!r}'
+  elif base not in (*datasets.GENERATED, *FILES):
     known = sorted([*datasets.GENERATED, *FILES])
-    yield f'there is no dataset {name!r}{nearest(name, known)}; there are {known}'
+    yield (f"there is no dataset {name!r}{nearest(name, known)}; there are {known}, 'file:PATH' of problems and "
+           "answers, and 'PATH.py' of your own builder")
   elif base == 'reasoning_gym' and importlib.util.find_spec('reasoning_gym') is None:
     yield "tasks of reasoning_gym need a package: pip install 'kr_jax[data]'"
   elif base == 'champ' and importlib.util.find_spec('champ_dataset') is None:
     yield "tasks.dataset='champ' needs a package: pip install 'kr_jax[data]'"
   elif base in FILES:
     pattern, flag = getattr(c.tasks.files, base), f'--config.tasks.files.{base}=PATH'
-    if not pattern and base not in WITHOUT_FILES:
-      yield f'dataset {base!r} is read from published files; point to them with {flag} (kr_jax/datasets/README.md)'
-    elif pattern and '://' not in pattern and not _names_a_file(pattern):
-      yield f'tasks.files.{base}={pattern!r} names no file; point to it with {flag} (kr_jax/datasets/README.md)'
+    if not pattern and base not in WITHOUT_FILES and not hub.is_installed():
+      yield (f"dataset {base!r} is read from published files: pip install 'kr_jax[hub]', to which the Hugging Face hub "
+             f'gives them, or point to them with {flag} (kr_jax/datasets/README.md)')
+    yield from _of_files(pattern, f'tasks.files.{base}=', f'point to it with {flag} (kr_jax/datasets/README.md)')
+
+
+def _of_files(pattern: str, whose: str, advice: str) -> Iterator[str]:
+  """Of the path of data; '' is none."""
+  if hub.is_name(pattern):
+    yield from _of_hub(pattern, whose)
+  elif files.is_remote(pattern):
+    if problem := files.missing(pattern):
+      yield f'{whose.removesuffix("=")}: {problem}'
+  elif pattern and not _names_a_file(pattern):
+    yield f'{whose}{pattern!r} names no file; {advice}'
 
 
 def _names_a_file(pattern: str) -> bool:
@@ -80,13 +123,18 @@ def _names_a_file(pattern: str) -> bool:
 
 
 def _of_verifier(name: str) -> Iterator[str]:
-  if name in VERIFIERS:
+  if name in VERIFIERS or not name:
+    return
+  module, _, function = name.rpartition(':')
+  if modules.is_path(module) and function.isidentifier():
+    if not os.path.isfile(modules.located(module)):
+      yield f'rewards.verifier={name!r}: there is no file {modules.located(module)!r}'
     return
   if not re.fullmatch(r'\w+(?:\.\w+)*:\w+', name):
-    yield (f"rewards.verifier={name!r} is not one of {sorted(VERIFIERS)}, nor 'module:function'"
+    yield (f"rewards.verifier={name!r} is not one of {sorted(VERIFIERS)}, nor 'module:function' or 'PATH.py:function'"
            f'{nearest(name, VERIFIERS)}')
     return
-  if not _is_module(module := name.partition(':')[0]):
+  if not _is_module(module):
     yield f'rewards.verifier={name!r}: there is no module {module!r} to be imported from here'
 
 

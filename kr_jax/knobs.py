@@ -18,7 +18,11 @@ from kr_jax.sections import Section, as_dict, knob, nearest, section  # others f
 
 @section
 class Files(Section):
-  """Published files that datasets are read from (kr_jax/datasets/README.md); 'DIRECTORY/*.jsonl' is several."""
+  """Published files that datasets are read from (kr_jax/datasets/README.md); 'DIRECTORY/*.jsonl' is several.
+
+  Also of buckets, 'gs://BUCKET/PATH', and of the Hugging Face hub, 'hf:ORG/NAME/PATH@REVISION'. '': where the hub has
+  them, if huggingface_hub is installed; of gsm8k, TFDS's own.
+  """
 
   SECTION = 'tasks.files'
   aime_2024: str = knob('', 'path')
@@ -37,6 +41,21 @@ class Files(Section):
 
 
 @section
+class Columns(Section):
+  """Columns of 'file:PATH' (kr_jax/datasets/README.md); '': the column is found by what it is commonly called."""
+
+  SECTION = 'tasks.columns'
+  problem: str = knob('', 'text of the problem')
+  answer: str = knob('', 'what is right')
+  after: str = knob('', "text in that column after which the answer stands: '####' as in GSM8K; '': it is the answer")
+  id: str = knob('', 'of the task, which never changes; without the column a digest of the problem')
+  difficulty: str = knob('', 'whole number')
+  solution: str = knob('', 'worked completion, for a warm start')
+  verifier: str = knob('', "name of a shipped verifier, of rows that need another; '': no column")
+  info: str = knob('', "what the verifier reads as task.info, such as tests; '': no column")
+
+
+@section
 class ReasoningGym(Section):
   """What reasoning_gym/TASK generates."""
 
@@ -49,7 +68,8 @@ class ReasoningGym(Section):
 @section
 class Tasks(Section):
   SECTION = 'tasks'
-  dataset: str = knob('arithmetic', "what to train on: a name of kr_jax/datasets, or 'reasoning_gym/TASK'")
+  dataset: str = knob('arithmetic', "what to train on: a name of kr_jax/datasets, 'reasoning_gym/TASK', 'file:PATH' of "
+                      "problems and answers (.csv, .jsonl, .json, .parquet), or your own builder's 'PATH.py'")
   mixture: tuple = knob((), "datasets to train on instead, with weights: (('gsm8k', 2.0), ('champ:test[:200]', 1.0))")
   test: tuple = knob((), "datasets to evaluate on instead: ('math_500', 'champ:test[200:]')")
   template: str = knob('{problem}', 'the prompt of a problem; other braces are doubled')
@@ -57,7 +77,7 @@ class Tasks(Section):
   system: str = knob('', "system message of that chat; '': what the template has without one")
   thinking: bool | None = knob(None, "enable_thinking of templates that know it (Qwen3); None: the template's own "
                                'default')
-  data_dir: str = knob('', "where TFDS keeps the data; '': its own place")
+  data_dir: str = knob('', "where TFDS keeps the data, gs://BUCKET/PATH too; '': its own place")
   train_split: str = knob('train', "TFDS split; sub-splits are allowed: 'train[:100]'")
   test_split: str = knob('test', 'TFDS split')
   warm_start_split: str = knob('warm_start', 'TFDS split')
@@ -69,6 +89,7 @@ class Tasks(Section):
                     ".parquet) beside a column id; '': none")
   prior_rollouts: float = knob(4.0, 'rollouts of a task that its rate in tasks.prior is worth', above=0)
   files: Files = Files()
+  columns: Columns = Columns()
   reasoning_gym: ReasoningGym = ReasoningGym()
 
   def conflicts(self):
@@ -226,8 +247,8 @@ class Sample(Section):
 @section
 class Rewards(Section):
   SECTION = 'rewards'
-  verifier: str = knob('ends_with', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', "
-                       "'python_tests', or your own 'module:function'")
+  verifier: str = knob('', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', 'python_tests', "
+                       "your own 'module:function' or 'PATH.py:function'; '': the dataset's, 'math' or 'ends_with'")
   workers: int = knob(0, 'processes; 0: as many as the processors that the run may use, at most 64', low=0)
   timeout_s: float = knob(5.0, 'seconds of a verdict, at most', above=0)
   memory_mb: int = knob(1024, 'MiB that a process may take beyond what it starts with', low=1)

@@ -5,7 +5,8 @@ The only module that sees the whole config. Every other one takes its own sectio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from kr_jax import evaluate
+from kr_jax import hub
 from kr_jax import knobs
 from kr_jax import prior_rates
 from kr_jax import processes
@@ -26,12 +28,14 @@ from kr_jax import types
 from kr_jax import warm_start
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
+from kr_jax.datasets import names
 from kr_jax.learning import update
 from kr_jax.model import families
 from kr_jax.model import policy
 from kr_jax.model import pretrained
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
+from kr_jax.record import checkpoint as checkpoint_lib
 
 # Knobs of the policy that are of a run, and not of a checkpoint; and sizes that a config may declare of one.
 _OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
@@ -65,34 +69,42 @@ class Setup(NamedTuple):
     return bool(self.trained.lora_rank or self.update.grpo.kl_coef)
 
 
-def prepare(config: Mapping[str, Any]) -> Setup:
+def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
   """Reads the config and the data.
+
+  Args:
+    workdir: of a run that may be gone on with: of the hub it goes on with the commits that it began with, where the
+      config says none.
 
   Raises:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
-  config = _pinned(knobs.read(config))
+  asked = knobs.read(config)
+  config = _with_verifier(_pinned(asked, workdir))
   train, test = _datasets(config.tasks)
   tokenizer, trained = _policy(config)
   _warn_of_context(config, trained)
   setup = _checked(config, tokenizer, trained)
+  read_tasks = functools.partial(
+      _read_tasks, config=config, tokenizer=tokenizer, serves_all=bool(asked.rewards.verifier))
   setup = setup._replace(
-      train_tasks=_read_tasks(train, config, tokenizer),
-      shares={dataset: weight for (dataset, _), weight in train.items()},
-      test_tasks=_read_tasks(test, config, tokenizer, most=config.evaluate.tasks),
-      warm_start_tasks=[] if not config.warm_start.num_steps else _read_tasks(
-          [(dataset, config.tasks.warm_start_split) for dataset, _ in train], config, tokenizer))
+      train_tasks=read_tasks(train),
+      shares={names.source(dataset): weight for (dataset, _), weight in train.items()},
+      test_tasks=read_tasks(test, most=config.evaluate.tasks),
+      warm_start_tasks=[] if not config.warm_start.num_steps else read_tasks(
+          [(dataset, config.tasks.warm_start_split) for dataset, _ in train]))
   setup = setup._replace(prior_rate_I=prior_rates.read(config.tasks.prior, setup.train_tasks))
   _check_tasks(setup)
   return setup
 
 
-def without_tasks(config: Mapping[str, Any]) -> Setup:
-  """What `prepare` makes of a config on one device, without tasks: no data are read, and no mesh has to fit.
+def without_tasks(config: Mapping[str, Any], workdir: str = '') -> Setup:
+  """What `prepare` makes of a config on one device, without tasks: no data are read but for the alphabet of a policy
+  from scratch, and no mesh has to fit.
 
   Raises ValueError as `prepare` does.
   """
-  config = _pinned(knobs.read(config)).replace(mesh=knobs.Mesh(devices=1))
+  config = _with_verifier(_pinned(knobs.read(config), workdir)).replace(mesh=knobs.Mesh(devices=1))
   return _checked(config, *_policy(config), devices=jax.devices()[:1])
 
 
@@ -103,6 +115,7 @@ def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
   Raises ValueError as `prepare` does, and where sizes are neither declared nor to be found.
   """
   config = knobs.read(config)
+  config = config.replace(rewards=config.rewards.replace(verifier=config.rewards.verifier or 'ends_with'))
   c = config.policy
   if not c.checkpoint:
     _, trained = _from_scratch(config)
@@ -113,9 +126,47 @@ def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
   return _checked(config, None, trained, devices)
 
 
-def _pinned(config: knobs.Config) -> knobs.Config:
-  """The record of a run holds the commit of a checkpoint of the hub, and a run goes on with no other."""
-  return config.replace(policy=config.policy.replace(checkpoint=pretrained.pin(config.policy.checkpoint)))
+def _pinned(config: knobs.Config, workdir: str) -> knobs.Config:
+  """The record of a run holds the commits of what comes of the hub, and a run goes on with no others."""
+  began = lambda knob: checkpoint_lib.recorded(workdir, knob) if workdir else None
+  source = pretrained.pin(config.policy.checkpoint, began('policy.checkpoint'))
+  return config.replace(tasks=_pinned_tasks(config.tasks, began), policy=config.policy.replace(checkpoint=source))
+
+
+def _pinned_tasks(c: knobs.Tasks, began: Callable[[str], Any]) -> knobs.Tasks:
+  """began: of a knob, what the run recorded; None where there is none."""
+  path_of = lambda name: names.path(names.part(name, '')[0])
+  recorded = [path_of(name) for name in (
+      began('tasks.dataset') or '', *(name for name, _ in began('tasks.mixture') or ()), *(began('tasks.test') or ()))]
+  recorded += [began(f'tasks.files.{dataset}') or '' for dataset in knobs.as_dict(c.files)]
+  recorded = {hub.unpinned(name): name for name in recorded}
+
+  def pinned(path: str, whose: str) -> str:
+    return hub.pinned_as(path, recorded.get(path), hub.DATASET, whose) if hub.is_name(path) else path
+
+  def of_dataset(name: str, whose: str) -> str:
+    dataset, split = names.part(name, '')
+    if not names.is_file(dataset):
+      return name
+    return f'{names.FILE}{pinned(path_of(name), f"{whose}{names.FILE}")}{split and f":{split}"}'
+
+  tasks_lib.check_mixture(c.mixture)
+  c = c.replace(mixture=tuple((of_dataset(name, 'tasks.mixture='), weight) for name, weight in c.mixture),
+                test=tuple(of_dataset(name, 'tasks.test=') for name in c.test),
+                dataset=c.dataset if c.mixture else of_dataset(c.dataset, 'tasks.dataset='))
+  train, test = _datasets(c)
+  used, files = {dataset for dataset, _ in (*train, *test)}, knobs.as_dict(c.files)
+  return c.replace(files=c.files.replace(**{
+      dataset: pinned(tasks_lib.files_of(dataset, files), f'tasks.files.{dataset}=') for dataset in files
+      if dataset in used}))
+
+
+def _with_verifier(config: knobs.Config) -> knobs.Config:
+  """The verifier of tasks that name none, where the config leaves it to the dataset: that of the first."""
+  if config.rewards.verifier:
+    return config
+  (dataset, _), *_ = _datasets(config.tasks)[0]
+  return config.replace(rewards=config.rewards.replace(verifier=tasks_lib.verifier(dataset)))
 
 
 def _policy(config: knobs.Config) -> tuple[tokenizer_lib.Characters | tokenizer_lib.Subwords, policy.Config]:
@@ -175,10 +226,17 @@ def _declared(c: knobs.Policy, **changed: Any) -> policy.Config:
 def _from_scratch(config: knobs.Config) -> tuple[tokenizer_lib.Characters, policy.Config]:
   """Tokenizer and sizes of a policy that is no checkpoint: for the characters of its datasets."""
   train, test = _datasets(config.tasks)
-  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet([dataset for dataset, _ in (*train, *test)]))
+  tokenizer = tokenizer_lib.Characters(tasks_lib.alphabet(
+      [dataset for dataset, _ in (*train, *test)], **_made_of(config.tasks)))
   found = _declared(config.policy, vocab_size=tokenizer.vocab_size)
   _check_declared(config.policy, found)
   return tokenizer, found
+
+
+def _made_of(c: knobs.Tasks) -> dict[str, Any]:
+  """What tasks.read and tasks.alphabet take."""
+  return {'data_dir': c.data_dir, 'template': c.template, 'files': knobs.as_dict(c.files),
+          'reasoning_gym': knobs.as_dict(c.reasoning_gym), 'columns': knobs.as_dict(c.columns)}
 
 
 def _check_declared(c: knobs.Policy, found: policy.Config) -> None:
@@ -242,15 +300,19 @@ def _check_alloc(c: knobs.Config) -> None:
         f'expected to take sample.completion_length={C} tokens; raise alloc.tokens_per_step, or alloc.low from 0')
 
 
-def _read_tasks(datasets: Sequence[tuple[str, str]], config: knobs.Config, tokenizer, most: int | None = None
-                ) -> list[types.Task]:
-  """The tasks of several datasets and splits as one; `most` of each."""
-  c, found = config.tasks, []
+def _read_tasks(datasets: Sequence[tuple[str, str]], *, config: knobs.Config, tokenizer, serves_all: bool,
+                most: int | None = None) -> list[types.Task]:
+  """The tasks of several datasets and splits as one; `most` of each.
+
+  serves_all: whether rewards.verifier serves the tasks of all datasets that name none; else those of a dataset that is
+    made for another name the other.
+  """
+  found = []
   for dataset, split in datasets:
-    tasks = tasks_lib.read(
-        dataset, split, tokenizer, data_dir=c.data_dir, template=c.template, files=knobs.as_dict(c.files),
-        reasoning_gym=knobs.as_dict(c.reasoning_gym))[:most]
+    tasks = tasks_lib.read(dataset, split, tokenizer, **_made_of(config.tasks))[:most]
     tasks_lib.check_prompts(tasks, config.sample.prompt_length, f'{dataset}/{split}')
+    if not serves_all and (own := tasks_lib.verifier(dataset)) != config.rewards.verifier:
+      tasks = [task._replace(verifier=task.verifier or own) for task in tasks]
     found.append(tasks)
   return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in datasets))
 
@@ -264,5 +326,10 @@ def _check_tasks(setup: Setup) -> None:
   for tasks in (setup.train_tasks, setup.test_tasks):
     rewards.check_tasks(tasks, setup.rewards)
   evaluate.check_verifiers(rewards.names(setup.test_tasks, setup.rewards), c.evaluate.maj_at)
+  trained = {task.id for task in setup.train_tasks}
+  if (both := sum(task.id in trained for task in setup.test_tasks)) and processes.is_first():
+    logging.warning('%d of the %d held-out tasks are trained on as well, so that success on them says little; name '
+                    'other splits, by tasks.train_split and tasks.test_split, or other datasets in tasks.test',
+                    both, len(setup.test_tasks))
   tasks_lib.batch(setup.train_tasks, 0, per_step=tasks_lib.considered(c.tasks), seed=c.seed, weights=setup.shares)
   warm_start.solutions(setup.warm_start_tasks, setup.tokenizer, setup.sample)

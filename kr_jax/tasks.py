@@ -16,99 +16,171 @@ import itertools
 import logging
 import math
 import os
-import re
+import types as python_types
 
 import numpy as np
 
+from kr_jax import files as files_lib
+from kr_jax import hub
 from kr_jax import knobs
+from kr_jax import modules
 from kr_jax import types
 from kr_jax.datasets import GENERATED
+from kr_jax.datasets import names
+from kr_jax.datasets.names import part  # others find it here
 from kr_jax.types import PAD
 
 BARE = '{problem}'  # a template
+_LAST = 'dataset_info.json'  # that TFDS writes
 
 
-def _generator(dataset: str):
-  """The module of a dataset that generates its tasks; None for a published problem set.
-
-  Raises ValueError for an unknown dataset.
-  """
-  from kr_jax.datasets import sets  # slow: loads TFDS
+def _module(dataset: str) -> python_types.ModuleType:
+  """The module with the builder of a dataset. Raises ValueError for an unknown dataset, or a module without one."""
+  from kr_jax.datasets import own  # slow: they load TFDS
+  from kr_jax.datasets import published
+  from kr_jax.datasets import sets
+  if names.is_file(dataset):
+    return own
+  if names.is_module(dataset):
+    return _loaded(dataset)
   name, _, task = dataset.partition('/')
   if name not in (*GENERATED, *sets.SETS) or bool(task) != (name == 'reasoning_gym'):
     raise ValueError(f'tasks.dataset={dataset!r} is not one of {sorted([*GENERATED, *sets.SETS])}; of '
-                     "reasoning_gym name a task: 'reasoning_gym/chain_sum'")
-  return importlib.import_module(f'kr_jax.datasets.{name}') if name in GENERATED else None
+                     "reasoning_gym name a task: 'reasoning_gym/chain_sum'; 'file:PATH' is a file of problems and "
+                     "answers, 'PATH.py' a module with a Builder")
+  return importlib.import_module(f'kr_jax.datasets.{name}') if name in GENERATED else published
+
+
+def _loaded(path: str) -> python_types.ModuleType:
+  """The module of a user with a Builder."""
+  from kr_jax.datasets import builder as builder_lib
+  from tensorflow_datasets.core import registered
+  with registered.skip_registration():  # an edited module has a builder of the same name
+    module = modules.load(path)
+  found = getattr(module, 'Builder', None)
+  if not (isinstance(found, type) and issubclass(found, builder_lib.TaskBuilder)):
+    raise ValueError(f'tasks.dataset={path!r} has no class Builder that is a kr_jax.datasets.builder.TaskBuilder')
+  return module
+
+
+def verifier(dataset: str) -> str:
+  """The verifier that serves the tasks of a dataset where neither they nor the config name one.
+
+  Raises ValueError for an unknown dataset.
+  """
+  return getattr(_module(dataset), 'VERIFIER', 'ends_with')
+
+
+def files_of(dataset: str, files: Mapping[str, str]) -> str:
+  """What a published set is read from: what `files` says; else where the hub has it, if it is fetched from there
+  unless a user says otherwise; '' for nothing, and for other datasets."""
+  from kr_jax.datasets import sets
+  if names.is_file(dataset) or dataset not in sets.SETS:
+    return ''
+  of_hub = sets.SETS[dataset].needs_files and hub.is_installed() and sets.SETS[dataset].hub
+  return files.get(dataset, '') or (f'{hub.PREFIX}{of_hub}' if of_hub else '')
+
+
+def _local(path: str, whose: str) -> str:
+  """The path, or pattern, on this machine; files of the hub and of buckets are fetched."""
+  from kr_jax.datasets import published
+  return hub.data(path, whose, published.ENDINGS) if hub.is_name(path) else files_lib.local(path) if path else ''
 
 
 def builder(dataset: str, data_dir: str, *, files: Mapping[str, str] | None = None,
-            reasoning_gym: Mapping[str, int] | None = None):
+            reasoning_gym: Mapping[str, int] | None = None, columns: Mapping[str, str] | None = None):
   """The TFDS builder of a dataset, whose files are written if they are not there.
 
   Args:
     files: by dataset, the path of the published files (the section tasks.files).
     reasoning_gym: train, test and seed of generated tasks (the section tasks.reasoning_gym).
+    columns: of a file of problems and answers (the section tasks.columns).
 
   Raises:
     ValueError: an unknown dataset, or published files that are not named, are not there or hold a row that is
       not as published.
   """
-  from kr_jax.datasets import published
+  from kr_jax.datasets import builder as builder_lib
   from kr_jax.datasets import sets
-  module, config = _generator(dataset), None
-  if module is None:
-    module, config = published, published.files(sets.SETS[dataset], (files or {}).get(dataset, ''))
+  module = _module(dataset)
+  if names.is_file(dataset):
+    whose = f'tasks.dataset={names.FILE}'
+    config = module.files(_local(names.path(dataset), whose), columns or {}, whose)
+  elif dataset in sets.SETS:
+    config = module.files(sets.SETS[dataset], _local(files_of(dataset, files or {}), f'tasks.files.{dataset}='))
   elif dataset.startswith('reasoning_gym/'):
     config = module.procedure(dataset, **(reasoning_gym or {}))
-  arguments = {'config': config, 'data_dir': os.path.expanduser(data_dir) if data_dir else None,
-               'file_format': 'array_record'}
+  else:
+    config = builder_lib.of_code(module)
+  data_dir = files_lib.expanded(data_dir)
+  # Data that are read by row have to be on this machine; those of a bucket are fetched, or sent once they are made.
+  here = files_lib.cache('data', files_lib.digest(data_dir)) if files_lib.is_remote(data_dir) else data_dir
+  arguments = {'config': config, 'data_dir': here or None, 'file_format': 'array_record'}
   stored = module.Builder(**arguments)
+  shared = '' if here == data_dir else files_lib.join(data_dir, os.path.relpath(stored.data_dir, here))
+  if shared:
+    files_lib.fetch_all(shared, stored.data_dir, last=_LAST)
+    stored = module.Builder(**arguments)  # which looks once what is there
   logging.getLogger('absl').info('dataset %s in %s', dataset, stored.data_dir)
+  if not os.path.isdir(stored.data_dir):
+    _tell_others(dataset, stored)
   try:
     stored.download_and_prepare()
   except FileExistsError:  # another process has written the same files in the meantime
     stored = module.Builder(**arguments)
     stored.download_and_prepare()
+  if shared and files_lib.missing(files_lib.join(shared, _LAST)):
+    files_lib.send_all(stored.data_dir, shared, last=_LAST)
   return stored
 
 
-def alphabet(datasets: Sequence[str]) -> str:
-  """The characters of some datasets, for a policy from scratch.
+def _tell_others(dataset: str, stored) -> None:
+  """Says where copies are that were made of other files, other arguments or older code: nothing removes them."""
+  folder, kind = os.path.dirname(os.path.dirname(stored.data_dir)), stored.builder_config.name.rpartition('-')[0]
+  others = [name for name in os.listdir(folder) if name.rpartition('-')[0] == kind] if os.path.isdir(folder) else []
+  if others:
+    logging.getLogger('absl').info(
+        'dataset %s is made anew, of other files, arguments or code than %d copies in %s, which may be removed: %s',
+        dataset, len(others), folder, ', '.join(sorted(others)[:5]))
+
+
+def alphabet(datasets: Sequence[str], data_dir: str = '', template: str = BARE, **made_of) -> str:
+  """The characters of some datasets and of the template, for a policy from scratch.
+
+  made_of: as for `builder`; files of problems and answers are read.
 
   Raises ValueError for a dataset without an alphabet.
   """
   characters = {}  # in order
   for dataset in datasets:
-    found = getattr(_generator(dataset), 'ALPHABET', None)
+    module = _module(dataset)
+    found = getattr(module, 'ALPHABET', None)
+    if names.is_file(dataset):
+      rows, fields = builder(dataset, data_dir, **made_of).as_data_source('all'), ('prompt', 'answer', 'solution')
+      found = module.alphabet((row[field].decode() for row in rows for field in fields), dataset)
     if found is None:
       raise ValueError(f'dataset {dataset!r} has no alphabet, which a policy from scratch needs; train '
                        'a published checkpoint on it, which has a tokenizer')
     characters |= dict.fromkeys(found)
-  return ''.join(characters)
-
-
-def part(name: str, split: str) -> tuple[str, str]:
-  """Dataset and split of a name, 'DATASET:SPLIT' or 'DATASET', which leaves the split at `split`."""
-  dataset, own = re.fullmatch(r'(.*?)(?::(\w+(?:\[[^\]]*\])?))?', name, re.DOTALL).groups()
-  return dataset, own or split
+  check_template(template)
+  return ''.join(characters | dict.fromkeys(template.format(problem='')))
 
 
 def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: str = BARE,
-         files: Mapping[str, str] | None = None, reasoning_gym: Mapping[str, int] | None = None
-         ) -> list[types.Task]:
-  """All tasks of a split, in the order of their rows.
+         **made_of) -> list[types.Task]:
+  """All tasks of a split, in the order of their rows. The split 'all' is all of them together.
 
   Args:
     template: the prompt of a problem, for str.format: '{problem} Think first.'
-    files, reasoning_gym: as for `builder`.
+    made_of: files, reasoning_gym and columns, as for `builder`.
 
   Raises:
     ValueError: an unknown split, an empty split, two tasks with one id, or a template without the problem; and
       where `builder` raises one.
   """
-  stored = builder(dataset, data_dir, files=files, reasoning_gym=reasoning_gym)
+  stored = builder(dataset, data_dir, **made_of)
   name = split.partition('[')[0]
-  if name not in stored.info.splits:
+  if name not in (*stored.info.splits, 'all'):
     raise ValueError(f'dataset {dataset!r} has no split {name!r}; it has {sorted(stored.info.splits)}')
   if not stored.info.splits[split].num_examples:  # TFDS cannot read it
     raise ValueError(f'{dataset}/{split} holds no task; name a split with at least one')
@@ -117,7 +189,8 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
   for row in stored.as_data_source(split):
     fields = {name: x.decode() if isinstance(x, bytes) else int(x) for name, x in row.items()}
     fields['prompt'] = template.format(problem=fields['prompt'])
-    tasks.append(types.Task(**fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']), source=dataset))
+    tasks.append(types.Task(**fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']),
+                            source=names.source(dataset)))
   check(tasks, f'{dataset}/{split}')
   return tasks
 
@@ -169,8 +242,8 @@ def check_mixture(mixture: Sequence[tuple[str, float]]) -> None:
     if (not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str)
         or not isinstance(pair[1], (int, float)) or not 0 < pair[1] < math.inf):
       raise ValueError(f'tasks.mixture holds {pair!r}, which is not (DATASET, WEIGHT) with a weight above 0')
-  names = [part(name, '')[0] for name, _ in mixture]
-  if len(set(names)) < len(names):
+  datasets = [part(name, '')[0] for name, _ in mixture]
+  if len(set(datasets)) < len(datasets):
     raise ValueError(f'tasks.mixture={tuple(mixture)} names a dataset twice; weights are of datasets')
 
 

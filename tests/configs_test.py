@@ -39,7 +39,7 @@ def config_of(name, variant, data_dir, **files):
   config.policy.vocab_size = 0  # the tiny one has other sizes
   config.policy.checkpoint = str(DATA / 'checkpoints' / CHECKPOINTS[name]) if name in CHECKPOINTS else ''
   for dataset, pattern in config.tasks.files.items():
-    if pattern or dataset == config.tasks.dataset:
+    if pattern or dataset in (config.tasks.dataset, *config.tasks.test):
       config.tasks.files[dataset] = str(DATA / 'datasets' / dataset / '*')
   return config
 
@@ -75,7 +75,8 @@ def test_a_config_declares_its_checkpoint(name, data_dir):
   config = importlib.import_module(f'configs.{name}').get_config()
   if config.topologies:
     assert config.policy.vocab_size
-    config.policy.checkpoint = config_of(name, '', data_dir).policy.checkpoint
+    here = config_of(name, '', data_dir)
+    config.policy.checkpoint, config.tasks.files = here.policy.checkpoint, here.tasks.files
     with pytest.raises(ValueError, match='has not the declared sizes: policy.vocab_size=15.* where there is '
                        r'\d+, policy.num_layers=.*set policy.vocab_size=0'):
       prepare.prepare(config)

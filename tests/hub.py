@@ -18,10 +18,10 @@ class Hub:
   """What the hub holds and what it was asked for; a test changes it.
 
   Attributes:
-    files: {repository: {commit: {path: bytes}}}.
+    files: {repository: {commit: {path: bytes}}}; that of a dataset is called 'datasets/ORG/NAME'.
     branches: {repository: {name of a branch: commit}}.
     gated, private: repositories that need a token.
-    asked: [(method, path of the URL)].
+    asked: [(method, path of the URL)]; the method is 'PART' where a part of a file was asked for.
   """
 
   def __init__(self):
@@ -41,14 +41,18 @@ class Hub:
     return commit
 
   def fetched(self) -> list[str]:
-    """The paths of the files that were fetched."""
+    """The paths of the files that were fetched whole."""
     return [path.split('/resolve/')[1].partition('/')[2] for method, path in self.asked
             if method == 'GET' and '/resolve/' in path]
 
+  def fetched_in_part(self) -> list[str]:
+    """The paths of the files of which a part was fetched."""
+    return [path.split('/resolve/')[1].partition('/')[2] for method, path in self.asked if method == 'PART']
+
   def answer(self, path: str, has_token: bool) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body for the path of a URL."""
-    asked = re.fullmatch(r'/api/models/([^/]+/[^/]+)/(revision|tree)/(.+)', path)
-    file = re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.+)', path)
+    asked = re.fullmatch(r'/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/(revision|tree)/(.+)', path)
+    file = re.fullmatch(r'/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)', path)
     if not asked and not file:
       return 404, {}, b'{}'
     repository, revision = (asked[1], asked[3]) if asked else (file[1], file[2])
@@ -83,8 +87,11 @@ def serve(monkeypatch, cache: str) -> Iterator[Hub]:
 
     def do_GET(self):
       path = urllib.parse.unquote(self.path.partition('?')[0])
-      hub.asked.append((self.command, path))
+      part = re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', ''))
+      hub.asked.append(('PART' if part else self.command, path))
       status, headers, body = hub.answer(path, 'Authorization' in self.headers)
+      if part and status == 200:
+        status, body = 206, body[int(part[1]):int(part[2]) + 1]
       self.send_response(status)
       for name, value in ({'Content-Length': str(len(body))} | headers).items():
         self.send_header(name, value)

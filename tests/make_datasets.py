@@ -189,7 +189,11 @@ FILES = {
 def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
   """Writes rows in the format of the path's ending."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  if path.suffix == '.parquet':
+  if path.suffix == '.gz':
+    plain = write(path.with_suffix(''), rows)
+    path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    plain.unlink()
+  elif path.suffix == '.parquet':
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
   elif path.suffix == '.csv':
     with path.open('w', encoding='utf-8', newline='') as file:
@@ -199,8 +203,7 @@ def write(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
   elif path.suffix == '.json':
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding='utf-8')
   else:
-    lines = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
-    path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == '.gz' else lines)
+    path.write_bytes(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode())
   return path
 
 

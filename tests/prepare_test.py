@@ -6,14 +6,18 @@ import shutil
 
 import pytest
 
+from kr_jax import attempt
+from kr_jax import files as storage_files
+from kr_jax import hub as hub_client
 from kr_jax import knobs
 from kr_jax import prepare
 from kr_jax import state
 from kr_jax import tasks
-from kr_jax import train
 from kr_jax import warm_start
 from kr_jax.model import policy
+from kr_jax.model import pretrained
 from kr_jax.record import checkpoint
+from kr_jax.record import metrics
 from tests import hub as hub_lib
 from tests.knobs import debug_config
 from tests.knobs import run
@@ -117,14 +121,22 @@ def test_a_mixture_and_several_test_sets(data_dir):
   assert setup.tokenizer.decode(setup.train_tasks[69].tokens) == setup.train_tasks[69].prompt
 
 
+def test_held_out_tasks_that_are_trained_on_are_told(tmp_path, data_dir, caplog):
+  own = sums_file(tmp_path / 'my.csv')
+  prepare.prepare(debug_config(data_dir, tasks__dataset=own, warm_start__num_steps=0))
+  assert 'trained on as well' not in caplog.text
+  prepare.prepare(debug_config(data_dir, tasks__dataset=f'{own}:all', warm_start__num_steps=0))
+  assert '4 of the 4 held-out tasks are trained on as well' in caplog.text
+
+
 def test_a_declared_checkpoint_need_not_be_there():
   """Its sizes stand in the config; shapes are all that a preflight needs."""
   config = importlib.import_module('configs.qwen3_4b').get_config()
   config.policy.num_layers = 2
   setup = prepare.abstract(config, devices=[None] * 16)
   assert (setup.policy.num_layers, setup.policy.width, setup.tokenizer) == (2, 2560, None)
-  config.policy.vocab_size = 0
-  with pytest.raises(ValueError, match="'checkpoints/Qwen3-4B' is not there"):
+  config.policy.vocab_size, config.policy.checkpoint = 0, 'nowhere'
+  with pytest.raises(ValueError, match="'nowhere' is not there"):
     prepare.abstract(config, devices=[None] * 16)
 
 
@@ -161,26 +173,139 @@ def test_a_setup_without_data_or_a_mesh():
   assert (setup.tokenizer.vocab_size, setup.policy.num_layers) == (setup.policy.vocab_size, 1)
 
 
+def sums_file(path, count=40):
+  """A file of problems and answers that a policy from scratch can read."""
+  rows = ''.join(f'{i:>19}+{i % 7}=,{(i + i % 7) % 100:02d}\n' for i in range(count))
+  path.write_text(f'problem,answer\n{rows}')
+  return f'file:{path}'
+
+
+def test_the_verifier_of_a_config_serves_tasks_that_name_none(tmp_path, data_dir):
+  """Where there is none, the dataset's does, and datasets of a mixture each have their own."""
+  own = sums_file(tmp_path / 'my.csv')
+  setup = lambda verifier, *datasets: prepare.prepare(debug_config(
+      data_dir, tasks__mixture=tuple((name, 1.0) for name in datasets), rewards__verifier=verifier,
+      warm_start__num_steps=0))
+  found = lambda setup: {(task.source, task.verifier) for task in (*setup.train_tasks, *setup.test_tasks)}
+  for verifier, datasets, serves, others in (
+      ('', ('arithmetic', own), 'ends_with', {'arithmetic': '', own: 'math'}),
+      ('', (own, 'arithmetic'), 'math', {'arithmetic': 'ends_with', own: ''}),
+      ('tests.graders:even', (own, 'arithmetic'), 'tests.graders:even', {'arithmetic': '', own: ''})):
+    made = setup(verifier, *datasets)
+    assert made.config.rewards.verifier == made.rewards.verifier == serves and found(made) == set(others.items())
+  assert prepare.without_tasks(debug_config(data_dir, rewards__verifier='')).rewards.verifier == 'ends_with'
+
+
+def test_the_record_has_the_digests_of_files_of_python(tmp_path, data_dir, monkeypatch, caplog):
+  """A run goes on with a verifier that has changed, and says so."""
+  monkeypatch.chdir(tmp_path)
+  workdir = str(tmp_path / 'run')
+  setup = prepare.prepare(debug_config(
+      data_dir, rewards__verifier='./mine.py:even', tasks__dataset=sums_file(tmp_path / 'a.csv'),
+      warm_start__num_steps=0))
+  for text, began in (('1', None), ('1', '6b86b273ff34fce1'), ('2', '6b86b273ff34fce1'), ('2', 'd4735e3a265e16ee')):
+    (tmp_path / 'mine.py').write_text(text)
+    assert checkpoint.recorded(workdir, 'code../mine.py') == began
+    attempt.claim(setup, workdir)
+    assert checkpoint.recorded(workdir, 'rewards.verifier') == './mine.py:even'
+    assert ('./mine.py has changed since the run in' in caplog.text) == (text == '2')
+
+
+@pytest.mark.exhaustive
+def test_a_run_on_a_file_with_a_verifier_of_a_file(tmp_path, data_dir, monkeypatch, caplog):
+  """From scratch; it goes on with the verifier as it then is."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'mine.py').write_text('def even(completion, task):\n  return len(completion) % 2 == 0\n')
+  of = lambda steps: {
+      'tasks__dataset': sums_file(tmp_path / 'my.csv'), 'rewards__verifier': 'mine.py:even', 'warm_start__num_steps': 0,
+      'evaluate__rollouts': 2, 'num_steps': steps}
+  workdir = run(tmp_path / 'run', data_dir, **of(1))
+  (tmp_path / 'mine.py').write_text('def even(completion, task):\n  return True\n')
+  rows = lambda: [row['reward_mean'] for row in metrics.read(f'{workdir}/metrics.jsonl') if 'reward_mean' in row]
+  run(workdir, data_dir, **of(2))
+  assert rows()[0] < 1 == rows()[1] and 'mine.py has changed since the run in' in caplog.text
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path, monkeypatch, data_dir):
+  """Of the hub: the record names the commit, and what tasks say that they are from does not hang on it."""
+  sums_file(tmp_path / 'a.csv')
+  config = debug_config(data_dir, tasks__dataset='file:hf:org/set/a.csv', tasks__test=('file:hf:org/set/a.csv:test',),
+                        warm_start__num_steps=0)
+  workdir = str(tmp_path / 'run')
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as hub:
+    first = hub.push('datasets/org/set', {'a.csv': (tmp_path / 'a.csv').read_bytes()})
+    setup = prepare.prepare(config, workdir)
+    assert setup.config.tasks.dataset == f'file:hf:org/set/a.csv@{first}'
+    assert setup.config.tasks.test == (f'file:hf:org/set/a.csv@{first}:test',)
+    assert setup.shares == {'file:hf:org/set/a.csv': 1.0} and setup.train_tasks[0].source == 'file:hf:org/set/a.csv'
+    attempt.claim(setup, workdir)
+    hub.push('datasets/org/set', {'a.csv': b'problem,answer\n' + b''.join(b'%d=,1\n' % i for i in range(99))})
+    assert prepare.prepare(config, workdir).config == setup.config
+    assert prepare.without_tasks(config, workdir).config.tasks == setup.config.tasks
+    other = prepare.prepare(config)
+    assert len(other.train_tasks) == 90
+    with pytest.raises(ValueError, match='tasks.dataset was'):
+      attempt.claim(other, workdir)
+
+
+def test_files_of_published_sets_are_recorded_with_their_commit(tmp_path, monkeypatch):
+  """Those that are read: of the hub unless the config says other files, and unless its client is not there."""
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as served:
+    commit = served.push('datasets/HuggingFaceH4/MATH-500', {'test.jsonl': b'{}'})
+    began = {}
+    c = knobs.Tasks(mixture=(('gsm8k', 1.0), ('champ', 1.0)), test=('math_500', 'amc_2023', 'math_500:test[:5]'),
+                    files=knobs.Files(amc_2023='data/amc.parquet', mbpp='hf:no/set/a.csv'))
+    files = prepare._pinned_tasks(c, began.get).files
+    assert files == c.files.replace(math_500=f'hf:HuggingFaceH4/MATH-500/test.jsonl@{commit}')
+    began['tasks.files.math_500'] = files.math_500
+    served.push('datasets/HuggingFaceH4/MATH-500', {'test.jsonl': b'{"moved": 1}'})
+    assert prepare._pinned_tasks(c, began.get).files == files
+    monkeypatch.setattr(hub_client, 'is_installed', lambda: False)
+    assert prepare._pinned_tasks(c, {}.get).files == c.files
+
+
 @pytest.mark.slow
 def test_a_run_begins_and_goes_on_with_one_commit_of_the_hub(tmp_path, monkeypatch, data_dir):
-  """The record names it. Where the branch has moved the run is refused, until the config names that commit."""
+  """The record names it. Where the branch has moved, a run goes on with the commit that it began with; of a config that
+  names another one the run is refused."""
   files = {p.name: p.read_bytes() for p in (CHECKPOINTS / 'llama').iterdir()}
-  prepared = lambda name: prepare.prepare(debug_config(
-      data_dir, policy__checkpoint=name, warm_start__num_steps=0, sample__prompt_length=64, pack__row_length=128))
+  prepared = lambda name, *workdir: prepare.prepare(debug_config(
+      data_dir, policy__checkpoint=name, warm_start__num_steps=0, sample__prompt_length=64, pack__row_length=128),
+      *workdir)
   workdir = str(tmp_path / 'run')
   with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as hub:
     first = hub.push('org/model', files)
     setup = prepared('hf:org/model')
     assert setup.config.policy.checkpoint == f'hf:org/model@{first}'
-    train.claim(setup, workdir)
+    attempt.claim(setup, workdir)
     assert checkpoint.recorded(workdir, 'policy.checkpoint') == f'hf:org/model@{first}'
     moved = hub.push('org/model', files | {'generation_config.json': b'{"eos_token_id": 2}'})
     other = prepared('hf:org/model')
     with pytest.raises(ValueError, match=f"policy.checkpoint was 'hf:org/model@{first}', is 'hf:org/model@{moved}'"):
-      train.claim(other, workdir)
+      attempt.claim(other, workdir)
     with pytest.raises(ValueError, match=f"began with hf:org/model@{first}, .* set policy.checkpoint='hf:org/mo"):
       state.start(other, workdir, None)
-    assert prepared(f'hf:org/model@{first}').config == setup.config
+    assert prepared(f'hf:org/model@{first}').config == prepared('hf:org/model', workdir).config == setup.config
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_needs_the_checkpoint_of_the_bucket_that_it_began_with(tmp_path, bucket, data_dir):
+  def put():
+    for path in (CHECKPOINTS / 'llama').iterdir():
+      storage_files.send(str(path), f'{bucket}/source/{path.name}')
+
+  put()
+  setup = prepare.prepare(debug_config(
+      data_dir, policy__checkpoint=f'{bucket}/source', warm_start__num_steps=0, sample__prompt_length=64,
+      pack__row_length=128, grpo__kl_coef=.1))
+  workdir = str(tmp_path / 'run')
+  attempt.claim(setup, workdir)
+  began = checkpoint.recorded(workdir, state.SOURCE_VERSION)
+  put()
+  attempt.claim(setup, workdir)
+  assert checkpoint.recorded(workdir, state.SOURCE_VERSION) == began != pretrained.version(f'{bucket}/source')
+  with pytest.raises(ValueError, match=f"policy.checkpoint='{bucket}/source' has been overwritten since the run"):
+    state.start(setup, workdir, None)
 
 
 def test_a_new_run_begins_with_a_checkpoint_that_can_be_read(tmp_path, data_dir):
@@ -193,9 +318,9 @@ def test_a_new_run_begins_with_a_checkpoint_that_can_be_read(tmp_path, data_dir)
       pack__row_length=128))
   workdir = str(tmp_path / 'run')
   with pytest.raises(ValueError, match=r"source lacks \['model.safetensors'\]"):
-    train.claim(setup, workdir)
+    attempt.claim(setup, workdir)
   assert not (tmp_path / 'run').exists()
   shutil.copy(tensors, source / 'model.safetensors')
-  train.claim(setup, workdir)
+  attempt.claim(setup, workdir)
   (source / 'model.safetensors').unlink()
-  train.claim(setup, workdir)
+  attempt.claim(setup, workdir)

@@ -1,5 +1,6 @@
 """Which tasks a step takes, and how they are read."""
 
+import inspect
 import json
 import random
 
@@ -8,11 +9,15 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from kr_jax import hub
 from kr_jax import tasks
 from kr_jax import types
 from kr_jax.datasets import arithmetic
+from kr_jax.datasets import builder as builder_lib
 from kr_jax.datasets import sums
 from kr_jax.model.tokenizer import Characters
+from tests import hub as hub_lib
+from tests.make_datasets import DIRECTORY
 
 TOKENIZER = Characters(arithmetic.ALPHABET)
 
@@ -259,7 +264,8 @@ def test_runs_that_start_together_write_one_dataset(tmp_path, monkeypatch):
   monkeypatch.setattr(sums, 'splits', other_first)
   read = tasks.read('sums', 'test', TOKENIZER, data_dir=str(tmp_path))
   assert {task.id for task in read} == {f'sums/{a}+{b}' for a, b in splits()['test']}
-  assert [p.name for p in (tmp_path / 'sums').iterdir()] == ['1.0.0']
+  copy, = (tmp_path / 'sums').iterdir()
+  assert [p.name for p in copy.iterdir()] == ['1.0.0']
 
 
 def test_read_says_where_a_task_is_from_and_what_verifies_it(data_dir):
@@ -308,6 +314,86 @@ def test_read_a_sub_split(data_dir):
   assert [task.id for task in part] == [task.id for task in whole[5:9]]
   assert [task.index for task in part] == [0, 1, 2, 3]  # rows of what is read, not of the file
   assert len(tasks.read('arithmetic', 'test[:25%]', TOKENIZER, data_dir=data_dir)) == 96
+
+
+MODULE = """
+from kr_jax.datasets import builder
+
+ALPHABET = '0123456789*='
+VERIFIER = 'math'
+
+
+class Builder(builder.TaskBuilder):
+  \"\"\"Products.\"\"\"
+
+  name = 'products'
+
+  def splits(self):
+    return {'train': [{'id': f'products/{a}', 'prompt': f'{a}*2=', 'answer': str(a * 2)} for a in range(3)]}
+"""
+
+
+def test_a_dataset_of_a_module(tmp_path, monkeypatch, caplog):
+  """By its path; edited, it is made anew, and what was made before stays."""
+  caplog.set_level('INFO')
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'my_set.py').write_text(MODULE)
+  read = lambda: [task.answer for task in sorted(tasks.read(
+      './my_set.py', 'train', Characters(tasks.alphabet(['./my_set.py'])), data_dir=str(tmp_path / 'stored')))]
+  assert read() == read() == ['0', '2', '4'] and tasks.verifier('./my_set.py') == 'math'
+  (tmp_path / 'my_set.py').write_text(MODULE.replace('str(a * 2)', 'str(a + a + 1)'))
+  assert 'made anew' not in caplog.text
+  assert read() == read() == ['1', '3', '5']
+  assert len([*(tmp_path / 'stored' / 'products').iterdir()]) == 2
+  assert caplog.text.count('is made anew, of other files, arguments or code than 1 copies in') == 1
+  (tmp_path / 'my_set.py').write_text('Builder = 3')
+  with pytest.raises(ValueError, match="tasks.dataset='./my_set.py' has no class Builder that is a kr_jax.dat"):
+    read()
+
+
+def test_edited_code_makes_the_data_anew(tmp_path, monkeypatch):
+  """Of shipped datasets too: of generated ones, and of the table's rows."""
+  get, mark = inspect.getsource, []
+  monkeypatch.setattr(builder_lib.TaskBuilder, 'download_and_prepare', lambda self: None, raising=False)
+  monkeypatch.setattr(inspect, 'getsource', lambda x: get(x) + ''.join(mark) * (x.__name__ in edited))
+  for dataset, module in (('sums', 'sums'), ('minerva_math', 'sets'), ('minerva_math', 'published'),
+                          ('reasoning_gym/count_bits', 'reasoning_gym'), ('sums', 'builder')):
+    edited = f'kr_jax.datasets.{module}',
+    files = {'minerva_math': str(DIRECTORY / 'minerva_math' / '*')}
+    of = lambda: tasks.builder(dataset, str(tmp_path), files=files, reasoning_gym={'train': 1, 'test': 1, 'seed': 0})
+    before = of().data_dir
+    mark[:] = [f'# {module}']
+    after = of().data_dir
+    mark.clear()
+    assert before != after and of().data_dir == before, module
+
+
+def test_what_a_published_set_is_read_from(monkeypatch):
+  """What a user says; else the hub, where its client is there."""
+  assert tasks.files_of('math_500', {'math_500': 'a.jsonl'}) == 'a.jsonl'
+  assert tasks.files_of('math_500', {'math_500': ''}) == 'hf:HuggingFaceH4/MATH-500/test.jsonl'
+  assert tasks.files_of('gsm8k', {}) == tasks.files_of('sums', {}) == tasks.files_of('file:a.csv', {}) == ''
+  monkeypatch.setattr(hub, 'is_installed', lambda: False)
+  assert tasks.files_of('math_500', {}) == ''
+
+
+def test_a_published_set_of_the_hub(tmp_path, monkeypatch):
+  rows = (DIRECTORY / 'math_500' / 'test.jsonl').read_bytes()
+  read = lambda name: [task.id for task in tasks.read(
+      'math_500', 'test', Bytes(), data_dir=str(tmp_path / 'stored'), files={'math_500': name})]
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as served:
+    served.push('datasets/HuggingFaceH4/MATH-500', {'test.jsonl': rows, 'README.md': b'#'})
+    commit = served.push('datasets/org/mine', {'data/math.jsonl': rows.splitlines()[0]}, branch='v2')
+    assert len(read('')) == len(read('hf:HuggingFaceH4/MATH-500')) == 2 and served.fetched() == ['test.jsonl']
+    assert read('hf:org/mine/data/*.jsonl@v2') == read(f'hf:org/mine@{commit}') == ['math_500/test/prealgebra/1.json']
+    with pytest.raises(ValueError, match="tasks.files.math_500='hf:org/mine': org/mine has no revision 'main'"):
+      read('hf:org/mine')
+
+
+def test_verifiers_of_datasets():
+  """Where neither a task nor the config names one."""
+  assert {name: tasks.verifier(name) for name in ('sums', 'champ', 'gsm8k', 'file:a.csv', 'reasoning_gym/gcd')} == {
+      'sums': 'ends_with', 'champ': 'math', 'gsm8k': 'math', 'file:a.csv': 'math', 'reasoning_gym/gcd': 'ends_with'}
 
 
 def test_an_unknown_dataset(data_dir):

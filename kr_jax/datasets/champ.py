@@ -13,6 +13,8 @@ import re
 
 from kr_jax.datasets import builder
 
+VERIFIER = 'math'  # unless the config says another
+
 # (pattern, replacement), applied in this order.
 PLAIN = (
     (r' \((i\.e\.,|none of|no such) .*\)$', ''),
@@ -45,5 +47,5 @@ class Builder(builder.TaskBuilder):
       raise ValueError("dataset 'champ' needs a package: pip install 'kr_jax[data]'") from error
     return {'test': [
         {'id': f'champ/{problem.identifier}', 'prompt': problem.text, 'answer': plain(problem.answer),
-         'solution': '\n'.join(step.text for step in problem.solution.steps), 'verifier': 'math'}
+         'solution': '\n'.join(step.text for step in problem.solution.steps)}
         for problem in champ_dataset.load('v0').problems.values()]}

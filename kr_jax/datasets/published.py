@@ -2,11 +2,15 @@
 
 A `ProblemSet` says where its files are published, which fields a row has, and which task a row is; sets.py lists
 them. A row that is not as published is a ValueError with its file and number.
+
+Problems of mathematics name no verifier: the config's serves, and is `math` unless a user sets it. What no other
+verifier can judge names its own: a choice of letters, programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import csv
 import dataclasses
 import gzip
@@ -15,7 +19,7 @@ import io
 import json
 import logging
 import re
-from typing import Any
+from typing import IO, Any
 import zlib
 
 from etils import epath
@@ -26,6 +30,10 @@ from kr_jax.datasets import builder
 Row = dict[str, Any]
 Task = dict[str, Any]  # as of builder.TaskBuilder.splits
 LocatedRows = Iterable[tuple[str, Row]]  # each row after its place: '/a/b.csv, row 7'
+
+VERIFIER = 'math'  # of tasks that name none, unless the config says another
+# Of the files that are read.
+ENDINGS = ('.csv', '.csv.gz', '.json', '.json.gz', '.jsonl', '.jsonl.gz', '.parquet')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,52 +50,58 @@ class ProblemSet:
   merged: bool = False  # as for `read`
   # Of a set with several splits: (files, data_dir) -> the rows of each split.
   rows_by_split: Callable[[Sequence[epath.Path], str], Mapping[str, LocatedRows]] | None = None
+  hub: str = ''  # where the Hugging Face hub has the files: 'ORG/NAME/PATH', or a pattern
   needs_files: bool = True  # else its rows_by_split does without files as well
-  version: str = '1.0.0'  # to be raised when `task` changes
+  version: str = '1.0.0'
 
 
 def rows(paths: Iterable[epath.Path]) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of files of these formats, each after its file and number: '/a/b.csv, row 7'.
 
-  The formats are .jsonl, .jsonl.gz, .json (a list), .parquet and .csv. Rows are numbered from 1; those of .jsonl are
-  its lines. Raises ValueError for a file of another ending or without a row, and for a row that cannot be read.
+  The formats are those of ENDINGS; a .json holds a list. Rows are numbered from 1; those of .jsonl are its lines.
+  Raises ValueError for a file of another ending or without a row, and for a row that cannot be read.
   """
-  readers = {'.jsonl': _json_rows, '.jsonl.gz': _gzip_rows, '.json': _listed_rows, '.parquet': _parquet_rows,
-             '.csv': _csv_rows}
+  readers = {'.jsonl': _json_rows, '.json': _listed_rows, '.parquet': _parquet_rows, '.csv': _csv_rows}
   for path in paths:
-    ending = next((ending for ending in readers if path.name.endswith(ending)), None)
-    if ending is None:
-      raise ValueError(f'{path} ends in none of {sorted(readers)}; name it by its format')
+    if not path.name.endswith(ENDINGS):
+      raise ValueError(f'{path} ends in none of {sorted(ENDINGS)}; name it by its format')
     number = 0
-    for number, row in readers[ending](path):
+    for number, row in readers[epath.Path(path.name.removesuffix('.gz')).suffix](path):
       yield f'{path}, row {number}', row
     if not number:
       raise ValueError(f'{path} is empty: it has no row; download it again')
 
 
-def _json_rows(path):
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
+  """A file to be read, unpacked where its name ends in .gz."""
   with path.open('rb') as file:
-    yield from _json_lines(path, file)
+    if not path.name.endswith('.gz'):
+      yield file
+      return
+    with gzip.open(file) as unpacked:
+      try:
+        yield unpacked
+      except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f'{path} is not gzip: {error}') from error
 
 
-def _gzip_rows(path):
-  with path.open('rb') as file, gzip.open(file) as lines:
-    try:
-      yield from _json_lines(path, lines)
-    except (OSError, EOFError, zlib.error) as error:
-      raise ValueError(f'{path} is not gzip: {error}') from error
+def _json_rows(path):
+  with _opened(path) as lines:
+    for number, line in enumerate(lines, start=1):
+      if line.strip():
+        yield number, _json(f'{path}, row {number}', line)
 
 
-def _json_lines(path, lines):
-  for number, line in enumerate(lines, start=1):
-    if line.strip():
-      yield number, _json(f'{path}, row {number}', line)
+def _bytes(path):
+  with _opened(path) as file:
+    return file.read()
 
 
 def _listed_rows(path):
-  rows = _json(path, path.read_bytes())
+  rows = _json(path, _bytes(path))
   if not isinstance(rows, list):
-    raise ValueError(f'{path} is {_short(rows)}, not a list of rows')
+    raise ValueError(f'{path} is {shown(rows)}, not a list of rows')
   return enumerate(rows, start=1)
 
 
@@ -101,7 +115,7 @@ def _json(place, text):
 
 
 def _csv_rows(path):
-  data = path.read_bytes()
+  data = _bytes(path)
   try:
     text = data.decode('utf-8-sig')
   except UnicodeDecodeError as error:
@@ -147,7 +161,7 @@ def misfit(x: Any, schema: Any, name: str = '') -> str | None:
   """
   if isinstance(schema, dict):
     if not isinstance(x, dict):
-      return f'{name or "it"} is {_short(x)}, not an object'
+      return f'{name or "it"} is {shown(x)}, not an object'
     for field, inner in schema.items():
       full = f'{name}.{field}' if name else field
       if field not in x:
@@ -157,14 +171,15 @@ def misfit(x: Any, schema: Any, name: str = '') -> str | None:
     return None
   if isinstance(schema, list):
     if not isinstance(x, list) or not x:
-      return f'{name} is {_short(x)}, not a list of one or more'
+      return f'{name} is {shown(x)}, not a list of one or more'
     return next(filter(None, (misfit(y, schema[0], f'{name}[{i}]') for i, y in enumerate(x))), None)
   if not isinstance(x, schema) or isinstance(x, bool):
-    return f'{name} is {_short(x)}, not {getattr(schema, "__name__", schema)}'
+    return f'{name} is {shown(x)}, not {getattr(schema, "__name__", schema)}'
   return None
 
 
-def _short(x):
+def shown(x: Any) -> str:
+  """A value and its type, in a line at most."""
   text = repr(x)
   return f'{text if len(text) <= 60 else text[:57] + "..."} ({type(x).__name__})'
 
@@ -186,7 +201,8 @@ def read(problem_set: ProblemSet, located: LocatedRows) -> list[Task]:
     try:
       task, key = _task(problem_set, row)
       if key in found and not problem_set.merged:
-        raise ValueError(f'its id {key!r} is that of {first[key]}; ids must be unique, statistics are kept by them')
+        raise ValueError(f'its id {key!r}, of its problem unless it has its own, is that of {first[key]}; ids must be '
+                         'unique, statistics are kept by them')
     except ValueError as error:
       raise ValueError(f'{place}: {error}') from error
     if key not in found:
@@ -218,7 +234,7 @@ def _task(problem_set: ProblemSet, row: Row) -> tuple[Task, str]:
   """The task of a row, and what tells the task from others of its set."""
   if problem := misfit(row, problem_set.schema):
     raise ValueError(problem)
-  task = {'verifier': 'math', **problem_set.task(row)}
+  task = dict(problem_set.task(row))
   for name in ('prompt', 'answer'):
     task[name] = task[name].strip()
     if not task[name] and not (name == 'answer' and task.get('info')):  # tests may say what is right
@@ -242,18 +258,26 @@ def files(problem_set: ProblemSet, pattern: str) -> Files:
   """
   name, where = problem_set.name, problem_set.where
   if not pattern and problem_set.needs_files:
-    raise ValueError(f'dataset {name!r} is read from {where}; download it, and point to it with '
+    raise ValueError(f"dataset {name!r} is fetched from the Hugging Face hub where huggingface_hub is installed: pip "
+                     f"install 'kr_jax[hub]'. Or download {where}, and point to it with "
                      f'--config.tasks.files.{name}=PATH')
-  path = epath.Path(pattern).expanduser()
-  paths = sorted(p for p in path.parent.glob(path.name) if p.is_file()) if pattern and path.parent.is_dir() else []
+  paths = found(pattern) if pattern else []
   if pattern and not paths:
     raise ValueError(f'tasks.files.{name}={pattern!r} names no file; point to {where}')
+  made_by = builder.code(__name__, *sorted({f.__module__ for f in (problem_set.task, problem_set.rows_by_split) if f}))
   return Files(
-      name=f'{name}-{_digest(paths) if paths else "without_files"}', version=problem_set.version,
+      name=f'{name}-{builder.digest(f"{digest(paths)} {made_by}")}', version=problem_set.version,
       description=f'{problem_set.about} {problem_set.source}'.strip(), problem_set=problem_set, paths=tuple(paths))
 
 
-def _digest(paths):
+def found(pattern: str) -> list[epath.Path]:
+  """The files of a path, whose last part may be a pattern, in order."""
+  path = epath.Path(pattern).expanduser()
+  return sorted(p for p in path.parent.glob(path.name) if p.is_file()) if path.parent.is_dir() else []
+
+
+def digest(paths: Iterable[epath.Path]) -> str:
+  """Sixteen characters that stand for names and contents of files."""
   digest = hashlib.sha256()
   for path in paths:
     digest.update(f'{path.name}\n'.encode())

@@ -52,7 +52,8 @@ def procedure(dataset: str, *, train: int, test: int, seed: int) -> Procedure:
   if unknown := sorted(set(arguments) - set(known)):
     raise ValueError(f'dataset {dataset!r}: {task} takes no {unknown}; it takes {known}, and '
                      'tasks.reasoning_gym has sizes and seed')
-  asked = json.dumps([task, arguments, train, test, seed, reasoning_gym.__version__], sort_keys=True)
+  made_by = [reasoning_gym.__version__, builder.code(__name__)]
+  asked = json.dumps([task, arguments, train, test, seed, *made_by], sort_keys=True)
   return Procedure(name=f'{task}-{builder.digest(asked)}', task=task, arguments=arguments,
                    dataset=dataset, train=train, test=test, seed=seed)
 

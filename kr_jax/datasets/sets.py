@@ -6,7 +6,7 @@ A row with another name for its fields is one expression; logic of a set's own i
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import io
 import json
 import pickle
@@ -229,6 +229,7 @@ SETS = {problem_set.name: problem_set for problem_set in (
     published.ProblemSet(
         name='aime_2024', about='The 30 problems of both papers; the answers are whole numbers in 0..999.',
         where='data/train-00000-of-00001.parquet of HuggingFaceH4/aime_2024 on the Hugging Face hub',
+        hub='HuggingFaceH4/aime_2024/data/train-00000-of-00001.parquet',
         schema={'id': int, 'problem': str, 'solution': str, 'answer': str},
         task=lambda row: {'id': str(row['id']), 'prompt': row['problem'], 'answer': row['answer'],
                           'solution': row['solution']}),
@@ -236,32 +237,38 @@ SETS = {problem_set.name: problem_set for problem_set in (
         name='aime_2025', about='The 30 problems of both papers, 15 a file; the answers are whole numbers in 0..999.',
         where='aime2025-I.jsonl and aime2025-II.jsonl of opencompass/AIME2025 on the Hugging Face hub '
                   "(both: 'aime2025-*.jsonl')",
+        hub='opencompass/AIME2025/aime2025-*.jsonl',
         schema={'question': str, 'answer': str}, task=question_and_answer),
     published.ProblemSet(
         name='amc_2023', about='40 problems of AMC 12, without their choices; the answers are numbers.',
         where='test-00000-of-00001.parquet of math-ai/amc23 on the Hugging Face hub',
+        hub='math-ai/amc23/test-00000-of-00001.parquet',
         schema={'question': str, 'answer': str | int | float},
         task=lambda row: {'prompt': row['question'], 'answer': amc_answer(row['answer'])}),
     published.ProblemSet(
         name='dapo_math_17k', source='Yu et al. 2025, arXiv 2503.14476',
         about='17 thousand problems, each about a hundred times in 1.79 million rows; the answers are whole numbers.',
         where='data/dapo-math-17k.parquet of BytedTsinghua-SIA/DAPO-Math-17k on the Hugging Face hub',
+        hub='BytedTsinghua-SIA/DAPO-Math-17k/data/dapo-math-17k.parquet',
         schema={'prompt': [{'role': str, 'content': str}], 'reward_model': {'ground_truth': str}},
         task=dapo_task, split='train', merged=True, version='1.1.0'),
     published.ProblemSet(
         name='gpqa_diamond', source='Rein et al. 2023, arXiv 2311.12022',
         about='198 questions of physics, chemistry and biology with four choices.',
         where='gpqa_diamond.csv of Idavidrein/gpqa on the Hugging Face hub',
+        hub='Idavidrein/gpqa/gpqa_diamond.csv',
         schema={'Record ID': str, 'Question': str, **dict.fromkeys(GPQA_CHOICES, str)}, task=gpqa_task),
     published.ProblemSet(
         name='gsm8k', source='Cobbe et al. 2021, arXiv 2110.14168',
         about='8.5 thousand word problems of grade school, with worked solutions.', where=GSM8K_WHERE,
+        hub='openai/gsm8k/main/*.parquet',
         schema={'question': str, 'answer': str}, task=gsm8k_task, rows_by_split=gsm8k_rows, needs_files=False),
     published.ProblemSet(
         name='human_eval', source='Chen et al. 2021, arXiv 2107.03374',
         about='164 functions to complete in Python, by their description.',
         where='HumanEval.jsonl.gz, in data/ of openai/human-eval on GitHub, or '
                   'openai_humaneval/test-00000-of-00001.parquet of openai/openai_humaneval on the Hugging Face hub',
+        hub='openai/openai_humaneval/openai_humaneval/test-00000-of-00001.parquet',
         schema={'task_id': str, 'prompt': str, 'canonical_solution': str, 'test': str, 'entry_point': str},
         task=human_eval_task),
     published.ProblemSet(
@@ -269,6 +276,7 @@ SETS = {problem_set.name: problem_set for problem_set in (
         about='Problems of programming competitions, of LeetCode, AtCoder and Codeforces; the difficulty is 1..3.',
         where='test.jsonl and test2.jsonl to test6.jsonl, one for each release, of '
                   "livecodebench/code_generation_lite on the Hugging Face hub (all: 'test*.jsonl')",
+        hub='livecodebench/code_generation_lite/test*.jsonl',
         schema={'question_id': str, 'question_content': str, 'starter_code': str, 'difficulty': str,
                 'public_test_cases': str, 'private_test_cases': str, 'metadata': str},
         task=live_code_task),
@@ -276,6 +284,7 @@ SETS = {problem_set.name: problem_set for problem_set in (
         name='math_500', source='Lightman et al. 2023, arXiv 2305.20050; Hendrycks et al. 2021, arXiv 2103.03874',
         about='500 competition problems of MATH, with worked solutions; the difficulty is the level, 1..5.',
         where='test.jsonl of HuggingFaceH4/MATH-500 on the Hugging Face hub',
+        hub='HuggingFaceH4/MATH-500/test.jsonl',
         schema={'unique_id': str, 'problem': str, 'solution': str, 'answer': str, 'level': int},
         task=lambda row: {'id': row['unique_id'], 'prompt': row['problem'], 'answer': row['answer'],
                           'difficulty': row['level'], 'solution': row['solution']}),
@@ -284,6 +293,7 @@ SETS = {problem_set.name: problem_set for problem_set in (
         about='974 basic programs in Python, each with three tests, which the prompt shows.',
         where="mbpp.jsonl, in mbpp/ of google-research/google-research on GitHub, or the files of full/ of "
                   "google-research-datasets/mbpp on the Hugging Face hub ('full/*.parquet')",
+        hub='google-research-datasets/mbpp/full/*.parquet',
         schema={'task_id': int, 'text': str, 'code': str, 'test_list': [str], 'test_setup_code': str},
         task=mbpp_task, rows_by_split=mbpp_rows),
     published.ProblemSet(
@@ -291,18 +301,21 @@ SETS = {problem_set.name: problem_set for problem_set in (
         about='427 of MBPP, whose authors checked and mended them by hand.',
         where="sanitized-mbpp.json, in mbpp/ of google-research/google-research on GitHub, or the files of sanitized/ "
                   "of google-research-datasets/mbpp on the Hugging Face hub ('sanitized/*.parquet')",
+        hub='google-research-datasets/mbpp/sanitized/*.parquet',
         schema={'task_id': int, 'prompt': str, 'code': str, 'test_list': [str], 'test_imports': list},
         task=mbpp_task, rows_by_split=mbpp_rows),
     published.ProblemSet(
         name='minerva_math', source='Lewkowycz et al. 2022, arXiv 2206.14858, section 2.5 (OCWCourses)',
         about='272 problems of university courses in science, with short answers.',
         where='test.jsonl of math-ai/minervamath on the Hugging Face hub',
+        hub='math-ai/minervamath/test.jsonl',
         schema={'question': str, 'answer': str}, task=question_and_answer),
     published.ProblemSet(
         name='olympiad_bench', source='He et al. 2024, arXiv 2402.14008',
         about='The 674 open-ended mathematical problems in English without pictures.',
         where='OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet, in OlympiadBench/ of Hothan/OlympiadBench on the '
                   'Hugging Face hub',
+        hub='Hothan/OlympiadBench/OlympiadBench/OE_TO_maths_en_COMP/OE_TO_maths_en_COMP.parquet',
         schema={'id': int, 'question': str, 'context': str | None, 'solution': [str], 'final_answer': [str]},
         task=olympiad_task),
 )}

@@ -28,7 +28,7 @@ from kr_jax.model import policy
 from kr_jax.model import pretrained
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
-_MARK = 'kr_jax_export.json'
+MARK = 'kr_jax_export.json'
 _FILE_BYTES = 4_000_000_000  # a new file is begun after about so many
 # Fields of a source's config.json that are other forms of fields that a policy has, or code beside it.
 _DROPPED = ('rope_parameters', 'rope_scaling', 'rope_local_base_freq', 'partial_rotary_factor',
@@ -99,7 +99,7 @@ def _target(directory: str | os.PathLike, source: str | os.PathLike | None) -> p
     raise ValueError(f'the export would replace its own source, {target}; name another directory')
   if target.exists() and not target.is_dir():
     raise ValueError(f'{target} is a file; name a directory')
-  if target.exists() and (held := sorted(os.listdir(target))) and _MARK not in held:
+  if target.exists() and (held := sorted(os.listdir(target))) and MARK not in held:
     raise ValueError(f'{target} holds {held[:9]}, which no export wrote: an export replaces none but its own files; '
                      'name a new directory, or empty this one')
   _listed(target)
@@ -205,7 +205,7 @@ def _save_text(directory: pathlib.Path, of_json: Mapping[str, Any], files: Any, 
     tokenizer.save(directory)
   elif files is not None:
     files.save_text(directory)
-  _write(directory / _MARK, {'files': sorted([*os.listdir(directory), _MARK])})
+  _write(directory / MARK, {'files': sorted([*os.listdir(directory), MARK])})
 
 
 def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -215,13 +215,13 @@ def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def _listed(directory: pathlib.Path) -> list[str]:
   """The files of an older export. Raises ValueError where its list is broken."""
   try:
-    found = json.loads((directory / _MARK).read_text(encoding='utf-8'))['files']
+    found = json.loads((directory / MARK).read_text(encoding='utf-8'))['files']
   except FileNotFoundError:
     return []
   except (ValueError, KeyError, TypeError):
     found = None
   if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-    raise ValueError(f'{directory / _MARK} is not the list of files that an export wrote; name a new directory, or '
+    raise ValueError(f'{directory / MARK} is not the list of files that an export wrote; name a new directory, or '
                      'empty this one')
   return found
 
@@ -231,9 +231,9 @@ def _move(partial: pathlib.Path, target: pathlib.Path) -> None:
   target.mkdir(exist_ok=True)
   old = _listed(target)
   # Without config.json a directory is no checkpoint; the list stays, so that a later export may go on here.
-  in_order = lambda names: sorted(set(names), key=lambda name: (name == 'config.json', name != _MARK))
+  in_order = lambda names: sorted(set(names), key=lambda name: (name == 'config.json', name != MARK))
   for name in reversed(in_order(old)):
-    if name != _MARK:
+    if name != MARK:
       (target / pathlib.Path(name).name).unlink(missing_ok=True)
   for name in in_order(os.listdir(partial)):
     shutil.copymode(partial / 'config.json', partial / name)  # safetensors lets nobody else read

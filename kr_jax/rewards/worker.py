@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
-import importlib
 import json
 import os
 import pickle
@@ -46,7 +45,7 @@ class Setup(NamedTuple):
   """What a server starts with."""
 
   modules: tuple[str, ...]  # to import
-  imported: tuple[str, ...]  # verifiers 'module:function', to check
+  imported: tuple[str, ...]  # verifiers 'module:function' or '/PATH.py:function', to check
   functions: tuple[tuple[tuple[str, str], bytes], ...]  # by kind and name of the verifier; pickled
   memory_mb: int
   readable: tuple[str, ...]  # folders, in addition to the verifiers' packages
@@ -166,7 +165,7 @@ def _load(setup: Setup) -> tuple[dict[tuple[str, str], Callable], list[str]]:
   """The functions, and what is wrong with some of them."""
   for module in setup.modules:
     with contextlib.suppress(Exception):  # the verifier raises it again when it is called, which can say so
-      importlib.import_module(module)
+      verifiers.import_module(module)
   errors, functions = [], {}
   for name in setup.imported:
     try:

@@ -107,7 +107,7 @@ class Workers(contextlib.AbstractContextManager):
         self._functions[worker.ANSWER, name] = functools.partial(verifiers_lib.answer, extraction, config)
       if verifier in verifiers_lib.SAME:
         self._functions[worker.JOIN, name] = verifiers_lib.SAME[verifier]
-    imported = tuple(filter(verifiers_lib.is_imported, self._names))
+    imported = tuple(map(verifiers_lib.located, filter(verifiers_lib.is_imported, self._names)))
     setup = worker.Setup(
         tuple(verifiers_lib.modules(self._names)), imported,
         tuple((key, _pickled(function, key[1])) for key, function in self._functions.items()),

@@ -10,6 +10,7 @@ import zlib
 import pytest
 from tensorflow_datasets.text.gsm8k import gsm8k as theirs
 
+from kr_jax import hub
 from kr_jax import knobs
 from kr_jax.datasets import published
 from kr_jax.datasets import sets
@@ -86,7 +87,7 @@ def test_its_tasks(stored):
                  if id == f'{dataset}/{name}' or task['prompt'].startswith(name)]
         assert task['prompt'].endswith(end), dataset
         assert answer in (task['answer'], ...) and solution in (task['solution'], ...), dataset
-        assert task['verifier'] == VERIFIERS.get(dataset, 'math')
+        assert task['verifier'] == VERIFIERS.get(dataset, '')
         assert task['difficulty'] == DIFFICULTY.get(task['id'], 0) and bool(task['info']) == (dataset in PROGRAMS)
         assert task['prompt'] == task['prompt'].strip() and task['id'].startswith(f'{dataset}/')
 
@@ -98,6 +99,7 @@ def test_a_schema_names_what_its_task_reads():
       assert published.misfit(row, problem_set.schema) is None
       assert problem_set.task(only(row, problem_set.schema)) == problem_set.task(row)
     assert problem_set.about and problem_set.where
+    assert hub.parse(f'hf:{problem_set.hub}', '').path.endswith(published.ENDINGS)
 
 
 def only(x, schema):
@@ -131,7 +133,7 @@ def test_a_row_of_mbpp_without_an_id_is_refused_by_its_place(stored, tmp_path):
 
 
 def test_mbpp_needs_files():
-  with pytest.raises(ValueError, match="'mbpp' is read from mbpp.jsonl, .*--config.tasks.files.mbpp=PATH"):
+  with pytest.raises(ValueError, match="'mbpp' is fetched .* Or download mbpp.jsonl, .*--config.tasks.files.mbpp=PATH"):
     published.files(sets.SETS['mbpp'], '')
 
 

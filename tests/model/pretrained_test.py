@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from kr_jax import files
 from kr_jax.model import pretrained
 from tests import hub as hub_lib
 
@@ -104,12 +105,19 @@ def test_what_lies_in_a_bucket(tmp_path):
     assert {p.name for p in found.path.iterdir()} == {p.name for p in (ROOT / 'llama3').iterdir()
                                                       if p.suffix != '.npz'}
   assert isinstance(pretrained.read(f'file://{bucket}/models/llama.gguf'), pretrained.Gguf)
-  shutil.rmtree(bucket)  # and again, without the bucket
-  assert pretrained.read(f'file://{bucket}/models/llama3').shapes == found.shapes
-  with pytest.raises(ValueError, match='holds no checkpoint'):
+  with pytest.raises(ValueError, match='cannot be read: .*/models/other is not there'):
     pretrained.find(f'file://{bucket}/models/other')
-  with pytest.raises(ValueError, match='cannot be read'):
+  with pytest.raises(ValueError, match='cannot be read: .* no kind of bucket'):
     pretrained.find('nothing://there/is')
+
+
+def test_a_checkpoint_that_was_overwritten_in_its_bucket(tmp_path):
+  url = f'file://{shutil.copytree(ROOT / "qwen3", tmp_path / "bucket" / "qwen3")}'
+  first = pretrained.read(url)
+  assert pretrained.read(url).path == first.path
+  shutil.copyfile(ROOT / 'llama3' / 'config.json', tmp_path / 'bucket' / 'qwen3' / 'config.json')
+  assert pretrained.read(url).config['model_type'] == 'llama'
+  assert not first.path.exists()
 
 
 def test_a_split_file_in_a_bucket(tmp_path):
@@ -131,16 +139,24 @@ def test_runs_that_start_together_copy_once(tmp_path, capfd):
   assert capfd.readouterr().err.count('fetching model.safetensors') == 1
 
 
-def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path):
+def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path, monkeypatch, capfd):
   bucket = tmp_path / 'bucket' / 'qwen3'
   shutil.copytree(ROOT / 'qwen3', bucket)
   url = f'file://{bucket}'
-  partial = tmp_path / 'cache' / 'buckets' / pretrained._digest(url) / 'partial'
-  partial.mkdir(parents=True)
-  (partial / 'config.json').write_text('{"model_type": "kept"}')
-  (partial / 'one').write_text('{"half')
-  found = pretrained.read(url)
-  assert found.config == {'model_type': 'kept'} and not (found.path / 'one').exists()
+  fetch = files.fetch
+
+  def breaks_off(url, path):
+    if url.endswith('model.safetensors'):
+      raise OSError('the network is down')
+    fetch(url, path)
+
+  monkeypatch.setattr(files, 'fetch', breaks_off)
+  with pytest.raises(ValueError, match='the network is down'):
+    pretrained.read(url)
+  monkeypatch.setattr(files, 'fetch', fetch)
+  capfd.readouterr()
+  assert pretrained.read(url).shapes
+  assert capfd.readouterr().err == f'{url}: fetching model.safetensors\n'
 
 
 @pytest.fixture
@@ -155,7 +171,7 @@ def files_of(directory) -> dict[str, bytes]:
 
 
 def test_a_model_of_the_hub(hub):
-  """Of its files those that are read, each once, and safetensors only when they are read."""
+  """Of its files those that are read, each once, and of safetensors the heads until a tensor is read."""
   llama3 = files_of(ROOT / 'llama3')
   hub.push('org/model', llama3 | {
       'README.md': b'#', 'consolidated.safetensors': b'x', 'original/params.json': b'{}', 'pytorch_model.bin': b'x',
@@ -163,10 +179,16 @@ def test_a_model_of_the_hub(hub):
   found = pretrained.read('hf:org/model')
   assert found.config['model_type'] == 'llama'
   assert not [name for name in hub.fetched() if name.endswith('safetensors')]
-  assert found.shapes == pretrained.read(ROOT / 'llama3').shapes
-  assert sorted(hub.fetched()) == sorted(['.gitattributes', *(set(llama3) - {'expected.npz'})])
-  assert pretrained.find('hf:org/model') == found.path
-  assert len(hub.fetched()) == len(llama3) + 1
+  local, parts = pretrained.read(ROOT / 'llama3'), [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+  assert (found.shapes, found.dtypes) == (local.shapes, local.dtypes)
+  assert not [name for name in hub.fetched() if name.endswith('safetensors')] and hub.fetched_in_part() == parts
+  np.testing.assert_array_equal(whole(found, 'model.norm.weight'), whole(local, 'model.norm.weight'))
+  assert [name for name in hub.fetched() if name.endswith('safetensors')] == parts[1:]
+  found.fetch(['model.embed_tokens.weight', 'model.norm.weight'])
+  np.testing.assert_array_equal(whole(found, 'model.embed_tokens.weight'), whole(local, 'model.embed_tokens.weight'))
+  assert sorted(hub.fetched()) == sorted(['.gitattributes', *llama3])
+  assert pretrained.find('hf:org/model') == found.path and pretrained.read('hf:org/model').shapes == local.shapes
+  assert len(hub.fetched()) == len(llama3) + 1 and hub.fetched_in_part() == parts
 
 
 def test_a_revision_of_the_hub(hub, capfd):
@@ -198,7 +220,9 @@ def test_a_gguf_file_of_the_hub(hub):
 def test_the_cache_of_the_hub_is_enough(hub, monkeypatch):
   """With HF_HUB_OFFLINE, and without a network."""
   commit = hub.push('org/model', files_of(ROOT / 'qwen3'))
-  shapes = pretrained.read('hf:org/model').shapes
+  files = pretrained.read('hf:org/model')
+  shapes = files.shapes
+  files.fetch(shapes)
   asked = len(hub.asked)
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   utils.close_session()  # which was made for a network
@@ -241,7 +265,8 @@ def test_a_machine_without_the_client_of_the_hub(monkeypatch):
 @pytest.mark.slow
 def test_processes_that_start_together_fetch_once(hub, tmp_path):
   hub.push('org/model', files_of(ROOT / 'qwen3'))
-  code = "from kr_jax.model import pretrained; print(len(pretrained.read('hf:org/model').shapes))"
+  code = ("from kr_jax.model import pretrained; files = pretrained.read('hf:org/model'); files.fetch(files.shapes); "
+          "print(len(files.shapes))")
   env = os.environ | {'HF_ENDPOINT': hub.endpoint, 'HF_HOME': str(tmp_path / 'home')}
   started = [subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE) for _ in range(3)]
   assert {process.communicate()[0] for process in started} == {b'24\n'}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import pretrained
 from kr_jax.model import weights
+from tests import hub as hub_lib
 from tests import knobs
 from tests import make_sparse_checkpoint
 from tests.benchmarks import load as load_benchmark
@@ -60,6 +62,33 @@ def test_greedy_tokens(name):
       knobs.sampler(slots=3, prompt_length=P, completion_length=64, temperature=0.0, stop_ids=(-1,)),
       total=3)
   np.testing.assert_array_equal(rollouts.token_RC, want['greedy_B64'])
+
+
+def test_a_checkpoint_of_the_hub(tmp_path, monkeypatch):
+  """Its config is read without a file of safetensors; each file is then fetched once, and none that is not read."""
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as hub:
+    hub.push('org/model', {p.name: p.read_bytes() for p in (ROOT / 'llama3').iterdir()} | {'other.safetensors': b'x'})
+    fetched = lambda: [name for name in hub.fetched() if name.endswith('.safetensors')]
+    config = weights.config('hf:org/model')
+    weights.check('hf:org/model', config)
+    assert config == weights.config(ROOT / 'llama3') and not fetched()
+    assert_same(weights.params('hf:org/model', config), weights.load(ROOT / 'llama3')[1])
+    assert sorted(fetched()) == [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+
+
+def test_what_a_process_reads():
+  """Of layers and experts those of its devices: files that hold no tensor of them are not fetched."""
+  made = policy.Config(vocab_size=8, num_layers=3, width=4, num_heads=2, num_kv_heads=1, head_width=4, hidden_width=8,
+                       num_experts=4, experts_per_token=2)
+  leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: policy.init(made, jax.random.key(0))))
+  named = type('Named', (dict,), {'__missing__': lambda self, name: weights._Source(name, ())})()
+  path, leaf = next((path, leaf) for path, leaf in leaves if len(leaf.shape) == 4)
+  rest = (slice(None),) * 2
+  of = lambda *indices: weights._read_of(named, made, [(path, leaf, indices)])
+  found = of((slice(1, 2), slice(2, 4), *rest))
+  assert {re.sub(r'(gate|up|down)_proj', 'x', name) for name in found} == {
+      f'model.layers.1.mlp.experts.{e}.x.weight' for e in (2, 3)}
+  assert len(of((slice(None), slice(None), *rest))) == 12 and of() == set()
 
 
 def test_parameters_come_to_their_shards():

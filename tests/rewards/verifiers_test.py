@@ -125,8 +125,8 @@ def test_names():
   assert rewards.names(tasks, config) == ['ends_with', 'choice', own]
   with pytest.raises(ValueError, match=r"verifier of made/0='maths' is not one of \[.*'math'"):
     rewards.names([task_of('7', verifier='maths')], config)
-  for wrong in ('begins_with', 'a b:c', 'a:b:c', 'a.:b'):
-    with pytest.raises(ValueError, match=rf"rewards.verifier='{wrong}' is not one of \[.*\], nor 'module:function'"):
+  for wrong in ('begins_with', 'a b:c', 'a:b:c', 'a.:b', 'a.py', 'a.py:', '.py:a'):
+    with pytest.raises(ValueError, match=rf"rewards.verifier='{wrong}' is not one of \[.*\], nor 'module:function' or"):
       rewards.check(knobs.verifiers(wrong), 10)
   rewards.check(knobs.verifiers(own, length_buffer=10), 10)
   with pytest.raises(ValueError, match=r'rewards.length_buffer=11 is not in 0..sample.completion_length=10'):
@@ -149,6 +149,17 @@ def test_a_function_of_the_user():
   assert verifiers.find(hostile.shaping) is hostile.shaping
   assert verifiers.find('math', partial_credit=True) is verifiers.mathematics
   assert verifiers.modules(['ends_with', 'math', own, hostile.shaping]) == ['tests.rewards.hostile']
+
+
+def test_a_function_of_a_file(tmp_path, monkeypatch):
+  (tmp_path / 'mine.py').write_text('def near(completion, task):\n  return completion in task.answer\n')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for name in ('mine.py:near', './mine.py:near', '~/mine.py:near', f'{tmp_path}/mine.py:near'):
+    assert rewards.names([task_of('7', verifier=name)], knobs.verifiers('math')) == [name]
+    assert verifiers.find(name)('7', task_of('78')) and verifiers.located(name) == f'{tmp_path}/mine.py:near'
+    assert verifiers.modules([name]) == [f'{tmp_path}/mine.py']
+  assert verifiers.located('a.b:c') == 'a.b:c'
 
 
 @pytest.mark.parametrize('name, message', [

@@ -305,6 +305,28 @@ def test_a_function_of_the_user_is_checked_at_the_start(monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_function_of_a_file(tmp_path, monkeypatch):
+  """It is found from where the run starts, read once, and behind the walls it reads nothing that lies beside it."""
+  path = tmp_path / 'my-verifiers.v2.py'
+  path.write_text('import os\n\n\ndef near(completion, task):\n  return abs(int(completion) - int(task.answer)) < 2\n\n\n'
+                  'def snoops(completion, task):\n  return open(os.path.join(os.path.dirname(__file__), completion))\n')
+  (tmp_path / 'secret').touch()
+  monkeypatch.chdir(tmp_path)
+  near, snoops = './my-verifiers.v2.py:near', f'{path}:snoops'
+  with rewards.Workers(knobs.verifiers(near, timeout_s=20), verifiers=[snoops]) as pool:
+    assert pool.score('69', tasks('7', '7')).outcome_R.tolist() == [RIGHT, WRONG]
+    path.write_text('def near(completion, task):\n  return True\n')
+    monkeypatch.chdir('/')
+    assert pool.score('5', tasks('7')).outcome_R.tolist() == [WRONG]
+    scores = pool.score(['secret'], tasks('7', verifier=snoops))
+    if 'files' in pool._pool.standing:
+      assert scores.outcome_R.tolist() == [RAISED] and 'PermissionError' in scores.examples[0]
+      assert scores.examples[0].startswith(snoops)
+  for name, said in ((f'{path}:far', 'has no attribute'), (f'{tmp_path}/none.py:near', 'cannot be read: No such file')):
+    with pytest.raises(ValueError, match=said):
+      rewards.Workers(knobs.verifiers(name))
+
+
 def test_two_thousand_trivial_verdicts_take_little():
   """Processor time of this process: a twentieth of a millisecond each, where a tenth is promised."""
   with rewards.Workers(knobs.verifiers('ends_with', workers=2)) as pool:
