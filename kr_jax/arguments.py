@@ -1,6 +1,7 @@
 """The command line, read so that all that is wrong with it is said at once, each in one line; and a short help.
 
-Flags are absl's; those of configs (`--config=FILE[:VARIANT]`, `--config.SECTION.KNOB=VALUE`) are ml_collections'.
+Flags are absl's; those of configs (`--config=FILE[:VARIANT]`, `--config.SECTION.KNOB=VALUE`) are ml_collections'. A
+config may be a shipped one, `kr_jax:NAME[:VARIANT]` (shipped.py).
 Imports nothing heavy: a misspelt flag is an error of a moment.
 """
 
@@ -20,6 +21,7 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
 
+from kr_jax import shipped
 from kr_jax.sections import nearest
 
 WRONG_USAGE = 2  # exit status
@@ -53,6 +55,22 @@ def values(argv: Sequence[str], name: str) -> list[str]:
     if re.fullmatch(rf'--?{name}', flag):
       found += [value] if equals else argv[i + 1:i + 2]
   return found
+
+
+def profiled(text: str | None, num_steps: int | None = None) -> tuple[int, int] | None:
+  """The first and the last step of --profile=FIRST:LAST. Raises ValueError for what is no such pair, and for steps that
+  a run of num_steps does not have."""
+  if text is None:
+    return None
+  found = re.fullmatch(r'(\d+):(\d+)', text)
+  if not found:
+    raise ValueError(f'--profile={text} is not FIRST:LAST, two steps such as 3:5')
+  first, last = int(found[1]), int(found[2])
+  if last < first:
+    raise ValueError(f'--profile={text} ends before it begins; say --profile={last}:{first}')
+  if num_steps is not None and last >= num_steps:
+    raise ValueError(f'--profile={text}: the last step is {num_steps - 1}, as num_steps={num_steps}')
+  return first, last
 
 
 def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str], everywhere: Sequence[str],
@@ -93,7 +111,9 @@ def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str],
       rest.append(argument)
     elif argument.lstrip('-') in bad:
       next(left, None)  # its value
-  unknown, others = _absl(rest, flag_values, wrong)
+  rest = _located(rest, configs)
+  with shipped.importable(next((path for name in configs for path in values(rest, name)[-1:]), '').partition(':')[0]):
+    unknown, others = _absl(rest, flag_values, wrong)
   wrong += [f'there is no flag --{name}{nearest(name, known)}' for name in unknown]
   if others[1:]:
     wrong.append(f'unexpected arguments {others[1:]}; flags start with --')
@@ -151,32 +171,54 @@ def _overrides(argv: Sequence[str], name: str) -> list[str]:
   return [m[1] for argument in argv if (m := re.match(rf'--?(?:no)?{name}\.([^=]+)', argument))]
 
 
+def _located(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+  """A command line with files in place of shipped configs' names, which are known."""
+  found = list(argv)
+  for i, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag.lstrip('-') in names and flag.startswith('-'):
+      if equals:
+        found[i] = f'{flag}={shipped.located(value)}'
+      elif i + 1 < len(argv):
+        found[i + 1] = shipped.located(argv[i + 1])
+  return found
+
+
 def _config_problems(argv: Sequence[str], name: str) -> list[str]:
   """What is wrong with a config file, its variant and the knobs that are set of it."""
   given = values(argv, name)
   overrides = _overrides(argv, name)
   if not given:
     return [f'--{name}.{overrides[0]} needs --{name}=FILE'] if overrides else []
-  path, _, variant = given[-1].partition(':')
   flag = f'--{name}={given[-1]}'
-  if not os.path.isfile(path):
-    near = nearest(path, [*glob.glob(f'{os.path.dirname(path) or "."}/*.py'), *glob.glob('configs/*.py')])
-    return [f'{flag}: there is no file {path!r}{near}']
   try:
-    config = config_flags.config_flags.ConfigFileFlagParser(name).parse(given[-1])
+    place = shipped.located(given[-1])
+  except ValueError as error:
+    return [f'{flag}: {error}']
+  path = place.partition(':')[0]
+  if not os.path.isfile(path):
+    return [f'{flag}: there is no file {path!r}{_near(path)}']
+  try:
+    with shipped.importable(path):
+      config = config_flags.config_flags.ConfigFileFlagParser(name).parse(place)
   except (TypeError, ValueError) as error:
     return [f'{flag}: {_short(error.__context__ or error, path)}']
   except SyntaxError as error:
     return [f'{flag}: line {error.lineno} of {error.filename}: {error.msg}']
   except Exception as error:  # whatever its code does
-    of_root = isinstance(error, ModuleNotFoundError) and error.name == 'configs'
-    hint = '; run from the root of the repository, or set PYTHONPATH to it' if of_root else ''
-    return [f'{flag}: {type(error).__name__}: {_short(error, path)}{hint}']
+    return [f'{flag}: {type(error).__name__}: {_short(error, path)}']
   if not isinstance(config, config_dict.ConfigDict):
     error = getattr(config, '_error', None)  # an OSError, which ml_collections keeps for later
     return [f'{flag}: ' + (_short(error, path) if isinstance(error, OSError) else
                            f'get_config returned {type(config).__name__}; it must return a ConfigDict')]
   return [problem for override in overrides if (problem := _knob_problem(config, override, name))]
+
+
+def _near(path: str) -> str:
+  """'; did you mean FILE?' for a config file that there is not."""
+  name = os.path.basename(path).removesuffix('.py')
+  near = nearest(path, [*glob.glob(f'{os.path.dirname(path) or "."}/*.py'), *glob.glob('configs/*.py')])
+  return near or (f"; did you mean '{shipped.PREFIX}{name}'?" if name in shipped.names() else '')
 
 
 def _short(error: BaseException, path: str) -> str:
@@ -220,5 +262,7 @@ def _help(modes: Mapping[str, Mode], names: Sequence[str], flag_values: flags.Fl
     text = re.sub(r';\s+repeat this option.*', '', re.sub(rf'(^|>: )(?:{"|".join(modes)}): ', r'\1', flag.help))
     default = f'; default {flag.default}' if flag.default not in (None, False, 0, -1) else ''
     lines.append(wrap(f'--{flag.name}', f'{text}{default}' + (f' [{", ".join(of)}]' if of else ''), 19))
+  shown = f'Shipped configs, as --config={shipped.PREFIX}NAME: {", ".join(shipped.names())}.'
+  lines += ['', textwrap.fill(shown, 100)]
   lines += ['', 'Every knob of a config, with its meaning and bounds: kr_jax/knobs.py. Flags of libraries: --helpfull.']
   return '\n'.join(lines)

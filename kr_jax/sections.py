@@ -122,6 +122,8 @@ def read(tree: Mapping[str, Any], cls: Callable[..., Any]) -> Any:
 
   Raises ValueError that names every knob that is unknown, missing or out of its bounds.
   """
+  if not hasattr(tree, 'keys'):
+    raise ValueError(f'{cls.SECTION}={tree!r} must be a section, which holds knobs by name')
   fields = {field.name: field for field in dataclasses.fields(cls)}
   called = lambda name: '.'.join(filter(None, (cls.SECTION, str(name))))
   wrong = [f'there is no knob {called(name)}{nearest(name, fields)}' for name in tree if name not in fields]

@@ -12,11 +12,14 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
 from kr_jax import evaluate
+from kr_jax import files
 from kr_jax import knobs
+from kr_jax import mirror
 from kr_jax import phases
 from kr_jax import prior_rates
 from kr_jax import rewards
@@ -36,6 +39,7 @@ from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
 
+SOURCE_VERSION = 'source_version'  # in config.json: pretrained.version of policy.checkpoint, as the run began
 # Streams of random keys.
 INIT, ROLLOUTS, EVALUATE, NOISE, KEEP = range(5)
 # Knobs that say which policy a run trains; those of them that say how it is computed may change.
@@ -43,13 +47,12 @@ _OF_POLICY = ('policy', 'seed', 'tasks.dataset', 'tasks.mixture', 'tasks.test', 
               'sample.prompt_length', 'sample.completion_length')
 _OF_COMPUTATION = ('policy.dtype', 'policy.remat')
 
-_RECALIBRATION_STEPS = 8  # the last steps, whose groups estimates are recalibrated by
 _STRATUM = 32  # tasks of a dataset and a difficulty that share a prior of their own, at least
 
 
 def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
-  """Where the checkpoints are, of a stage if one is named."""
-  return os.path.join(setup.config.checkpoint.directory or workdir, *stage, 'checkpoints')
+  """Where the checkpoints are, of a stage if one is named. workdir: as it was given, or the directory of its record."""
+  return files.join(mirror.url(setup.config.checkpoint.directory or workdir), *stage, 'checkpoints')
 
 
 def workers(setup: Setup) -> rewards.Workers:
@@ -74,18 +77,26 @@ def _initial_params(setup: Setup, workdir: str, stopping: Callable[[], bool]) ->
 
 
 def _check_revision(setup: Setup, workdir: str) -> None:
-  """Raises ValueError where the published checkpoint has another revision than the run began with."""
+  """Raises ValueError where the published checkpoint has another revision than the run began with, or was overwritten
+  in its bucket since, and is read again."""
   began = checkpoint.recorded(workdir, 'policy.checkpoint')
   if pretrained.is_of_hub(began) and began != setup.config.policy.checkpoint:
     raise ValueError(f'the run in {workdir} began with {began}, not with {setup.config.policy.checkpoint!r}; set '
                      f'policy.checkpoint={began!r}')
+  source, began = setup.config.policy.checkpoint, checkpoint.recorded(workdir, SOURCE_VERSION)
+  if began is not None and pretrained.version(source) != began:
+    changed = f'policy.checkpoint={source!r} has been overwritten since the run in {workdir} began'
+    if setup.needs_base:
+      raise ValueError(f'{changed}: its adapters, or its KL divergence, are of what was there. Start another run; or '
+                       f'put that at another path, and correct policy.checkpoint and {SOURCE_VERSION} in config.json')
+    logging.warning('%s; the run goes on from its own checkpoint, with the tokenizer that is there now', changed)
 
 
 def initial_stats(setup: Setup) -> types.TaskStats:
   """What is known of the training tasks before a rollout."""
   c = setup.config
   return estimate.init(
-      len(setup.train_tasks), groups=_RECALIBRATION_STEPS * c.tasks.per_step if c.alloc.recalibrate else 0,
+      len(setup.train_tasks), groups=estimate.recalibration_groups(c.tasks.per_step, c.alloc.recalibrate),
       stratum_I=prior_rates.strata(setup.train_tasks, _STRATUM), prior_rate_I=setup.prior_rate_I,
       prior_rollouts=c.tasks.prior_rollouts)
 
@@ -118,7 +129,7 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
       return update.init(trained, key, setup.update)
 
     if is_new:
-      return begin(params), stats, base
+      return sharding.place(begin(params)), stats, base
     shapes = jax.eval_shape(lambda: begin(policy.init(setup.policy, init_key)))
     state, stats = checkpoints.restore(sharding.shapes_on(setup.learn_mesh, shapes), stats)
     return state, stats, base

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
-import hashlib
-import json
 from typing import Any
 
 import jax
 import numpy as np
 
 from kr_jax import attempt
+from kr_jax import compiled
 from kr_jax import completions
 from kr_jax import evaluate
 from kr_jax import explore
+from kr_jax import files
 from kr_jax import knobs
+from kr_jax import mirror
 from kr_jax import phases
 from kr_jax import processes
 from kr_jax import rewards
@@ -33,48 +34,22 @@ from kr_jax.costs import hardware as hardware_lib
 from kr_jax.learning import grpo
 from kr_jax.learning import noise
 from kr_jax.learning import update
-from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
 from kr_jax.record import steps
 from kr_jax.report import refresh
 
-# Knobs that a run may go on with changed: they say how long, how often and where, not what.
-MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 'tasks.data_dir', 'tasks.files',
-              'mesh', *(f'rewards.{name}' for name in (
-                  'workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')),
-              'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at', 'evaluate.perturb', 'record')
-
-
-def claim(setup: Setup, workdir: str) -> None:
-  """Makes the workdir this run's. Raises ValueError if it cannot be written or is another run's, prompts cannot be
-  perturbed, or a new run would begin with a checkpoint that cannot be read, and RuntimeError where the processes of a
-  run have other configs or data."""
-  state_lib.perturbed_tasks(setup)  # the last evaluation's, refused now
-  source = setup.config.policy.checkpoint
-  if source and checkpoint.recorded(workdir, 'seed') is None:
-    weights.check(source, setup.policy)
-  config = knobs.as_dict(setup.config)
-  # Statistics are kept by row: the rows must be the tasks that they were.
-  ids = hashlib.sha256('\n'.join(task.id for task in setup.train_tasks).encode()).hexdigest()
-  processes.check_same('config and training tasks', f'{json.dumps(config)}{ids}'.encode())
-  error = None
-  if processes.is_first():
-    try:
-      checkpoint.claim(workdir, config | {'train_ids': ids}, may_change=MAY_CHANGE)
-    except ValueError as found:
-      error = found
-  if processes.any_of(error is not None):
-    raise error or ValueError(f'--workdir={workdir} was refused; see the message of process 0')
-
-
-def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = None) -> None:
+def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = None, *,
+          profile: tuple[int, int] | None = None, on_step: Callable[[dict[str, Any]], None] | None = None
+          ) -> None:
   """Trains to config.num_steps in `workdir`, from where its last checkpoint stands.
 
   Writes what kr_jax/record/README.md says.
 
   Args:
     hardware: that the run is priced by; None: by none.
+    profile: the first and the last step that are traced; None: none is.
+    on_step: called with each line of metrics.jsonl as it is written.
 
   Raises:
     ValueError: the workdir cannot be written or holds a run of another config, or prompts cannot be perturbed.
@@ -82,8 +57,9 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
     SystemExit: SIGTERM or SIGINT came; all is saved.
   """
   c, perturbed = setup.config, state_lib.perturbed_tasks(setup)
-  claim(setup, workdir)
+  attempt.claim(setup, workdir)
   with contextlib.ExitStack() as context:
+    workdir = context.enter_context(mirror.opened(workdir, create=True)).path
     clock = context.enter_context(phases.running())
     stopping = context.enter_context(processes.StopSignal())
     checkpoints = checkpoint.Checkpoints(state_lib.checkpoint_directory(setup, workdir), keep=c.checkpoint.keep)
@@ -96,8 +72,9 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
     first_step = int(state.step)
     record = context.enter_context(steps.Record(
         c, workdir, first_step, setup.tokenizer.decode, update.learning_rate(setup.update), pool.answers,
-        clock.began))
+        clock.began, on_step))
     page = refresh.Refresher(workdir, c.record.page)
+    trace = context.enter_context(compiled.Profile(files.join(mirror.url(workdir), 'profile'), profile, first_step))
     keys = {stream: jax.random.fold_in(state.key, stream) for stream in (
         state_lib.ROLLOUTS, state_lib.NOISE, state_lib.KEEP)}
 
@@ -115,6 +92,7 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
       if step == 0 or c.evaluate.every and step % c.evaluate.every == 0:
         evaluated(step)
       record.begin(step)
+      trace.begin(step)
       stopping.doing = f'step {step}'
       with phases.phase('allocate'):
         considered = tasks_lib.batch(setup.train_tasks, step, per_step=tasks_lib.considered(c.tasks), seed=c.seed,
@@ -133,6 +111,7 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
       with phases.phase('update'):
         jax.block_until_ready(measured)
       phases.devices_work(False)
+      trace.end(step)
       done, stops = step + 1, processes.any_of(stopping())
       if stops or done == c.num_steps or done % c.checkpoint.every == 0:
         _save(c, done, state, stats, checkpoints, record, stops=stops)

@@ -1,6 +1,7 @@
 """The command line: all that is wrong at once, each in a line, and a short help."""
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -38,7 +39,8 @@ def parse(tmp_path, monkeypatch, capsys):
   (tmp_path / 'typo.py').write_text('import run\n\ndef get_config():\n  c = run.get_config()\n  c.sed = 1\n')
   (tmp_path / 'empty.py').write_text('def get_config():\n  pass\n')
   (tmp_path / 'reads.py').write_text('def get_config():\n  open("nowhere.json")\n')
-  (tmp_path / 'elsewhere.py').write_text('from configs import nowhere\n')
+  (tmp_path / 'own.py').write_text(
+      'from configs import common\n\ndef get_config():\n  return common.finish(common.base(), "debug")\n')
 
   def parse(line):
     argv, values = ['main', *line.split()], flags.FlagValues()
@@ -67,6 +69,10 @@ def parse(tmp_path, monkeypatch, capsys):
     ('--config rum.py --config.seed=1 --workdr=x', [
         "--config=rum.py: there is no file 'rum.py'; did you mean './run.py'?",
         "there is no flag --workdr; did you mean 'workdir'?", '--mode=train needs --workdir']),
+    ('--config=kr_jax:arithmetc:debug --workdir=x', [
+        "--config=kr_jax:arithmetc:debug: there is no config 'arithmetc' in kr_jax; did you mean 'arithmetic'?"]),
+    ('--config=elsewhere/arithmetic.py --workdir=x', ["--config=elsewhere/arithmetic.py: there is no file "
+                                                      "'elsewhere/arithmetic.py'; did you mean 'kr_jax:arithmetic'?"]),
     ('--config=run.py:debgu --workdir=x', ["--config=run.py:debgu: 'debgu' is no variant (line 7 of run.py)"]),
     ('--config=broken.py --workdir=x', [
         "--config=broken.py: invalid literal for int() with base 10: 'a' (line 2 of broken.py)"]),
@@ -109,10 +115,17 @@ def test_flags_in_a_file(parse, tmp_path):
   assert parse('--flagfile=flags').workdir == ['x']
 
 
-def test_a_config_that_does_not_find_the_others(parse, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'configs', None)
-  message, = parse('--config=elsewhere.py --workdir=x')
-  assert message.endswith('; run from the root of the repository, or set PYTHONPATH to it')
+@pytest.mark.parametrize('line, steps', [
+    ('--config=kr_jax:arithmetic --workdir=x', 120), ('--config kr_jax:arithmetic:debug -workdir x', 4),
+    ('--config=own.py --workdir=x --hardware=kr_jax:hardware:v5e', 4),
+    ('-config kr_jax:arithmetic --config.num_steps=7 --workdir=x', 7)])
+def test_shipped_configs_by_name(parse, monkeypatch, line, steps):
+  """From any directory; a file of one's own finds them as `configs`."""
+  monkeypatch.setattr(sys, 'path', [x for x in sys.path if not os.path.exists(os.path.join(x, 'configs'))])
+  for name in [name for name in sys.modules if name.split('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  values = parse(line)
+  assert values.config.num_steps == steps and 'configs' not in sys.modules
 
 
 @pytest.mark.parametrize('name, wrong', [
@@ -143,3 +156,16 @@ def test_when_a_process_began(monkeypatch):
   assert before - 0.05 < began < time.time() and began - before < 5
   monkeypatch.setattr('builtins.open', lambda path: io.StringIO('1 (a b) S'))
   assert arguments.began() == pytest.approx(time.time(), abs=1)  # of another system
+
+
+def test_steps_to_trace():
+  assert arguments.profiled(None, 4) is None and arguments.profiled('0:0') == (0, 0)
+  assert arguments.profiled('2:3', 4) == (2, 3)
+
+
+@pytest.mark.parametrize('text, message', [
+    ('3', 'is not FIRST:LAST, two steps such as 3:5'), ('-1:2', 'is not FIRST:LAST'), ('3:', 'is not FIRST:LAST'),
+    ('5:3', 'ends before it begins; say --profile=3:5'), ('2:4', 'the last step is 3, as num_steps=4')])
+def test_steps_that_cannot_be_traced(text, message):
+  with pytest.raises(ValueError, match=f'^--profile={text}.*{message}'):
+    arguments.profiled(text, 4)

@@ -8,25 +8,26 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'phases', 'sections', 'progress'),
-    ('knobs', 'processes', 'arguments'),
-    ('sharding', 'kernels', 'datasets', 'answers'),
+    ('types', 'phases', 'sections', 'progress', 'files', 'hub', 'modules'),
+    ('knobs', 'processes', 'shipped'),
+    ('arguments', 'mirror', 'compiled', 'sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
     ('costs',),
     ('inputs', 'tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
     ('sample', 'allocation'),
     ('record', 'evaluate', 'generate'),
     ('warm_start', 'report'),
-    ('prepare',),
+    ('prepare', 'reader'),
     ('state',),
     ('attempt', 'explore'),
     ('train', 'preflight'),
+    ('library',),
     ('main',),
 )
 INSIDE = {
     'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'),
                 ('equality',)),
-    'datasets': (('builder',), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets',)),
+    'datasets': (('builder', 'names'), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets', 'own')),
     'allocation': (('value', 'solve'), ('scores', 'prior', 'recalibrate'), ('estimate',), ('allocate',), ('worlds',),
                    ('passes',), ('simulate',), ('allocator',), ('examples',)),
     'model': (('gguf_file', 'gguf_vocabulary', 'attention', 'chat', 'moe'), ('llama_cpp', 'config_json', 'policy'),
@@ -35,8 +36,8 @@ INSIDE = {
     'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
                 ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
     'costs': (('arithmetic', 'hardware'), ('flops', 'pricing', 'meters'), ('hlo',), ('programs',)),
-    'record': (('sinks', 'rollouts', 'checkpoint', 'calibration', 'ledger'), ('metrics', 'goodput'), ('terminal',),
-               ('steps',)),
+    'record': (('sinks', 'rollouts', 'checkpoint', 'calibration', 'ledger'), ('metrics', 'goodput', 'split'),
+               ('terminal',), ('steps',)),
     'report': (('run', 'drawing'), ('compare', 'charts'), ('panels', 'contents'), ('summary', 'figures'), ('verdicts',),
                ('scorecard',), ('page',), ('refresh',)),
     'preflight': (('whole_run',), ('preflight',), ('suggest',)),
@@ -103,6 +104,6 @@ def test_every_module_has_a_test_and_every_test_a_module():
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
-      'layers', 'configs', 'launch', 'mesh', 'tpu', 'docs', 'mutations', 'benchmarks/verdict_rates', 'rewards/attacks',
-      'rewards/cases', 'model/parity')}
+      'bucket', 'layers', 'configs', 'gke', 'launch', 'sweep', 'mesh', 'notebooks', 'tpu', 'tpu_launch', 'docs', 'mutations',
+      'wheel', 'benchmarks/verdict_rates', 'rewards/attacks', 'rewards/cases', 'model/parity')}
   assert tests - of_the_project == modules

@@ -106,9 +106,10 @@ def test_errors_are_short_and_said_before_anything_heavy_is_loaded(tmp_path):
       (*arithmetic, '--config.evaluate.pass_at=(1, 9)'): (1, ['evaluate.pass_at=(1, 9) holds 9']),
       (*arithmetic, '--mode=tain'): (2, ["did you mean 'train'?"]),
       (*arithmetic, 'more'): (2, ["unexpected arguments ['more']"]),
-      ('--config=configs/qwen3_4b.py', arithmetic[1], '--config.rewards.verifier=mth'): (1, [
-          "tasks.files.dapo_math_17k='data/dapo-math-17k.parquet' names no file", 'tasks.files.gpqa_diamond=',
-          "rewards.verifier='mth' is not one of", "checkpoint 'checkpoints/Qwen3-4B' is not there"]),
+      ('--config=configs/qwen3_4b.py', arithmetic[1], '--config.rewards.verifier=mth',
+       '--config.policy.checkpoint=nowhere', '--config.tasks.files.math_500=no/*.jsonl'): (1, [
+           "tasks.files.math_500='no/*.jsonl' names no file", "rewards.verifier='mth' is not one of",
+           "checkpoint 'nowhere' is not there"]),
       (*arithmetic, '--workdir=other'): (1, ['--workdir is given 2 times', '--mode=train takes one']),
       (*arithmetic, '--hardware.profiles.v5e.watts_max=-1'): (1, ['profiles.v5e.watts_max=-1.0 must be above 0']),
       ('--config=configs/arithmetic.py:debug', '--workdir=tests', '--mode=evaluate'): (1, [
@@ -116,7 +117,7 @@ def test_errors_are_short_and_said_before_anything_heavy_is_loaded(tmp_path):
       ('--config=configs/arithmetic.py:debug', '--mode=preflight', '--hardware.profiles.v5e.watts_max=-1'): (1, [
           'watts_max', 'the config names no topologies']),
       (*arithmetic, '--mode=report'): (1, ['is no directory; train first']),
-      ('--mode=report', '--workdir=tests', '--workdir=./tests/'): (1, ['--workdir=./tests/ is given twice']),
+      ('--mode=report', '--workdir=tests', '--workdir=./tests/'): (1, ['--workdir=./tests is given twice']),
       ('--mode=generate',): (2, ['--mode=generate needs --checkpoint and --prompt']),
       ('--mode=generate', '--checkpoint=x', '--prompt=x', '--coordinator=auto'): (2, [
           '--coordinator is of --mode=train and evaluate, not of generate']),

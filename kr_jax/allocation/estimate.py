@@ -21,6 +21,7 @@ from kr_jax.allocation import recalibrate
 from kr_jax.allocation.value import Beta, Window
 from kr_jax.types import Array
 
+_RECALIBRATION_STEPS = 8  # the last steps, whose groups estimates are recalibrated by
 _WINDOW = 16  # rollouts of the window estimate
 _KNOWN = 8  # rollouts after which the window estimate is used
 _LENGTH_CONCENTRATION = 4.0  # rollouts of the mean length of an outcome that are added to those of a task
@@ -51,6 +52,11 @@ def init(num_tasks: int, *, groups: int = 512, stratum_I: Array | None = None, p
       stratum_I=np.zeros(num_tasks, np.int32) if stratum_I is None else np.asarray(stratum_I, np.int32),
       known_OI=known_OI, forecast_H4=np.zeros((groups, 4)), calibration=recalibrate.NONE.copy(),
       reward_O2=np.zeros((2, 2)), gradient=np.zeros(4))
+
+
+def recalibration_groups(tasks_per_step: int, recalibrate: bool = True) -> int:
+  """`groups` of `init`, of a run: the tasks of its last steps."""
+  return _RECALIBRATION_STEPS * tasks_per_step if recalibrate else 0
 
 
 def observe(stats: types.TaskStats, index_M: Array, task_R: Array, verdict_R: Array, length_R: Array, *,

@@ -16,7 +16,7 @@ same verdicts and knows population and moves (`Filter`): no estimate can forecas
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 import itertools
 import multiprocessing

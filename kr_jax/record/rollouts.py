@@ -272,6 +272,12 @@ def packed(records: Sequence[Mapping[str, Any]]) -> bytes:
   return buffer.getvalue().to_pybytes()
 
 
+def unpacked(path: str) -> list[Any]:
+  """The records of a file. Raises OSError, ValueError and RecursionError."""
+  with pyarrow.CompressedInputStream(pyarrow.OSFile(path), 'zstd') as file:
+    return [json.loads(line) for line in file.read().decode().splitlines()]
+
+
 def steps(workdir: str) -> list[int]:
   """The steps that are kept, in order."""
   try:
@@ -284,8 +290,7 @@ def _read_step(workdir: str, step: int) -> tuple[list[dict[str, Any]], str]:
   """The records of a step, and what is wrong with its file: then there are none."""
   path = _path(folder(workdir), step)
   try:
-    with pyarrow.CompressedInputStream(pyarrow.OSFile(path), 'zstd') as file:
-      found = [json.loads(line) for line in file.read().decode().splitlines()]
+    found = unpacked(path)
     if not found:
       raise ValueError('it is empty')
     if not all(isinstance(record, dict) and record.get('step') == step and 'task' in record for record in found):

@@ -134,11 +134,12 @@ class Record:
     learning_rate: of the number of updates before.
     answers: as rollouts.Sampler takes it.
     began: unix time at which the process did; None: now.
+    on_line: as metrics.Writer takes it.
   """
 
   def __init__(self, config: knobs.Config, workdir: str, first_step: int, decode: Callable[[np.ndarray], str],
                learning_rate: optax.Schedule, answers: Callable[..., rewards.Answers] | None = None,
-               began: float | None = None):
+               began: float | None = None, on_line: Callable[[dict[str, Any]], None] | None = None):
     self._config, self._decode, self._first_step = config, decode, first_step
     updates = config.optimizer.epochs * config.optimizer.minibatches
     # All at once and now, as the devices are busy later.
@@ -151,7 +152,7 @@ class Record:
     self._writer = metrics.Writer(
         workdir, first_step=first_step, keep=lambda record: record['step'] < first_step or (
             record['step'] == first_step and is_evaluation(record)),
-        record=config.record, config=knobs.as_dict(config))
+        record=config.record, config=knobs.as_dict(config), on_line=on_line)
     self._writer.event('start', at=began)
     self._writer.event('ready')
     self._rollouts = rollouts_lib.Sampler(

@@ -10,7 +10,6 @@ from scipy import special
 from kr_jax import tasks
 from kr_jax.allocation import allocate
 from kr_jax.allocation import passes
-from kr_jax.allocation import scores
 from kr_jax.allocation import worlds
 from kr_jax.allocation.passes import Method, PassesSetup
 from kr_jax.allocation.value import Beta, Window

@@ -392,7 +392,7 @@ def test_after_a_preflight_no_run_speaks_of_host_bounds():
   env = {name: x for name, x in os.environ.items() if name != 'JAX_PLATFORMS' and not name.startswith('TPU_')}
   run = lambda call: subprocess.run([sys.executable, '-c', code.format(call)], cwd=main_test.ROOT, text=True,
                                     capture_output=True, env=env | {'PYTHONWARNINGS': ''})
-  got = run('main._quiet_libtpu()')
+  got = run('main.library.quiet_libtpu()')
   assert got.stdout == 'cpu\n' and 'host bounds' not in got.stderr and 'TPU' not in got.stderr
   assert 'Failed to find host bounds' in run('pass').stderr
 

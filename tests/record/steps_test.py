@@ -153,7 +153,7 @@ def test_rewards_are_unknown_where_nothing_is_verified():
 def record_of(workdir, first_step=0):
   decode = lambda token_C: f'{len(token_C)} tokens'
   return steps.Record(
-      knobs.Config(num_steps=99), str(workdir), first_step, decode, optax.linear_schedule(0.5, 0.0, 4))
+      knobs.Config(num_steps=99, rewards=knobs.Rewards(verifier='ends_with')), str(workdir), first_step, decode, optax.linear_schedule(0.5, 0.0, 4))
 
 
 def lines(workdir):

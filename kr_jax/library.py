@@ -1,0 +1,198 @@
+"""Training from Python, in a notebook or a script: the run of the command line, with its checks, record and resume.
+
+    import kr_jax
+    config = kr_jax.config('arithmetic:debug')
+    config.alloc.rule = 'uniform'
+    run = kr_jax.run(config, 'runs/uniform', on_step=lambda line: print(line['step']))
+    print(run.steps['reward_mean'], run.is_complete)
+
+What is heavy is loaded once the config was found right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import glob
+import importlib.util
+import os
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kr_jax import files
+from kr_jax import inputs
+from kr_jax import knobs
+from kr_jax import shipped
+
+if TYPE_CHECKING:
+  from kr_jax import prepare
+  from kr_jax import reader
+  from kr_jax.costs import hardware as hardware_lib
+
+# Of the extra `train`, modules that every mode needs.
+_OF_TRAIN = ('etils', 'flax', 'jinja2', 'optax', 'orbax', 'pyarrow', 'tensorflow_datasets', 'tqdm')
+_running = threading.Lock()
+
+
+def run(config: Mapping[str, Any] | str, workdir: str | os.PathLike, *,
+        on_step: Callable[[dict[str, Any]], None] | None = None, hardware: Any = None) -> reader.Run | None:
+  """What kr_jax.run says. Returns None in a process that is not the first of several.
+
+  In a thread that is not the main one no signal is heard.
+  """
+  config = shipped.config(config) if isinstance(config, str) else config
+  if absent := missing():
+    raise ImportError(f'training needs more than is installed: {absent[0]}')
+  wrong = [*_of_functions(config)] or problems(config) or unwritable(
+      {'workdir': workdir, 'checkpoint.directory': config['checkpoint']['directory']})
+  if wrong:
+    raise ValueError('\n'.join(['the run cannot start:', *wrong] if len(wrong) > 1 else wrong))
+  if not _running.acquire(blocking=False):
+    raise ValueError('a run goes on in this process already; wait for its end, or start another process')
+  try:
+    return _run(config, os.fspath(workdir), on_step, _hardware(hardware))
+  finally:
+    _running.release()
+
+
+def _run(config: Mapping[str, Any], workdir: str, on_step: Callable[[dict[str, Any]], None] | None,
+         hardware: hardware_lib.Hardware) -> reader.Run | None:
+  from kr_jax import mirror
+  from kr_jax import phases
+  from kr_jax import processes
+  from kr_jax import progress
+  from kr_jax import reader
+  from kr_jax import train
+  quiet_libtpu()
+  keep(workdir, config['checkpoint']['directory'])
+  with phases.running(), mirror.opened(workdir, create=True) as place:
+    setup = begin(config, place.path)
+    try:
+      with processes.watch():
+        train.train(setup, place.path, hardware, on_step=on_step)
+    except SystemExit as stop:  # the run stopped in order; it must not end a notebook
+      if processes.is_first():
+        progress.say(str(stop.args[0] if stop.args else 'stopped'))
+    else:
+      if processes.is_first():
+        summarize(place.path)
+        say_closing(setup.config, place.path, hardware)
+  return reader.read(workdir) if processes.is_first() else None
+
+
+# What the command line does as well.
+
+
+def problems(config: Mapping[str, Any]) -> list[str]:
+  """What is wrong with the knobs of a config that is to be trained, or is not there of what it names; a line each."""
+  try:
+    c = knobs.read(config)
+  except ValueError as error:
+    return lines(error)
+  found = inputs.problems(c)
+  if c.record.wandb or c.record.goodput or c.record.codecarbon:
+    from kr_jax.record import sinks
+    try:
+      sinks.check(c.record)
+    except ValueError as error:
+      found += lines(error)
+  return found
+
+
+def missing() -> list[str]:
+  """Of what the extra `train` brings, what is not installed; said in one line."""
+  absent = [name for name in _OF_TRAIN if importlib.util.find_spec(name) is None]
+  verb = 'are' if len(absent) > 1 else 'is'
+  return [f"{', '.join(absent)} {verb} not installed: pip install 'kr_jax[train]'"] if absent else []
+
+
+def unwritable(directories: Mapping[str, str]) -> list[str]:
+  """Which directories cannot be written, by flag or knob; they are made, and a small file is written."""
+  return [f'cannot write to {name}={problem}; name a directory that can be written'
+          for name, path in directories.items() if path and (problem := files.unwritable(path))]
+
+
+def lines(error: ValueError) -> list[str]:
+  """The error of a config, as a line a knob."""
+  return re.split(r'; (?=(?:\w+\.)*\w+=\S|there is no )', str(error))
+
+
+def quiet_libtpu(uses_tpu: bool = True) -> None:
+  """Tells libtpu, where no TPU is used or none is there, what it would ask a TPU's host for.
+
+  A preflight installs libtpu, and jax loads it in each later run; unless these are set, it complains.
+  """
+  if not uses_tpu or not (glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*')):
+    for name, value in (('TPU_WORKER_HOSTNAMES', 'localhost'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-16')):
+      os.environ.setdefault(name, value)
+
+
+def keep(*places: str) -> None:
+  """Keeps what is compiled, as of compiled.keep; makes TFDS write lines where there is no terminal."""
+  import tensorflow_datasets as tfds
+  from kr_jax import compiled
+  from kr_jax import progress
+  compiled.keep(*places)
+  if not progress.ERR.isatty():
+    tfds.disable_progress_bar()
+
+
+def begin(config: Mapping[str, Any], workdir: str) -> prepare.Setup:
+  """The setup of a run, whose the workdir is from now on. Raises ValueError as prepare.prepare and attempt.claim do."""
+  from kr_jax import attempt
+  from kr_jax import phases
+  from kr_jax import prepare
+  with phases.phase('data'):
+    setup = prepare.prepare(config, workdir)
+  attempt.claim(setup, workdir)
+  return setup
+
+
+def say_closing(config: knobs.Config, workdir: str, hardware: hardware_lib.Hardware | None) -> None:
+  """Says what was learnt and what it cost, of the record of a run that is complete."""
+  from kr_jax import mirror
+  from kr_jax import progress
+  from kr_jax.record import terminal
+  from kr_jax.report import run as run_lib
+  found = run_lib.read(workdir, hardware=hardware)
+  score, page, entries = f'avg@{config.evaluate.rollouts}', os.path.join(workdir, 'report.html'), found.ledger.entries
+  progress.say(terminal.closing(
+      [record for record in found.evaluations if f'eval/{score}' in record], score, steps=config.num_steps,
+      seconds=sum(entry['wall_s'] for entry in entries) if entries else None, entries=entries, price=found.price,
+      page=files.join(mirror.url(workdir), 'report.html') if os.path.exists(page) else None))
+
+
+def summarize(workdir: str) -> dict[str, Any] | None:
+  """Writes the summary of a run, and returns it; None, and a line that says why, where its record is not enough."""
+  from kr_jax.report import summary
+  try:
+    return summary.write(workdir)
+  except (ValueError, LookupError, TypeError, OSError) as error:  # there is none, or it is of an older version
+    print(f'no summary of {workdir}: {error!r}' if not isinstance(error, ValueError) else f'no summary: {error}',
+          file=sys.stderr)
+    return None
+
+
+def _hardware(given: Any) -> hardware_lib.Hardware:
+  """What a run is priced by."""
+  from kr_jax.costs import hardware
+  if isinstance(given, hardware.Hardware):
+    return given
+  return hardware.read(shipped.config(given or 'hardware') if given is None or isinstance(given, str) else given)
+
+
+def _of_functions(config: Mapping[str, Any]) -> Iterator[str]:
+  """What is wrong with functions and modules of this program in the place of names."""
+  verifier = None
+  with contextlib.suppress(KeyError, TypeError, AttributeError):  # which `problems` says
+    verifier = config['rewards']['verifier']
+  name = getattr(verifier, '__name__', 'verify') if callable(verifier) else ''
+  if isinstance(verifier, str) and verifier.startswith('__main__:'):
+    name = verifier.partition(':')[2]
+  if name:
+    name = name if name.isidentifier() else 'verify'  # <lambda>
+    yield (f'rewards.verifier={verifier!r} is of this program or notebook, and verifiers run in processes of their '
+           'own, behind walls, which cannot import it. Write it to a file (in a notebook: a cell that begins with '
+           f"%%writefile verifiers.py), and set rewards.verifier='verifiers.py:{name}'")
