@@ -15,7 +15,10 @@ from kr_jax import knobs
 ROOT = pathlib.Path(__file__).parents[1]
 READMES = sorted(path for path in ROOT.rglob('README.md')
                  if not any(part.startswith('.') or part == 'runs' for part in path.relative_to(ROOT).parts))
-CLOUD = ('gcloud', 'hf', 'gsutil')
+CLOUD = ('gcloud', 'hf', 'gsutil', 'colab', 'pip')
+INTERPRETERS = ('.venv/bin/python', 'python')
+# Those with a help that is not a module's of Python.
+SCRIPTS = ('launch/tpu.sh', 'launch/sweep.py')
 # What stands in a checkpoint's place in snippets.
 TINY = ROOT / 'tests' / 'data' / 'checkpoints' / 'qwen3'
 
@@ -40,7 +43,8 @@ def test_snippets_run(path, tmp_path):
   """Blocks of one file run one after the other; where they show >>>, they print what is shown."""
   code = ['import doctest, sys']
   for block in blocks(path, 'python'):
-    block = block.replace('checkpoints/Qwen3-4B', str(TINY)).replace("'export'", repr(str(tmp_path / 'export')))
+    block = block.replace('checkpoints/Qwen3-4B', str(TINY)).replace("'export'", repr(str(tmp_path / 'export'))).replace(
+        "'runs/python'", repr(str(tmp_path / 'run')))
     if '>>>' in block:
       code.append(f'test = doctest.DocTestParser().get_doctest({block!r}, globals(), "snippet", None, 0)\n'
                   'sys.exit(1) if doctest.DocTestRunner().run(test, clear_globs=False).failed else None\n'
@@ -97,8 +101,10 @@ def check_config(config, flags):
 def asked_for(words):
   """The words whose help names the flags of a line: of its module, and of the first word behind it, which may be a
   subcommand."""
-  module = words[2] if words[0] == '.venv/bin/python' else 'kr_jax.main'
-  behind = words[3:4] if words[0] == '.venv/bin/python' else []
+  if words[0] in SCRIPTS:
+    return {(words[0],)}
+  module = words[2] if words[0] in INTERPRETERS else 'kr_jax.main'
+  behind = words[3:4] if words[0] in INTERPRETERS else []
   return {(module,), *((module, word) for word in behind if not word.startswith('-') and word != '...')}
 
 
@@ -109,17 +115,27 @@ def test_commands_are_ones_that_there_are(tmp_path):
   for words in lines:
     if words[0] == 'launch/test.sh':
       assert all((ROOT / word).exists() for word in words[1:] if word.startswith('tests')), words
-  lines = [words for words in lines if words[0] != 'launch/test.sh']
-  help_of = helps(tmp_path, sorted(set().union(*map(asked_for, lines))))
+    elif words[0].startswith('launch/') and len(words) == 1:
+      assert (ROOT / words[0]).exists(), words
+  lines = [words for words in lines if words[0] != 'launch/test.sh' and (words[0] not in SCRIPTS or len(words) > 1)
+           and not re.fullmatch(r'launch/.*\.(yaml|ipynb)', words[0])]
+  asked = set().union(*map(asked_for, lines))
+  help_of = helps(tmp_path, sorted(asked - {(script,) for script in SCRIPTS})) | {
+      (script,): subprocess.run([ROOT / script, '--help'], text=True, capture_output=True, check=True).stdout
+      for script in SCRIPTS}
   for words in lines:
+    if words[0] == 'launch/tpu.sh':
+      assert re.search(rf'\b{words[1]} ', help_of[words[0],]), words
+    words = words[:words.index('--')] if '--' in words else words  # behind it stand flags of another program
     flags = {name: value for name, _, value in (word.partition('=') for word in words if word.startswith('--'))}
-    if words[0] != '.venv/bin/python':
+    if words[0] not in (*INTERPRETERS, *SCRIPTS):
       assert words[0] == 'launch/local.sh', words
       check_config(words[1] if len(words) > 1 and not words[1].startswith('--') else 'configs/arithmetic.py', flags)
-    known = {name for of in asked_for(words) for name in re.findall(r'--(?:\[no\])?(\w+)', help_of[of])}
+    known = {name.replace('-', '_') for of in asked_for(words)
+             for name in re.findall(r'--(?:\[no\])?([\w-]+)', help_of[of])}
     assert known, (words, help_of)
     for flag in flags:
-      name = flag.removeprefix('--')
+      name = flag.removeprefix('--').replace('-', '_')
       if name.startswith('hardware.'):
         name = 'hardware'  # a figure of it
       assert name.startswith('config.') or name in known, words
