@@ -240,10 +240,11 @@ def _export() -> None:
   from kr_jax import state
   from kr_jax.model import export
   workdir = _workdirs()[0]
-  setup = prepare.without_tasks(_CONFIG.value, workdir)
   output = files.expanded(_OUTPUT.value or files.join(workdir, 'export'))
-  with mirror.opened(workdir) as place, mirror.output(output, mark=export.MARK) as directory:
-    step = state.export_checkpoint(setup, place.path, directory, dtype=_DTYPE.value or '')
+  with mirror.opened(workdir) as place:
+    setup = prepare.without_tasks(_CONFIG.value, place.path)
+    with mirror.output(output, mark=export.MARK) as directory:
+      step = state.export_checkpoint(setup, place.path, directory, dtype=_DTYPE.value or '')
   print(f'step {step}; see {output}')
 
 
@@ -256,8 +257,8 @@ def _evaluate() -> None:
   from kr_jax.record import metrics
   from kr_jax.report import summary
   _start_processes()
-  setup, compiles = prepare.prepare(_CONFIG.value, _workdirs()[0]), metrics.CompileCount()
   with mirror.opened(_workdirs()[0]) as place:
+    setup, compiles = prepare.prepare(_CONFIG.value, place.path), metrics.CompileCount()
     with processes.progress_to('evaluate', 'rollout', compiled_s=lambda: compiles.seconds) as progress:
       evaluation = state.evaluate_checkpoint(setup, place.path, progress=progress)
     if not processes.is_first():
@@ -336,10 +337,11 @@ def main(argv: list[str]) -> None:
 def command() -> None:
   """The console command `kr_jax`, which finds modules where it is started, as `python -m kr_jax.main` does."""
   sys.path.insert(0, os.getcwd())
-  _start()
+  start()
 
 
-def _start() -> None:
+def start() -> None:
+  """Runs the command line of this process."""
   try:
     app.run(main, flags_parser=parse)
   except BrokenPipeError:  # whoever read the output has seen enough
@@ -347,4 +349,4 @@ def _start() -> None:
 
 
 if __name__ == '__main__':
-  _start()
+  start()

@@ -31,8 +31,8 @@ def test_train_report_evaluate(tmp_path, data_dir):
   assert summary['rule'] == 'knapsack' and summary['steps'] == 4
   plots = {p.name for p in (tmp_path / 'run' / 'plots').iterdir()}
   assert {'budgets.png', 'calibration.png', 'gradient_ratio.png', 'success_by_difficulty.png'} <= plots
-  for said in ('\ndone: 4 steps; see ', f'\nreport  {tmp_path}/run/report.html\n', 'R = 32 rollouts of M = 8 tasks',
-               'step 4: avg@8 of held-out tasks ', '\nlearnt  avg@8 of held-out tasks ', ' device-hours (measured)'):
+  for said in ('\ndone: 4 steps; see ', f' {tmp_path}/run/report.html\n', 'R = 32 rollouts of M = 8 tasks',
+               'step 4: avg@8 of held-out tasks ', '\nlearnt    avg@8 of held-out tasks ', ' device-hours (measured)'):
     assert said in trained.stdout, said
   assert '\r' not in trained.stdout + trained.stderr  # there is no terminal
   evaluated = main(*flags, '--mode=evaluate', '--config.evaluate.pass_at=(1, 8)',
@@ -58,7 +58,6 @@ LLAMA = ROOT / 'tests' / 'data' / 'checkpoints' / 'llama'
 # Calls of the command line, each in a fork of a process that has loaded no more than flags need.
 CALLS = '''
 import json, os, sys, traceback
-from absl import app
 from kr_jax import main
 
 for i, (error, *flags) in enumerate(json.load(sys.stdin)):
@@ -70,7 +69,8 @@ for i, (error, *flags) in enumerate(json.load(sys.stdin)):
     if error:  # that the mode ends in
       main._RUN = dict.fromkeys(main._RUN, lambda: exec(f'raise {error}'))
     try:
-      app.run(main.main, flags_parser=main.parse)
+      main.start()
+      status = 0
     except SystemExit as error:
       status = 1 if isinstance(error.code, str) else error.code or 0
       print(error.code)

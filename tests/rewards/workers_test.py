@@ -328,13 +328,17 @@ def test_a_function_of_a_file(tmp_path, monkeypatch):
 
 
 def test_two_thousand_trivial_verdicts_take_little():
-  """Processor time of this process: a twentieth of a millisecond each, where a tenth is promised."""
+  """Processor time of this process: a twentieth of a millisecond each, where a tenth is promised; at the best, as a
+  busy machine makes it longer."""
+  seconds = []
   with rewards.Workers(knobs.verifiers('ends_with', workers=2)) as pool:
     pool.score(['7'], tasks('7'))
-    start = time.process_time()
-    scores = pool.score(map(str, range(2048)), tasks('7') * 2048)
-    assert time.process_time() - start < 0.2
-  assert scores.verdict_R.sum() == 205
+    for _ in range(5):
+      start = time.process_time()
+      scores = pool.score(map(str, range(2048)), tasks('7') * 2048)
+      seconds.append(time.process_time() - start)
+      assert scores.verdict_R.sum() == 205
+  assert min(seconds) < 0.2
 
 
 def test_overlong_by_hand():
