@@ -4,7 +4,8 @@
 #   host.sh check DEVICES      whether JAX sees DEVICES here
 #   host.sh run FLAGS          starts python -m kr_jax.main FLAGS, which outlives the connection
 #   host.sh status             state, exit status, when it ended, whether stopped, id, progress
-#   host.sh follow ID FROM     the log of run ID from byte FROM on, until the run ends;  host.sh tail LINES
+#   host.sh follow ID FROM CALL    the log of run ID from byte FROM on, until the run ends; once for each CALL
+#   host.sh tail LINES         the end of the log
 #   host.sh stop MARK GRACE    SIGTERM, so that the run saves; SIGKILL after GRACE seconds. MARK: -, or by-hand
 # In ~/kr_jax: project/, run.log, run.exit (its exit status), run.id, run.pid, supervisor.pid, host.env (variables).
 # shellcheck disable=SC2329  # functions are called by name
@@ -32,7 +33,7 @@ run() {
     case "$word" in --workdir='~/'*) word="--workdir=$HOME/${word#*\~/}" ;; esac
     words+=("$word")
   done
-  rm -f run.exit run.pid run.stopped
+  rm -f run.exit run.pid run.stopped follow.*
   date -u +%Y%m%dT%H%M%SZ-$$ >run.id
   : >run.log
   setsid nohup bash "$home/host.sh" supervise "${words[@]}" >>run.log 2>&1 </dev/null &
@@ -80,8 +81,11 @@ status() {
   echo "$state $code $ended $stopped $(cat run.id 2>/dev/null || echo -) $progress"
 }
 
-follow() { # ID FROM
+follow() { # ID FROM CALL
   [ "$(cat run.id 2>/dev/null)" = "$1" ] || die "another run has begun since: $(cat run.id 2>/dev/null)"
+  # gcloud tries a connection that broke again by itself, and would get the same bytes twice; 254 has tpu.sh ask anew.
+  [ ! -e "follow.$3" ] || exit 254
+  : >"follow.$3"
   exec tail --pid="$(cat supervisor.pid)" -c "+$(($2 + 1))" -f run.log
 }
 
@@ -113,7 +117,6 @@ setup() { # EXTRAS
   if is_running; then die "run $(cat run.id) is going; launch/tpu.sh stop ends it"; fi
   [ ! -e host.env ] || chmod 600 host.env
   unpack
-  echo "worker: $(worker)" | grep '[0-9]' || true
   if [ -x "$project/.venv/bin/python" ] && ! "$project/.venv/bin/python" -c '' 2>/dev/null; then
     rm -rf "$project/.venv" # of an interpreter that is gone
   fi
@@ -133,16 +136,6 @@ unpack() {
   if [ -e files.txt ]; then (cd "$project" && tr '\n' '\0' <../files.txt | xargs -0 rm -f --); fi
   tar -tzf project.tar.gz | grep -v '/$' >files.txt
   tar -xzf project.tar.gz -C "$project"
-}
-
-# The number of this host in its slice, where Google Cloud's metadata tell it.
-worker() {
-  local key
-  for key in worker-id agent-worker-number; do
-    curl -sf -m 5 -H 'Metadata-Flavor: Google' \
-      "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$key" && return
-  done
-  return 0
 }
 
 # Prints an interpreter of 3.11 or newer that can make environments; brings one where there is none.
@@ -193,6 +186,7 @@ except RuntimeError as error:
 if found != [platform] * wanted:
   sys.exit(f'error: this host should have {wanted} devices of {platform}; JAX sees {len(found)} of {set(found)}')
 print(f'jax {jax.__version__}: {wanted} devices of {platform} here, {jax.device_count()} in all')
+print(f'process: {jax.process_index()}')
 END
 }
 
@@ -200,7 +194,7 @@ END
   case "${1:-}" in
     setup | check | run | supervise | status | follow | stop) "$@" ;;
     tail) tail -n "$2" run.log ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$home/host.sh"; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$home/host.sh"; exit 2 ;;
   esac
   exit
 }

@@ -11,7 +11,7 @@ OTHER FLAGS are of kr_jax.main.
 
 The same command again skips what is finished and goes on with what is not. With --tpu each run is handed to
 `launch/tpu.sh up --env=ENVFILE --keep --delete-after`, a slice for each. Ctrl-C has the runs finish their step and
-save; a second one stops them at once.
+save; a second one stops them at once. Runs on TPUs go on, unwatched: stop them by launch/tpu.sh.
 
 Exit status: 0; 1 where a run failed, after all others have run; 2 for wrong flags; 75 after SIGTERM; 130 after Ctrl-C.
 """
@@ -247,7 +247,9 @@ class Children:
   def _on_signal(self, number: int, frame: Any) -> None:
     is_first, self.stopped_by = not self.stopped_by, self.stopped_by or number
     if is_first:
-      os.write(2, f'\n{len(self._running)} runs finish their step and save; again stops them at once\n'.encode())
+      what = ('runs on TPUs go on, and are watched no longer' if self._of_group else
+              'runs finish their step and save; again stops them at once')
+      os.write(2, f'\n{len(self._running)} {what}\n'.encode())
     for process in self._running.values():
       try:
         (os.killpg if self._of_group else os.kill)(process.pid, number)
@@ -330,7 +332,7 @@ def main(argv: Sequence[str]) -> int:
 def _end(runs: Sequence[Run], codes: dict[Run, int], stopped_by: int, of_tpu: bool) -> int:
   """Compares what is finished, says what is not, and returns the exit status."""
   if stopped_by:
-    again = '; runs on TPUs go on: launch/tpu.sh stop --name=NAME' if of_tpu else ''
+    again = ', and is what watches the slices; launch/tpu.sh stop --name=NAME, delete' if of_tpu else ''
     print(f'stopped; the same command again goes on{again}', file=sys.stderr)
     return INTERRUPTED if stopped_by == signal.SIGINT else AGAIN
   failed = [run for run, code in codes.items() if code]

@@ -104,7 +104,7 @@ verb_logs() {
   find_hosts || return 1
   ((host < hosts)) || die "--host=$host: $name has hosts 0 to $((hosts - 1))"
   survey
-  if [ -n "$dry_run" ]; then "${api}_ssh" "$host" 'bash kr_jax/host.sh follow ID 0'; return; fi
+  if [ -n "$dry_run" ]; then "${api}_ssh" "$host" 'bash kr_jax/host.sh follow ID 0 CALL'; return; fi
   [ "${host_states[$host]}" != none ] || die "nothing has run on $name yet; launch/tpu.sh run starts a run"
   [ "${host_states[$host]}" != silent ] || { say "error: host $host does not answer; see tpu.sh status"; return 1; }
   stream_log "$host" "${host_ids[$host]}"

@@ -171,6 +171,7 @@ def test_tpu_knows_hosts_and_devices_of_a_type(checkout, kind, hosts, devices):
     ("The resource 'projects/p/zones/z/instances/x' was not found", 'missing'),
     ("PERMISSION_DENIED: Permission 'tpu.nodes.get' denied on resource (or it may not exist).", 'refused'),
     ("argument --provisioning-model: Invalid choice: 'FLEX_START'.", 'refused'),
+    ("Internal error. Please try again or contact Google Support. (Code: '5F')", 'passing'),
     ('Connection reset by peer', 'unknown')])
 def test_tpu_tells_a_stock_out_from_a_quota(checkout, tmp_path, text, meaning):
   (tmp_path / 'error').write_text(text)

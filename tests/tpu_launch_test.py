@@ -167,6 +167,8 @@ def test_what_creates_a_slice_is_documented(tree, kind, paid):
     assert names == ['kr-jax'] and given['project'] == 'p'
     if 'zone' in given:
       assert given['zone'] == TYPES[kind]
+    if command.endswith('templates create'):  # gcloud asks for it otherwise
+      assert given['region'] == TYPES[kind].rpartition('-')[0]
 
 
 @pytest.mark.slow
@@ -256,7 +258,8 @@ def setup_of(path, monkeypatch, tree, image, status):
 def test_a_slice_from_its_creation_to_its_end(cloud, kind, count):
   """All verbs, one after another."""
   last = count - 1
-  cloud.plan({'at': 'ssh', 'do': 'refuse'}, {'at': 'step', 'step': 3, 'host': 0, 'do': 'wait'})
+  cloud.plan({'at': 'ssh', 'do': 'refuse'}, {'at': 'ssh', 'matching': ' run ', 'do': 'drop'},
+             {'at': 'step', 'step': 3, 'host': 0, 'do': 'wait'})
   assert 'is ready' in cloud('create', *slice_of(kind), *cloud.run)
   assert 'is there already, and ready' in cloud('create')
   assert f'setup is done: 4 devices on each of {count} host' in cloud('setup')
@@ -340,11 +343,14 @@ def test_a_setup_that_fails_names_its_host(cloud):
 
 
 @pytest.mark.slow
-def test_a_connection_that_breaks_does_not_end_the_run(cloud):
+@pytest.mark.parametrize('kind', ['v6e:2x2', 'v5e:2x2'])  # by gcloud compute ssh; and by tpu-vm ssh, which tries again
+def test_a_connection_that_breaks_does_not_end_the_run(cloud, kind):
   cloud.plan({'at': 'ssh', 'matching': 'follow', 'do': 'drop', 'times': 2},
              {'at': 'ssh', 'matching': ' run ', 'do': 'drop'})
-  cloud('up', *slice_of('v6e:2x2'), *cloud.run)
+  cloud('up', *slice_of(kind), *cloud.run)
   assert cloud.metrics() == COMPLETE
+  log, = (cloud.tree / 'runs' / 'tpu' / cloud.name / 'logs').glob('run-*.log')
+  assert log.read_text() == cloud.host(0, 'home/kr_jax/run.log')
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ quote() {
 
 gcp() { call gcloud "$@" --project="$project" --quiet; }
 
-# What the last failed call means: exists, missing, stockout, quota, refused (a new try does not mend it) or unknown.
+# What the last failed call means: exists, missing, stockout, quota, refused (a new try does not mend it), passing or
+# unknown.
 reason() {
   local text
   text="$(cat "$scratch/error" 2>/dev/null)"
@@ -71,6 +72,8 @@ reason() {
       *"nvalid choice"* | *"nrecognized arguments"* | *"has not been used"* | *"is disabled"* | \
       *"nvalid value"* | *"do not currently have an active account"* | *eauthent*) echo refused ;;
     *"not found"* | *"NOT_FOUND"* | *"not exist"*) echo missing ;;
+    # Users report it where there was no room for a flex-start request.
+    *nternal\ error* | *INTERNAL_ERROR*) echo passing ;;
     *) echo unknown ;;
   esac
 }

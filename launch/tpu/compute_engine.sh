@@ -47,7 +47,8 @@ make_policy() {
 
 drop_policy() { drop compute resource-policies delete "$name" --region="$region"; }
 
-make_template() { gcp compute instance-templates create "$name" "${flags[@]}"; }
+# --region is the subnetwork's, which an instance has from its zone.
+make_template() { gcp compute instance-templates create "$name" ${subnetwork:+"--region=$region"} "${flags[@]}"; }
 
 drop_template() { drop compute instance-templates delete "$name"; }
 

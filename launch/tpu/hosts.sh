@@ -8,7 +8,8 @@ find_hosts() {
   if ! lines="$("${api}_hosts" | in_order)"; then explain "error: the hosts of $name are not known:"; return 1; fi
   if [ -n "$dry_run" ]; then
     say "# the line above names the hosts; here they are called as below"
-    lines="$(for ((i = 0; i < hosts; i++)); do echo "$name$( ((hosts == 1)) || echo "-$i") IP_OF_HOST_$i"; done)"
+    lines="$(for ((i = 0; i < hosts; i++)); do echo "$name-$i IP_OF_HOST_$i"; done)"
+    if [ "$api $hosts" = 'compute 1' ]; then lines="$name IP_OF_HOST_0"; fi
   fi
   while read -r machine_name address; do
     [ -z "$machine_name" ] || { host_names+=("$machine_name"); host_ips+=("$address"); }
@@ -20,7 +21,7 @@ find_hosts() {
   fi
 }
 
-# Hosts by their numbers in the slice, which `setup_hosts` asked them for; as they come where it is not known.
+# Hosts by the numbers that JAX gives them, which `setup_hosts` asked for; as they come where these are not known.
 in_order() {
   local machine_name address number
   while read -r machine_name address; do
@@ -61,8 +62,9 @@ on_host() { # HOST COMMAND
 }
 
 reach_host() { # a new machine takes a while until it answers
-  local try
-  for ((try = 1; try <= 20; try++)); do
+  local try began=$SECONDS
+  # Ten minutes: gcloud itself may try for three before it says no.
+  for ((try = 1; try <= 20 && SECONDS - began < 600; try++)); do
     if "${api}_ssh" "$1" true; then return 0; fi
     snooze 15
   done
@@ -80,7 +82,9 @@ start_host() {
     flags+=("--coordinator=${host_ips[0]}:8476" "--processes=$hosts" "--process=$1")
   fi
   "${api}_ssh" "$1" "$(quote bash kr_jax/host.sh run "${flags[@]}") 2>&1" || status=$?
-  if [ "$status" = 255 ]; then # the run may have started although the connection broke: there is a new one then
+  # The run may have started although the connection broke: there is a new one then. gcloud may have tried it again by
+  # itself, and been told that a run is going.
+  if [ "$status" != 0 ]; then
     id="$(on_host "$1" 'bash kr_jax/host.sh status' | awk '/^running |^ended / { print $5 }')" || true
     [ -z "$id" ] || [ "$id" = "${host_ids[$1]}" ] || status=0
   fi
@@ -126,9 +130,9 @@ setup_hosts() {
   say "setup of $hosts host$(plural), some minutes the first time (logs: $logs/setup_host-*.log)"
   each_host setup_host || return 1
   rm -f "$state/kr_jax/host.env"
-  [ -n "$dry_run" ] || sort_hosts || return 1
   # All at once: JAX waits for the other hosts of a slice before it shows its devices.
   each_host check_host || return 1
+  [ -n "$dry_run" ] || sort_hosts || return 1
   say "setup is done: $devices_per_host devices on each of $hosts host$(plural)"
   failure=''
 }
@@ -142,11 +146,12 @@ reach_hosts() {
   ((hosts == 1)) || each_host reach_host
 }
 
-# The process of a number runs on the host that has this number in its slice, as the hosts have said in their setup.
+# On TPUs JAX numbers processes by the place of their host in the slice, whatever --process says, and its first one
+# writes the record and the progress: that is to be host 0, whose log is followed.
 sort_hosts() {
   local i
   for ((i = 0; i < hosts; i++)); do
-    sed -n "s/^worker: /${host_names[i]} /p" "$logs/setup_host-$i.log" | tail -n 1
+    sed -n "s/^process: /${host_names[i]} /p" "$logs/check_host-$i.log" | tail -n 1
   done >"$state/order"
   host_names=() host_ips=()
   find_hosts
@@ -195,8 +200,8 @@ stream_log() { # HOST ID
   tail -n 100 "$copy"
   for ((;;)); do
     from=$(($(wc -c <"$copy"))) status=0
-    "${api}_ssh" "$1" "bash kr_jax/host.sh follow $2 $from" | tee -a "$copy" || status=$?
-    [ "$status" = 255 ] || return "$status"
+    "${api}_ssh" "$1" "bash kr_jax/host.sh follow $2 $from $(date +%s)-$RANDOM" | tee -a "$copy" || status=$?
+    case "$status" in 254 | 255) ;; *) return "$status" ;; esac
     say "the connection to host $1 broke; the run goes on, and its log as soon as it can be read"
     snooze 10
   done
@@ -208,7 +213,11 @@ follow_run() {
   local stream waited=0 quiet=0 first
   find_hosts || return 1
   survey
-  if [ -n "$dry_run" ]; then "${api}_ssh" "$host" "bash kr_jax/host.sh follow ID 0"; outcome=complete code=0; return; fi
+  if [ -n "$dry_run" ]; then
+    "${api}_ssh" "$host" "bash kr_jax/host.sh follow ID 0 CALL"
+    outcome=complete code=0
+    return
+  fi
   outcome='' code=1 lost_what=''
   set -m # a process group of its own, so that it can be ended with what it started
   stream_log "$host" "${host_ids[$host]}" </dev/null &

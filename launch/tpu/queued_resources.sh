@@ -51,14 +51,17 @@ queued_hosts() { # lines of: name, address; the API lists them in the order of t
     tr -s ';,[:space:]' '\n' | awk -v name="$name" 'NF { print name "-" n++, $1 }'
 }
 
+worker_of() { echo "${host_names[$1]##*-}"; } # HOST
+
 queued_ssh() { # HOST COMMAND
-  gcp compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$1" "${ssh_flags[@]}" --command="$2" </dev/null
+  gcp compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$(worker_of "$1")" "${ssh_flags[@]}" --command="$2" \
+    </dev/null
 }
 
-queued_login() { gcp compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$1"; } # HOST
+queued_login() { gcp compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$(worker_of "$1")"; } # HOST
 
 queued_copy() { # DIRECTORY HOST: to the home there
-  gcp compute tpus tpu-vm scp --recurse "$1" "$name:" --zone="$zone" --worker="$2"
+  gcp compute tpus tpu-vm scp --recurse "$1" "$name:" --zone="$zone" --worker="$(worker_of "$2")"
 }
 
 queued_delete() { drop compute tpus queued-resources delete "$name" --zone="$zone" --force; } # --force: with its TPU

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # its variables are those of tpu.sh
 # A slice as a whole: create, wait, delete, and keep a run alive through preemptions. Sourced by tpu.sh.
-# Where something fails, `failure` says what: stockout, quota, refused, lost, timeout, unreachable, setup, run, running
-# or unknown.
+# Where something fails, `failure` says what: stockout, quota, refused, passing, lost, timeout, unreachable, setup, run,
+# running or unknown.
 
 # Creates the slice and waits until it is ready; goes on where it is there already.
 create_slice() {

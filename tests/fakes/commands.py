@@ -239,7 +239,12 @@ def ssh(command: str, names: list[str], flags: Flags) -> int:
   user, _, name = names[0].rpartition('@')
   words = [flags['ssh-flag']] if 'ssh-flag' in flags else []
   words.append(f'{user or "user"}@{_address(command, name, flags)}')
-  status = shell.ssh(words + (['--', flags['command']] if 'command' in flags else []))
+  words += ['--', flags['command']] if 'command' in flags else []
+  status = shell.ssh(words)
+  for _ in range(9 if 'tpu-vm' in command else 0):  # gcloud tries again by itself where the connection fails or breaks
+    if status == 255:
+      print(f'Retrying: SSH command error: [/usr/bin/ssh] exited with return code [{status}].', file=sys.stderr)
+      status = shell.ssh(words)
   if status == 255:
     print(f'ERROR: (gcloud.{command.replace(" ", ".")}) [/usr/bin/ssh] exited with return code [255].', file=sys.stderr)
   return status

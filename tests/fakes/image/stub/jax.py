@@ -12,6 +12,10 @@ def local_devices():
   return [types.SimpleNamespace(platform=os.environ.get('JAX_PLATFORMS') or 'tpu')] * _COUNT
 
 
+def process_index():
+  return int(pathlib.Path(os.environ['FAKE_HOST'], 'image', 'number').read_text())
+
+
 def local_device_count():
   return _COUNT
 
