@@ -147,14 +147,24 @@ class Profile:
     """Says that a step begins."""
     if not self._steps or not self._steps[0] <= step <= self._steps[1]:
       return
-    if self._scratch is None:
+    if self._scratch is None and not self._start():
+      return
+    self._annotation = jax.profiler.StepTraceAnnotation('step', step_num=step)
+    self._annotation.__enter__()
+
+  def _start(self) -> bool:
+    """Begins the trace; False where that fails, of which a run does not end."""
+    try:
       self._scratch = tempfile.mkdtemp(prefix='kr_jax_profile_')
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # calls of Python functions, of which there are too many to read
       # Perfetto reads a form of its own; JAX writes it as one that it makes of its trace.
       jax.profiler.start_trace(self._scratch, create_perfetto_trace=True, profiler_options=options)
-    self._annotation = jax.profiler.StepTraceAnnotation('step', step_num=step)
-    self._annotation.__enter__()
+    except Exception as error:
+      logging.warning('--profile: nothing is traced: %s: %s', type(error).__name__, error)
+      shutil.rmtree(self._scratch or '', ignore_errors=True)
+      self._scratch = self._steps = None
+    return self._scratch is not None
 
   def end(self, step: int | None) -> None:
     """Says that a step has ended, and the devices are done with it; None: the run ends."""

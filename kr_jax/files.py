@@ -15,6 +15,7 @@ import functools
 import hashlib
 import logging
 import os
+import pathlib
 import posixpath
 import re
 import secrets
@@ -54,8 +55,8 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def expanded(path: str | os.PathLike) -> str:
-  """The path with ~ replaced by the home directory, without a slash at its end."""
-  path = os.fspath(path)
+  """The path with ~ replaced by the home directory, without a slash at its end; pathlib's gs:/BUCKET is gs://BUCKET."""
+  path = re.sub(r'^(gs|gcs):/(?=[^/])', r'\1://', os.fspath(path))
   if not is_remote(path):
     path = os.path.expanduser(path)
   return path if path.endswith('://') else path.rstrip('/') or path[:1]
@@ -338,6 +339,8 @@ def _copied(path: str, url: str, found: Mapping[str, File]) -> str:
       return kept
     partial = os.path.join(root, f'{version}.partial', last)
     path_of = lambda name: os.path.join(partial, name) if name else partial
+    for left in pathlib.Path(os.path.dirname(partial)).rglob('*.????????.tmp'):  # by a fetch that was killed
+      left.unlink()
     needed = [name for name in found if not os.path.exists(path_of(name))]
     for name in needed:
       print(f'{url}: fetching {name or last}', file=sys.stderr)

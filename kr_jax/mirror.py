@@ -9,13 +9,16 @@ seconds, before each checkpoint (`push`, so that metrics never lag behind a chec
 processes the first writes; the others fetch config.json alone. Checkpoints are not copied: they are written to the
 bucket itself (`url`).
 
-Opening is nested: what is open already stays as it is, so that each function that is given a workdir opens it.
+Opening is nested: what a thread has open stays as it is, so that each function that is given a workdir opens it.
+Another thread, which may read a run that is at work, has a directory of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import errno
+import json
 import logging
 import os
 import shutil
@@ -89,6 +92,7 @@ class Place:
     if self._thread:
       self._thread.join()
     self.push()
+    self._writes = False
 
   def shown(self, text: str) -> str:
     """A text in which the directory has the name of the workdir."""
@@ -104,12 +108,16 @@ class Place:
     with self._lock:
       now = self._signs()
       changed = [name for name, sign in now.items() if self._sent.get(name) != sign]
-      gone = [name for name in self._sent if name not in now]
+      # A directory that lost the config was emptied by another program, such as one that clears temporary files.
+      gone = [name for name in self._sent if name not in now] if _CONFIG in now else []
 
       def send(name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-          files.write(files.join(self.url, name), _content(os.path.join(self.path, name)))
-          self._sent[name] = now[name]
+        try:
+          content = _content(os.path.join(self.path, name))
+        except FileNotFoundError:  # removed meanwhile
+          return
+        files.write(files.join(self.url, name), content)
+        self._sent[name] = now[name]
 
       files.each(send, changed)
       for name in gone:
@@ -150,7 +158,7 @@ def _content(path: str) -> bytes:
     return file.read()
 
 
-_open: dict[str, Place] = {}  # by workdir, and by directory
+_open: dict[tuple[int, str], Place] = {}  # by thread, and workdir or directory
 
 
 @contextlib.contextmanager
@@ -164,9 +172,9 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
     ValueError: nothing is there, or the bucket cannot be read.
     files.Unsaved: at the end, what was written could not be copied; it stays on this machine.
   """
-  workdir = files.expanded(workdir)
-  if workdir in _open or not files.is_remote(workdir):
-    place = _open.get(workdir) or _here(workdir, create)
+  workdir, thread = files.expanded(workdir), threading.get_ident()
+  if (thread, workdir) in _open or not files.is_remote(workdir):
+    place = _open.get((thread, workdir)) or _here(workdir, create)
     try:
       yield place
     except Exception as error:
@@ -174,7 +182,7 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
       raise
     return
   place = _fetched(workdir, create)
-  _open[place.path] = _open[workdir] = place
+  _open[thread, place.path] = _open[thread, workdir] = place
   try:
     yield place
     place.close()
@@ -196,7 +204,7 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
     place.remove()
   finally:
     place.stop()
-    del _open[place.path], _open[workdir]
+    del _open[thread, place.path], _open[thread, workdir]
 
 
 def _rename(error: BaseException, place: Place) -> None:
@@ -215,21 +223,28 @@ def _here(workdir: str, create: bool) -> Place:
 def _fetched(workdir: str, create: bool) -> Place:
   """Of a workdir of a bucket, with its record fetched."""
   is_first = not jax.distributed.is_initialized() or processes.is_first()  # else devices would be looked for
-  path = os.path.join(tempfile.mkdtemp(prefix=_PREFIX), workdir.rpartition('/')[2])
-  os.mkdir(path)
+  try:
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
+  except OSError as error:
+    raise ValueError(f'the record of {workdir} has no place on this machine: {error}; set TMPDIR to a directory that '
+                     'can be written') from error
+  path = os.path.join(folder, workdir.rpartition('/')[2])
 
   def fetch(name: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by a run that is at work
       files.fetch(files.join(workdir, name), os.path.join(path, name))
 
   try:
+    os.mkdir(path)
     found = files.listed(workdir)
     if not found and not create:
       raise ValueError(f'{workdir} holds nothing; train first')
     files.each(fetch, [name for name in found if (_is_record(name) if is_first else name == _CONFIG)])
-  except (OSError, ValueError) as error:
-    shutil.rmtree(os.path.dirname(path), ignore_errors=True)
-    raise ValueError(str(error)) from error
+  except BaseException as error:
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(error, OSError):
+      raise ValueError(str(error)) from error
+    raise
   return Place(path, workdir, writes=is_first)
 
 
@@ -240,13 +255,14 @@ def _is_record(name: str) -> bool:
 def url(path: str | os.PathLike) -> str:
   """Where a directory is copied to; the path itself, expanded, where it is not."""
   path = files.expanded(path)
-  return _open[path].url if path in _open else path
+  return next((place.url for place in list(_open.values()) if place.path == path), path)
 
 
 def push() -> None:
-  """Copies what has changed of every workdir that is open; before a checkpoint. Raises files.Unsaved."""
-  for place in {id(place): place for place in _open.values()}.values():
-    place.push()
+  """Copies what has changed of every workdir that this thread has open; before a checkpoint. Raises files.Unsaved."""
+  for (thread, name), place in list(_open.items()):
+    if thread == threading.get_ident() and name == place.path:
+      place.push()
 
 
 @contextlib.contextmanager
@@ -255,7 +271,8 @@ def output(directory: str | os.PathLike, mark: str = '') -> Iterator[str]:
   bucket.
 
   Args:
-    mark: a file that each directory has which may be replaced: nothing else stays there; '': all stays that is there.
+    mark: a file that each directory has which may be replaced, an object whose `files` are those that are: others stay;
+      '': all stay.
 
   Raises:
     ValueError: the directory holds other files, or the bucket cannot be read or written.
@@ -269,16 +286,30 @@ def output(directory: str | os.PathLike, mark: str = '') -> Iterator[str]:
     if mark and found and mark not in found:
       raise ValueError(f'{directory} holds {sorted(found)[:9]}, which were not written by this command: it replaces '
                        'none but its own files; name a new directory, or empty this one')
+    old = _named(files.join(directory, mark)) & set(found) if mark and found else set()
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
       path = os.path.join(folder, directory.rpartition('/')[2])
       yield path
       if mark and _CONFIG in found:  # without which a directory is no checkpoint
         files.remove(files.join(directory, _CONFIG))
+      if mark and not found:  # first, so that what is cut short may be replaced
+        files.send(os.path.join(path, mark), files.join(directory, mark))
       names = files.send_all(path, directory, last=_CONFIG)
-      for name in set(found) - set(names) if mark else ():
+      for name in old - set(names):
         files.remove(files.join(directory, name))
   except OSError as error:
-    raise ValueError(f'{directory} cannot be written: {error}') from error
+    is_full = error.errno == errno.ENOSPC  # here: what buckets raise has no number
+    place = f'; it is put together in {tempfile.gettempdir()} first, which TMPDIR sets' if is_full else ''
+    raise ValueError(f'{directory} cannot be written: {error}{place}') from error
+
+
+def _named(url: str) -> set[str]:
+  """The files that a mark names. Raises ValueError for a broken one."""
+  try:
+    return set(json.loads(files.read(url))['files'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{url} is not the list of files that this command wrote; name a new directory, or empty this '
+                     'one') from error
 
 
 def check_shared(directory: str) -> None:

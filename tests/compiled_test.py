@@ -128,6 +128,15 @@ def test_a_trace_that_cannot_be_written_stops_no_run(tmp_path, caplog):
   assert '--profile: no trace is written' in caplog.text
 
 
+def test_a_trace_that_cannot_begin_stops_no_run(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(compiled.tempfile, 'tempdir', str(tmp_path / 'none'))
+  with compiled.Profile(str(tmp_path), (0, 1)) as trace:
+    for step in range(3):
+      trace.begin(step)
+      trace.end(step)
+  assert caplog.text.count('--profile: nothing is traced: FileNotFoundError') == 1 and not os.listdir(tmp_path)
+
+
 @pytest.mark.exhaustive
 def test_a_second_start_and_one_that_goes_on_compile_nothing(tmp_path, data_dir):
   """In fresh processes; the first cuts a program short, which the second compiles anew, and it alone."""

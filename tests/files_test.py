@@ -1,6 +1,7 @@
 """Files of this machine and of buckets, by one name."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -16,6 +17,7 @@ def test_paths(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   assert [files.expanded(path) for path in ('~/runs/', 'runs', '/', '', 'gs://b/run/', 'gs://')] == [
       '/home/me/runs', 'runs', '/', '', 'gs://b/run', 'gs://']
+  assert files.expanded(pathlib.Path('gs://b/run')) == 'gs://b/run' and files.expanded('/gs:/b') == '/gs:/b'
   assert files.is_remote('gs://b/x') and not files.is_remote('/gs:/b/x')
   assert (files.join('gs://b', 'x', 'y'), files.join('/b', 'x')) == ('gs://b/x/y', '/b/x')
 
@@ -60,6 +62,23 @@ def test_a_copy_is_made_once_and_anew_when_its_source_is(bucket, storage, capfd)
   newer = files.local(f'{bucket}/data')
   assert files.read(f'{newer}/a.txt') == b'3' and not os.path.exists(here)
   assert files.local('~/x') == os.path.expanduser('~/x')
+
+
+def test_a_copy_without_what_a_kill_left_of_it(bucket, monkeypatch):
+  put(bucket, data__a='1', data__b='2')
+  fetch = files.fetch
+
+  def killed(url, path):
+    if path.endswith('b.txt'):
+      files.write(f'{path}.0a1b2c3d.tmp', 'half')
+      raise KeyboardInterrupt
+    fetch(url, path)
+
+  monkeypatch.setattr(files, 'fetch', killed)
+  with pytest.raises(KeyboardInterrupt):
+    files.local(f'{bucket}/data')
+  monkeypatch.setattr(files, 'fetch', fetch)
+  assert sorted(os.listdir(files.local(f'{bucket}/data'))) == ['a.txt', 'b.txt']
 
 
 def test_some_of_a_directory_or_a_single_file(bucket):

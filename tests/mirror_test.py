@@ -1,5 +1,7 @@
 """The record of a run whose workdir is in a bucket."""
 
+import errno
+import json
 import os
 import pathlib
 import threading
@@ -148,6 +150,66 @@ def test_a_bucket_that_fails_for_good(bucket, storage, scratch, caplog):
   assert os.listdir(scratch) == kept
 
 
+def test_a_bucket_that_is_gone(bucket, scratch, monkeypatch):
+  """Nothing is taken for sent."""
+  write, gone = files.write, FileNotFoundError(f'{bucket}: there is nothing of this name, or no bucket')
+  with pytest.raises(files.Unsaved, match=f'{bucket}: there is nothing of this name, or no bucket. It stays in'):
+    with mirror.opened(f'{bucket}/run', create=True) as place:
+      write(f'{place.path}/x', 'x')
+      monkeypatch.setattr(files, 'write', lambda *_: (_ for _ in ()).throw(gone))
+  assert pathlib.Path(place.path, 'x').exists()
+
+
+def test_what_another_program_clears_stays_in_the_bucket(bucket, scratch):
+  with mirror.opened(f'{bucket}/run', create=True) as place:
+    for name in ('config.json', 'old', 'older'):
+      files.write(f'{place.path}/{name}', name)
+    place.push()
+    os.remove(f'{place.path}/older')  # by the run
+    place.push()
+    assert set(held(f'{bucket}/run')) == {'config.json', 'old'}
+    for name in os.listdir(place.path):
+      os.remove(f'{place.path}/{name}')
+    files.write(f'{place.path}/new', 'new')
+  assert set(held(f'{bucket}/run')) == {'config.json', 'old', 'new'}
+
+
+def test_a_thread_that_reads_a_run_at_work(bucket, scratch):
+  """It has a directory of its own, whose end changes nothing for the run, whichever is opened first."""
+  files.write(f'{bucket}/run/config.json', '{}')
+  reads, may_end, found = threading.Event(), threading.Event(), []
+
+  def read():
+    with mirror.opened(f'{bucket}/run') as place:
+      found.append((place.path, mirror.url(place.path)))
+      reads.set()
+      may_end.wait(20)
+
+  thread = threading.Thread(target=read)
+  thread.start()
+  assert reads.wait(20)
+  with mirror.opened(f'{bucket}/run') as place:
+    may_end.set()
+    thread.join()
+    assert found[0] == (found[0][0], f'{bucket}/run') and found[0][0] != place.path
+    files.write(f'{place.path}/x', 'x')
+    mirror.push()
+    assert held(f'{bucket}/run') == {'config.json': '{}', 'x': 'x'}
+  assert not os.listdir(scratch)
+
+
+def test_no_place_on_this_machine(bucket, scratch, monkeypatch):
+  monkeypatch.setattr(files, 'listed', lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+  with pytest.raises(KeyboardInterrupt):
+    with mirror.opened(f'{bucket}/run', create=True):
+      pass
+  assert not os.listdir(scratch)
+  scratch.rmdir()
+  with pytest.raises(ValueError, match=f'the record of {bucket}/run has no place on this machine: .*set TMPDIR'):
+    with mirror.opened(f'{bucket}/run', create=True):
+      pass
+
+
 def test_other_processes_fetch_the_config_and_send_nothing(bucket, scratch, monkeypatch):
   for name in ('config.json', 'metrics.jsonl'):
     files.write(f'{bucket}/run/{name}', name)
@@ -164,14 +226,24 @@ def test_an_output(bucket, tmp_path, scratch):
   with mirror.output(tmp_path / 'here') as path:
     assert path == str(tmp_path / 'here')
   url = f'{bucket}/export'
-  for names in (['config.json', 'mark', 'a'], ['config.json', 'mark', 'b']):
+  for names in (['config.json', 'a'], ['config.json', 'b']):
     with mirror.output(url, mark='mark') as path:
       for name in names:
         files.write(f'{path}/{name}', names[-1])
-    assert held(url) == dict.fromkeys(names, names[-1])
+      files.write(f'{path}/mark', json.dumps({'files': [*names, 'mark']}))
+    mine = set(found := held(url)) - {*names, 'mark'}
+    assert mine == ({'mine'} if names[-1] == 'b' else set()) and found['config.json'] == names[-1]
+    files.write(f'{url}/mine', 'of the user')
   with mirror.output(url) as path:
     files.write(f'{path}/report.html', 'page')
-  assert set(held(url)) == {'config.json', 'mark', 'b', 'report.html'} and not os.listdir(scratch)
+  assert set(held(url)) == {'config.json', 'mark', 'mine', 'b', 'report.html'} and not os.listdir(scratch)
+  with pytest.raises(ValueError, match=f'{bucket}/new cannot be written: .*full.*; it is put together in {scratch}'):
+    with mirror.output(f'{bucket}/new', mark='mark'):
+      raise OSError(errno.ENOSPC, 'full')
+  files.write(f'{url}/mark', '[]')
+  with pytest.raises(ValueError, match=f'{url}/mark is not the list of files that this command wrote'):
+    with mirror.output(url, mark='mark'):
+      pass
   files.write(f'{bucket}/other/x', 'x')
   with pytest.raises(ValueError, match=r"other holds \['x'\], which were not written by this command"):
     with mirror.output(f'{bucket}/other', mark='mark'):
