@@ -8,8 +8,8 @@
 
 Only flags are read at import: the verifier processes load this module too. What is wrong with flags, knobs and files is
 said before anything heavy is loaded. Exit status: 0; 1 for an error, or a preflight of what does not fit; 2 for wrong
-flags; 75 for a run that a new start of the same command goes on with, as SIGTERM stopped it or another of its processes
-died; 130 where it was interrupted.
+flags; 75 for a run that a new start of the same command goes on with, as SIGTERM stopped it, another of its processes
+died, or its bucket could not be written; 130 where it was interrupted.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from kr_jax import shipped
 from kr_jax.arguments import Mode
 
 _BEGAN = arguments.began()
+_AGAIN = 75  # processes.AGAIN, whose module is heavy
 MODES = {
     'train': Mode('the loop, then the report; the same command again goes on where it stopped', ('config', 'workdir'),
                   ('hardware', 'coordinator', 'processes', 'process', 'profile'), fills=('hardware',)),
@@ -321,7 +322,10 @@ def main(argv: list[str]) -> None:
   except (ValueError, OSError) as error:  # such as a disk that is full or cannot be written
     if mode == 'train' and not isinstance(error, files.Unsaved):
       raise
-    sys.exit(f'error: {error}')
+    if mode != 'train':
+      sys.exit(f'error: {error}')
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(_AGAIN)  # a new start finds out at once whether the bucket can be written
   except SystemExit as stop:
     if isinstance(stop.code, int) and isinstance(stop.args[0], str):  # of processes.StopSignal
       print(stop.args[0], file=sys.stderr)

@@ -25,6 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from kr_jax import files
 from kr_jax import phases
 from kr_jax.progress import Progress
 
@@ -106,6 +107,14 @@ def gather(x: np.ndarray) -> np.ndarray:
   with phases.phase('wait'):  # for the slowest
     of_bytes = multihost_utils.process_allgather(np.frombuffer(x.tobytes(), np.uint8))
   return np.frombuffer(of_bytes.tobytes(), x.dtype).reshape(-1, *x.shape)
+
+
+def of_first(text: str) -> str:
+  """The text that the first process has."""
+  content = np.frombuffer(text.encode(), np.uint8)
+  same = np.zeros(gather(np.array(len(content)))[0], np.uint8)  # as long in all
+  same[:len(content)] = content[:len(same)]
+  return gather(same)[0].tobytes().decode()
 
 
 def any_of(flag: bool) -> bool:
@@ -214,6 +223,11 @@ def _acknowledge(text: str) -> None:
     pass
 
 
+def _is_of_jax(error: BaseException) -> bool:
+  """Whether jax raised it, and none of our own functions."""
+  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(os.path.dirname(jax.__file__))
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[None]:
   """While in it, an error in this process ends it at once, and the death of another one within a minute.
@@ -231,11 +245,13 @@ def watch() -> Iterator[None]:
     raise
   except BaseException as error:
     traceback.print_exc()
-    of_another = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    of_another = isinstance(error, jax.errors.JaxRuntimeError) or isinstance(error, ValueError) and _is_of_jax(error)
     if of_another:
       time.sleep(SILENCE_S + 10)
     print(f'process {jax.process_index()} stops: {type(error).__name__}, printed above. Start all processes again: '
           'the run goes on from its last checkpoint', file=sys.stderr, flush=True)
     for child in multiprocessing.active_children():
       child.kill()
-    os._exit(AGAIN if of_another else 1)  # leaving in order would wait for the others
+    # Leaving in order would wait for the others.
+    is_again = of_another or isinstance(error, files.Unsaved)
+    os._exit(AGAIN if is_again else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)

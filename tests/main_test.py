@@ -136,6 +136,10 @@ def test_how_a_mode_ends(tmp_path):
   ended = calls(tmp_path, [(error, '--mode=rollouts', '--workdir=tests') for error in errors])
   assert ended == [(130, 'interrupted\n130\n'), (0, ''), (1, 'error: no\n'), (1, 'error: full\n'),
                    (1, '3 of 4 steps\n')]
+  unsaved = "main.files.Unsaved('no answer')"
+  ended = calls(tmp_path, [(unsaved, '--config=configs/arithmetic.py:debug', f'--workdir={tmp_path}/run'),
+                           (unsaved, '--mode=rollouts', '--workdir=tests')])
+  assert ended == [(75, 'error: no answer\n75\n'), (1, 'error: no answer\n')]
 
 
 @pytest.mark.slow

@@ -125,8 +125,18 @@ def test_a_signal_without_a_terminal_or_a_clock(capfd, monkeypatch):
     assert stopping()
 
 
+def test_the_text_of_the_first(monkeypatch):
+  for first in ('é', 'longer than that of the other'):
+    other = np.frombuffer(first.encode(), np.uint8)
+    monkeypatch.setattr(processes, 'gather', lambda x: np.stack([np.array(len(other)) if not x.ndim else other, x]))
+    assert processes.of_first('of the other') == first
+  monkeypatch.undo()
+  assert processes.of_first('alone') == 'alone'
+
+
 STOP = '''
 import jax
+from kr_jax import files
 from kr_jax import processes
 
 jax.process_count = lambda: 2
@@ -136,13 +146,14 @@ with processes.watch():
 '''
 
 
-@pytest.mark.parametrize('error, waits', [
-    ("jax.errors.JaxRuntimeError('connection closed')", True), ("FloatingPointError('loss nan')", False)])
-def test_an_error_ends_a_process(error, waits):
+@pytest.mark.parametrize('error, waits, status', [
+    ("jax.errors.JaxRuntimeError('connection closed')", True, 75), ("FloatingPointError('loss nan')", False, 1),
+    ("ValueError('not of jax')", False, 1), ('KeyboardInterrupt()', False, 130), ("files.Unsaved('no answer of gs://bucket')", False, 75)])
+def test_an_error_ends_a_process(error, waits, status):
   """After a collective that failed JAX's service is waited for, which names the process that died."""
   got = subprocess.run([sys.executable, '-c', STOP.format(error=error)], cwd=ROOT, text=True,
                        capture_output=True)
-  assert got.returncode == (processes.AGAIN if waits else 1)
+  assert got.returncode == status
   assert f'process 0 stops: {error.split("(")[0].split(".")[-1]}, printed above. Start all' in got.stderr
   assert 'Traceback' in got.stderr and ('waits 50 s' in got.stdout) == waits
 
