@@ -17,6 +17,7 @@ from kr_jax import inputs
 from kr_jax import knobs
 from kr_jax import mirror
 from kr_jax import phases
+from kr_jax import prepare
 from kr_jax import processes
 from kr_jax import progress
 from kr_jax import state as state_lib
@@ -37,7 +38,7 @@ MAY_CHANGE = ('num_steps', 'topologies', 'checkpoint.every', 'checkpoint.keep', 
               'mesh', *(f'rewards.{name}' for name in (
                   'workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')),
               'evaluate.every', 'evaluate.pass_at', 'evaluate.maj_at', 'evaluate.perturb', 'record', 'code',
-              state_lib.SOURCE_VERSION)
+              prepare.PINNED, state_lib.SOURCE_VERSION)
 
 
 def claim(setup: Setup, workdir: str) -> None:
@@ -64,7 +65,7 @@ def _claim(setup: Setup, workdir: str) -> None:
     _tell_of_code(workdir, code)
     try:
       version = checkpoint.recorded(workdir, state_lib.SOURCE_VERSION) or pretrained.version(source)
-      facts = {'train_ids': ids, 'code': code, state_lib.SOURCE_VERSION: version}
+      facts = {'train_ids': ids, 'code': code, prepare.PINNED: setup.pinned, state_lib.SOURCE_VERSION: version}
       checkpoint.claim(workdir, config | {name: x for name, x in facts.items() if x}, may_change=MAY_CHANGE,
                        directory=state_lib.checkpoint_directory(setup, workdir))
     except ValueError as found:
@@ -77,8 +78,8 @@ def _tell_of_code(workdir: str, code: Mapping[str, str]) -> None:
   """Says which files of Python, by their digests, have changed since the run began: it goes on with them."""
   for path, digest in code.items():
     if (began := checkpoint.recorded(workdir, f'code.{path}')) not in (None, digest):
-      logging.warning('%s has changed since the run in %s began (sha256 %s..., now %s...); the run goes on with it as it '
-                      'is now', path, workdir, began, digest)
+      logging.warning('%s has changed since the run in %s began (sha256 %s..., now %s...); the run goes on with it as '
+                      'it is now', path, workdir, began, digest)
 
 
 def begin(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None, clock: phases.Clock, first_step: int

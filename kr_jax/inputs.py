@@ -1,4 +1,4 @@
-"""Whether what a config names is there: data files, priors, checkpoint, verifier, packages. A look, nothing is read.
+"""Whether what a config names is there: data files, priors, checkpoint, verifier, packages. A look, no data are read.
 
 It is taken before anything heavy is loaded, so that all that is missing is said at once and within a second. What a
 file holds is checked by whoever reads it.
@@ -6,6 +6,7 @@ file holds is checked by whoever reads it.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 import dataclasses
 import glob
@@ -129,6 +130,8 @@ def _of_verifier(name: str) -> Iterator[str]:
   if modules.is_path(module) and function.isidentifier():
     if not os.path.isfile(modules.located(module)):
       yield f'rewards.verifier={name!r}: there is no file {modules.located(module)!r}'
+    elif problem := _of_function(modules.located(module), function):
+      yield f'rewards.verifier={name!r}: {problem}'
     return
   if not re.fullmatch(r'\w+(?:\.\w+)*:\w+', name):
     yield (f"rewards.verifier={name!r} is not one of {sorted(VERIFIERS)}, nor 'module:function' or 'PATH.py:function'"
@@ -136,6 +139,19 @@ def _of_verifier(name: str) -> Iterator[str]:
     return
   if not _is_module(module):
     yield f'rewards.verifier={name!r}: there is no module {module!r} to be imported from here'
+
+
+def _of_function(path: str, name: str) -> str:
+  """Why a file of Python has no function of this name; '' where it may have it. The file is read, and not run."""
+  try:
+    with open(path, 'rb') as file:
+      nodes = list(ast.walk(ast.parse(file.read())))
+  except (OSError, SyntaxError, ValueError) as error:
+    return f'{path!r} cannot be read: {error}'
+  found = {getattr(node, 'name', None) for node in nodes} | {getattr(node, 'asname', None) for node in nodes}
+  found |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+  functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+  return '' if found & {name, '*'} else f'{path!r} has no function {name!r}{nearest(name, functions)}'
 
 
 def _is_module(name: str) -> bool:

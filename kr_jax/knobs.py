@@ -1,7 +1,8 @@
 """Every knob of a run, declared once: its default, its meaning with the unit, and its bounds.
 
 A section of a config is a frozen dataclass here (sections.py). configs/common.py makes a config of the defaults;
-`read` turns a config with its overrides into `Config`.
+`read` turns a config with its overrides into `Config`. The default of a new knob is what was done before there was the
+knob: runs of older versions go on, and are compared, by it.
 
 Imports nothing heavy: configs load this module before anything else.
 """

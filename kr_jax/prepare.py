@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ from kr_jax.record import checkpoint as checkpoint_lib
 _OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
 _SIZES = ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width', 'hidden_width',
           'num_experts', 'experts_per_token', 'qk_norm', 'qkv_bias', 'tie_embeddings')
+PINNED = 'hub'  # in config.json: Setup.pinned
 
 
 class Setup(NamedTuple):
@@ -62,6 +64,7 @@ class Setup(NamedTuple):
   prior_rate_I: np.ndarray | None = None  # of the training tasks, where tasks.prior knows them; nan elsewhere
   test_tasks: Sequence[types.Task] = ()
   warm_start_tasks: Sequence[types.Task] = ()
+  pinned: Mapping[str, Mapping[str, str]] = {}  # by kind, names of the hub as the config says them: with the commit
 
   @property
   def needs_base(self) -> bool:
@@ -80,7 +83,8 @@ def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
     ValueError: a knob, a split or a prompt outside its limits, named with the limit.
   """
   asked = knobs.read(config)
-  config = _with_verifier(_pinned(asked, workdir))
+  config, pinned = _pinned(asked, workdir)
+  config = _with_verifier(config)
   train, test = _datasets(config.tasks)
   tokenizer, trained = _policy(config)
   _warn_of_context(config, trained)
@@ -88,11 +92,11 @@ def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
   read_tasks = functools.partial(
       _read_tasks, config=config, tokenizer=tokenizer, serves_all=bool(asked.rewards.verifier))
   setup = setup._replace(
+      pinned=pinned,
       train_tasks=read_tasks(train),
       shares={names.source(dataset): weight for (dataset, _), weight in train.items()},
       test_tasks=read_tasks(test, most=config.evaluate.tasks),
-      warm_start_tasks=[] if not config.warm_start.num_steps else read_tasks(
-          [(dataset, config.tasks.warm_start_split) for dataset, _ in train]))
+      warm_start_tasks=_solved(config, [dataset for dataset, _ in train], read_tasks))
   setup = setup._replace(prior_rate_I=prior_rates.read(config.tasks.prior, setup.train_tasks))
   _check_tasks(setup)
   return setup
@@ -104,7 +108,7 @@ def without_tasks(config: Mapping[str, Any], workdir: str = '') -> Setup:
 
   Raises ValueError as `prepare` does.
   """
-  config = _with_verifier(_pinned(knobs.read(config), workdir)).replace(mesh=knobs.Mesh(devices=1))
+  config = _with_verifier(_pinned(knobs.read(config), workdir)[0]).replace(mesh=knobs.Mesh(devices=1))
   return _checked(config, *_policy(config), devices=jax.devices()[:1])
 
 
@@ -126,29 +130,39 @@ def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
   return _checked(config, None, trained, devices)
 
 
-def _pinned(config: knobs.Config, workdir: str) -> knobs.Config:
-  """The record of a run holds the commits of what comes of the hub, and a run goes on with no others."""
-  began = lambda knob: checkpoint_lib.recorded(workdir, knob) if workdir else None
-  source = pretrained.pin(config.policy.checkpoint, began('policy.checkpoint'))
-  return config.replace(tasks=_pinned_tasks(config.tasks, began), policy=config.policy.replace(checkpoint=source))
+def _pinned(config: knobs.Config, workdir: str) -> tuple[knobs.Config, dict[str, dict[str, str]]]:
+  """The config with commits in the names of the hub; and Setup.pinned.
+
+  The record of a run holds the commits of what comes of the hub, and a run goes on with no others. Of several processes
+  the first may be the only one that has the record.
+  """
+  record = checkpoint_lib.record(workdir) if workdir else {}
+  began = json.loads(processes.of_first(json.dumps(record))).get
+  found: dict[str, dict[str, str]] = {}
+
+  def pinned(name: str, kind: str, pin: Callable[[str], str]) -> str:
+    if not hub.is_name(name):
+      return name
+    of_kind = found.setdefault(kind, {})
+    if name not in of_kind:
+      of_kind[name] = began(f'{PINNED}.{kind}.{name}') or pin(name)
+    return of_kind[name]
+
+  source = pinned(config.policy.checkpoint, hub.MODEL,
+                  lambda name: pretrained.pin(name, began('policy.checkpoint')))
+  of_data = lambda name, whose: pinned(name, hub.DATASET, lambda name: hub.pin(name, hub.DATASET, whose))
+  return config.replace(
+      tasks=_pinned_tasks(config.tasks, of_data), policy=config.policy.replace(checkpoint=source)), found
 
 
-def _pinned_tasks(c: knobs.Tasks, began: Callable[[str], Any]) -> knobs.Tasks:
-  """began: of a knob, what the run recorded; None where there is none."""
-  path_of = lambda name: names.path(names.part(name, '')[0])
-  recorded = [path_of(name) for name in (
-      began('tasks.dataset') or '', *(name for name, _ in began('tasks.mixture') or ()), *(began('tasks.test') or ()))]
-  recorded += [began(f'tasks.files.{dataset}') or '' for dataset in knobs.as_dict(c.files)]
-  recorded = {hub.unpinned(name): name for name in recorded}
-
-  def pinned(path: str, whose: str) -> str:
-    return hub.pinned_as(path, recorded.get(path), hub.DATASET, whose) if hub.is_name(path) else path
+def _pinned_tasks(c: knobs.Tasks, pinned: Callable[[str, str], str]) -> knobs.Tasks:
+  """pinned: of a path, or name of the hub, and the text with which an error begins, the path with its commit."""
 
   def of_dataset(name: str, whose: str) -> str:
     dataset, split = names.part(name, '')
     if not names.is_file(dataset):
       return name
-    return f'{names.FILE}{pinned(path_of(name), f"{whose}{names.FILE}")}{split and f":{split}"}'
+    return f'{names.FILE}{pinned(names.path(dataset), f"{whose}{names.FILE}")}{split and f":{split}"}'
 
   tasks_lib.check_mixture(c.mixture)
   c = c.replace(mixture=tuple((of_dataset(name, 'tasks.mixture='), weight) for name, weight in c.mixture),
@@ -315,6 +329,18 @@ def _read_tasks(datasets: Sequence[tuple[str, str]], *, config: knobs.Config, to
       tasks = [task._replace(verifier=task.verifier or own) for task in tasks]
     found.append(tasks)
   return tasks_lib.join(found, ' and '.join(f'{dataset}/{split}' for dataset, split in datasets))
+
+
+def _solved(config: knobs.Config, datasets: Sequence[str], read_tasks: Callable[..., list[types.Task]]
+            ) -> list[types.Task]:
+  """The tasks whose solutions the warm start learns, if there is one."""
+  if not config.warm_start.num_steps:
+    return []
+  try:
+    return read_tasks([(dataset, config.tasks.warm_start_split) for dataset in datasets])
+  except ValueError as error:
+    raise ValueError(f'{error}; tasks.warm_start_split names the tasks whose solutions the warm start learns, and '
+                     'warm_start.num_steps=0 leaves it out') from error
 
 
 def _check_tasks(setup: Setup) -> None:

@@ -36,7 +36,10 @@ def solutions(tasks: Sequence[types.Task], tokenizer, config: sample.Config) -> 
   length_R = np.zeros(len(tasks), np.int32)
   for r, task in enumerate(tasks):
     tokens = (*tokenizer.encode(task.solution), tokenizer.stop_ids[0])
-    if not task.solution or len(tokens) > config.completion_length:
+    if not task.solution:
+      raise ValueError(f'{task.id!r} has no solution for the warm start to learn from; warm_start.num_steps=0 leaves '
+                       "it out, and tasks.columns.solution names a file's column of solutions")
+    if len(tokens) > config.completion_length:
       raise ValueError(f'{task.id!r} has the solution {task.solution!r} of {len(tokens)} tokens; '
                        f'a warm start needs 2..sample.completion_length={config.completion_length}')
     token_RC[r, :len(tokens)] = tokens

@@ -90,7 +90,7 @@ def test_names_are_those_of_the_parts_that_read_them():
 
 def test_data_and_code_of_a_user(tmp_path, monkeypatch):
   for name in ('set.csv', 'my_set.py', 'my_verifiers.py'):
-    (tmp_path / name).write_text('1')
+    (tmp_path / name).write_text('near = 1')
   monkeypatch.chdir(tmp_path)
   at = lambda name: config({'dataset': f'file:{name}.csv:train[:5]', 'test': (f'my_{name}.py:all', 'file:hf:org/set')},
                            {'verifier': f'{name}_verifiers.py:near'})
@@ -101,7 +101,7 @@ def test_data_and_code_of_a_user(tmp_path, monkeypatch):
   good = config({'dataset': 'file:*.csv', 'test': ('my_set.py:all',)}, {'verifier': '~/my_verifiers.py:near'})
   monkeypatch.setenv('HOME', str(tmp_path))
   assert not inputs.problems(good) and inputs.code(knobs.Config()) == {}
-  assert inputs.code(good) == dict.fromkeys(('my_set.py', '~/my_verifiers.py'), '6b86b273ff34fce1')
+  assert inputs.code(good) == dict.fromkeys(('my_set.py', '~/my_verifiers.py'), 'cfed4781e6fbe07f')
   monkeypatch.setattr(hub, 'is_installed', lambda: False)
   needs = "needs huggingface_hub: pip install 'kr_jax[hub]'"
   assert inputs.problems(at('set'))[0] == f"tasks.dataset=file:'hf:org/set' {needs}"
@@ -115,3 +115,14 @@ def test_a_package_that_is_missing(monkeypatch, package, name):
   message, = inputs.problems(config({'dataset': name}))
   assert "needs a package" in message or "need a package" in message
   assert "pip install 'kr_jax[data]'" in message
+
+
+@pytest.mark.parametrize('text, problem', [
+    ('def near(a, b): pass', ''), ('from other import close as near', ''), ('from other import *', ''),
+    ('near = lambda a, b: True', ''), ('def nera(a, b): pass', "has no function 'near'; did you mean 'nera'?"),
+    ('def near(a, b) pass', 'cannot be read: expected')])
+def test_a_file_without_the_verifier(tmp_path, text, problem):
+  """It is refused before the run has a workdir, which would hold its name for good."""
+  (tmp_path / 'mine.py').write_text(text)
+  found = inputs.problems(config(rewards={'verifier': f'{tmp_path}/mine.py:near'}))
+  assert (problem in found[0]) if problem else not found

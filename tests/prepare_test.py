@@ -54,6 +54,7 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
     ({'tasks__test': ('arithmetic', 'arithmetic:test[:5]')}, 'and arithmetic/test.* share'),
     ({'tasks__template': 'Think.'}, "tasks.template='Think.' is no text around {problem}"),
     ({'tasks__train_split': 'training'}, "has no split 'training'"),
+    ({'tasks__warm_start_split': 'solved'}, "has no split 'solved'.*tasks.warm_start_split.*warm_start.num_steps=0"),
     ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
     ({'tasks__train_split': 'train[:7]'}, 'a step of 8 tasks is more than the 7 tasks'),
@@ -252,16 +253,32 @@ def test_files_of_published_sets_are_recorded_with_their_commit(tmp_path, monkey
   """Those that are read: of the hub unless the config says other files, and unless its client is not there."""
   with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as served:
     commit = served.push('datasets/HuggingFaceH4/MATH-500', {'test.jsonl': b'{}'})
-    began = {}
+    config = lambda c: prepare._pinned(knobs.Config(tasks=c), '')[0].tasks
     c = knobs.Tasks(mixture=(('gsm8k', 1.0), ('champ', 1.0)), test=('math_500', 'amc_2023', 'math_500:test[:5]'),
                     files=knobs.Files(amc_2023='data/amc.parquet', mbpp='hf:no/set/a.csv'))
-    files = prepare._pinned_tasks(c, began.get).files
+    files = config(c).files
     assert files == c.files.replace(math_500=f'hf:HuggingFaceH4/MATH-500/test.jsonl@{commit}')
-    began['tasks.files.math_500'] = files.math_500
-    served.push('datasets/HuggingFaceH4/MATH-500', {'test.jsonl': b'{"moved": 1}'})
-    assert prepare._pinned_tasks(c, began.get).files == files
     monkeypatch.setattr(hub_client, 'is_installed', lambda: False)
-    assert prepare._pinned_tasks(c, {}.get).files == c.files
+    assert config(c).files == c.files
+
+
+def test_a_run_goes_on_with_the_commits_of_what_its_config_says(tmp_path, monkeypatch):
+  """Also of a branch that it names, which may have moved; another branch is another commit."""
+  with hub_lib.serve(monkeypatch, str(tmp_path / 'hub')) as served:
+    first = [served.push(name, {'a.csv': b'1'}) for name in ('org/x', 'datasets/org/x')]
+    pinned = lambda revision='@main': prepare._pinned(knobs.Config(
+        policy=knobs.Policy(checkpoint=f'hf:org/x{revision}'), tasks=knobs.Tasks(dataset=f'file:hf:org/x{revision}')),
+        str(tmp_path))
+    names = lambda commits: [f'hf:org/x@{commit}' for commit in commits]
+    of = lambda c: [c.policy.checkpoint, c.tasks.dataset.removeprefix('file:')]
+    config, found = pinned()
+    assert of(config) == names(first)
+    checkpoint.claim(str(tmp_path), {'hub': found}, may_change=())
+    moved = [served.push(name, {'a.csv': b'2'}) for name in ('org/x', 'datasets/org/x')]
+    served.branches = {name: branches | {'v2': branches['main']} for name, branches in served.branches.items()}
+    asked = len(served.asked)
+    assert pinned() == (config, found) and len(served.asked) == asked
+    assert of(pinned('@v2')[0]) == names(moved)
 
 
 @pytest.mark.slow

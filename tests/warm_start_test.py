@@ -32,9 +32,10 @@ def test_solutions_by_hand():
   assert rollouts.task_R.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize('solution', ['', 'abca'])
-def test_solutions_that_do_not_fit(solution):
-  with pytest.raises(ValueError, match='sample.completion_length=4'):
+@pytest.mark.parametrize('solution, message', [
+    ('', 'has no solution for the warm start .* warm_start.num_steps=0'), ('abca', 'sample.completion_length=4')])
+def test_solutions_that_do_not_fit(solution, message):
+  with pytest.raises(ValueError, match=message):
     warm_start.solutions([task(0, 'a', solution)], TOKENIZER, SAMPLE)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kr_jax import files
+from kr_jax import knobs
 from kr_jax import mirror
 from kr_jax import phases
 from kr_jax import types
@@ -144,7 +145,7 @@ def claim(workdir: str, config: dict[str, Any], *, may_change: tuple[str, ...], 
   path = os.path.join(workdir, _CONFIG)
   if problem := files.unwritable(workdir):
     raise ValueError(f'cannot write to --workdir={problem}; name a directory that can be written')
-  if directory and not _recorded(workdir) and _holds_any(directory):
+  if directory and not record(workdir) and _holds_any(directory):
     raise ValueError(f'{directory} holds checkpoints of a run, and --workdir={workdir} has no record of it: copy what '
                      'its workdir held there, or name another --workdir or checkpoint.directory')
   changed = changes(workdir, config, may_change=may_change)
@@ -163,26 +164,33 @@ def _holds_any(directory: str) -> bool:
 
 def recorded(workdir: str, knob: str) -> Any:
   """The value of a knob, 'section.knob', of the run in a workdir; None where there is no record of it."""
-  return _recorded(workdir).get(knob)
+  return record(workdir).get(knob)
 
 
 def changes(workdir: str, config: dict[str, Any], *, of: tuple[str, ...] = ('',), may_change: tuple[str, ...] = ()
             ) -> list[str]:
   """How a config differs from that of the run in a workdir: 'seed was 0, is 1'; [] where there is no record of it.
 
+  A knob that the record does not have is newer than the run, and was its default: a new knob's default is what was done
+  before there was the knob.
+
   Args:
     config: nested dicts of plain values.
     of: knobs ('section.knob') and sections that are compared; '': all.
     may_change: those of them that are not.
   """
-  old, new = _recorded(workdir), _flatten(json.loads(json.dumps(config)))  # as it is read: tuples are lists
+  as_read = lambda tree: _flatten(json.loads(json.dumps(tree)))  # tuples are lists
+  began, new = record(workdir), as_read(config)
+  if not began:
+    return []
+  old = {name: x for name, x in as_read(knobs.as_dict(knobs.Config())).items() if name in new} | began
   is_of = lambda name, parts: any(not part or f'{name}.'.startswith(f'{part}.') for part in parts)
   return [f'{name} was {old.get(name)!r}, is {new.get(name)!r}' for name in sorted(old | new)
-          if old and old.get(name) != new.get(name) and is_of(name, of) and not is_of(name, may_change)]
+          if old.get(name) != new.get(name) and is_of(name, of) and not is_of(name, may_change)]
 
 
-def _recorded(workdir: str) -> dict[str, Any]:
-  """The knobs of the run in a workdir; {} where there is no record of it."""
+def record(workdir: str) -> dict[str, Any]:
+  """The knobs of the run in a workdir, by 'section.knob'; {} where there is no record of it."""
   try:
     return _flatten(json.loads(files.read(files.join(workdir, _CONFIG))))
   except (FileNotFoundError, NotADirectoryError):

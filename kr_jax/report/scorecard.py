@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 import datetime
+import json
 import time
 from typing import Any
 
+from kr_jax import knobs
 from kr_jax.report import compare
 from kr_jax.report import figures
 from kr_jax.report import panels
@@ -22,7 +24,7 @@ from kr_jax.report.run import figure
 from kr_jax.report.run import number
 
 # Knobs of where, how often and how safely a run works, not of what it learns: they make no other group.
-_ASIDE = ('seed', 'topologies', 'checkpoint', 'record', 'tasks.data_dir', 'tasks.files', 'evaluate.pass_at',
+_ASIDE = ('seed', 'topologies', 'checkpoint', 'record', 'tasks.data_dir', 'tasks.files', 'hub', 'evaluate.pass_at',
           'evaluate.maj_at', 'evaluate.perturb', *(
     f'rewards.{name}' for name in ('workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')))
 _MOST_KNOBS = 8  # that are named in a sentence
@@ -82,6 +84,10 @@ def label(runs: Sequence[run_lib.Run]) -> tuple[list[dict[str, str]], list[str]]
   flat = [dict(_flat(run.config)) for run in runs]
   flat = [{name: x for name, x in of.items() if not any(
       name == aside or name.startswith(f'{aside}.') for aside in _ASIDE)} for of in flat]
+  # A knob that a run does not know is newer than it, and was its default.
+  defaults = dict(_flat(json.loads(json.dumps(knobs.as_dict(knobs.Config())))))
+  newer = {name: defaults[name] for of in flat for name in of if name in defaults}
+  flat = [of and {**newer, **of} for of in flat]
   known = [of for of in flat if of]
   differ = [name for name in dict.fromkeys(name for of in known for name in of)
             if len({repr(of.get(name)) for of in known}) > 1]

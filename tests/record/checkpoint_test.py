@@ -239,6 +239,17 @@ def test_claim_with_a_knob_more_or_less(tmp_path):
     checkpoint.claim(str(tmp_path), less, may_change=())
 
 
+def test_claim_with_a_knob_that_is_newer_than_the_run(tmp_path):
+  """It was its default."""
+  checkpoint.claim(str(tmp_path), CONFIG, may_change=())
+  newer = changed(tasks__columns={'problem': '', 'answer': ''}, mesh={'data': 1}, topologies=[])
+  checkpoint.claim(str(tmp_path), newer, may_change=())
+  assert claimed(tmp_path) == newer
+  (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
+  with pytest.raises(ValueError, match=r"config: tasks.columns.answer was '', is 'x'\."):
+    checkpoint.claim(str(tmp_path), changed(tasks__columns={'answer': 'x', 'problem': ''}), may_change=())
+
+
 @pytest.mark.parametrize('knobs, may_change', [
     ({'checkpoint__every': 5, 'checkpoint__keep': 9}, ('checkpoint',)),
     ({'checkpoint__every': 5}, ('checkpoint.every',)),

@@ -95,6 +95,13 @@ def test_where_and_how_often_a_run_works_makes_no_other_group(tmp_path):
   assert [of['group'] for of in labels] == ['knapsack'] * 2 and missing == []
 
 
+def test_a_run_of_before_a_knob_had_its_default(tmp_path):
+  old, new = made(tmp_path / 'a'), made(tmp_path / 'b', seed=1)
+  del old.config['tasks']['columns'], old.config['grpo']['keep']
+  labels, missing = scorecard.label([old, new])
+  assert [of['group'] for of in labels] == ['knapsack'] * 2 and missing == []
+
+
 def test_groups_that_differ_by_more_knobs_than_are_named(tmp_path):
   more = lambda **last: {'grpo': {'keep': 0.5, 'clip_low': 0.1, 'clip_high': 0.3, **last}}
   runs = [made(tmp_path / 'a'), made(tmp_path / 'b', **more()), made(tmp_path / 'c', **more(kl_coef=0.5)),
