@@ -67,7 +67,7 @@ def flags_of(module):
     found = [name for names in found for name in names if name] + ['help']
     if "f'--" in text:  # flags that are made of the fields of settings
       found += re.findall(r'(\w+)=', text)
-  return text, {name.replace('-', '_') for name in found}
+  return {name.replace('-', '_') for name in found}
 
 
 def check_config(config, flags):
@@ -108,10 +108,10 @@ def check_command(script, words, known):
     check_config(words[0] if words and not words[0].startswith('--') else 'configs/arithmetic.py', flags)
   if module not in known:
     known[module] = flags_of(module)
-  text, of_module = known[module]
+  of_module = known[module]
   assert of_module, module
   if script == 'launch/tpu.sh':
-    assert re.search(rf'\b{words[0]} ', text), words
+    assert words[0] in re.search(r'\b(up [|][^)]*)\)', (ROOT / script).read_text())[1].split(' | '), words
   for flag in flags:
     name = flag.removeprefix('--').replace('-', '_')
     name = 'hardware' if name.startswith('hardware.') else name  # a figure of it
