@@ -82,7 +82,7 @@ def test_a_config_declares_its_checkpoint(name, data_dir):
       prepare.prepare(config)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_steps_from_a_checkpoint(data_dir, tmp_path, monkeypatch):
   """The paper's run on shrunken shapes: two steps, which are the same gone on with from the first; and what
   is exported."""

@@ -23,7 +23,7 @@ def main(*flags, config='configs/arithmetic.py:debug'):
 @pytest.mark.slow
 def test_train_report_evaluate(tmp_path, data_dir):
   flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}', '--config.mesh.devices=1',
-           '--config.policy.num_layers=1')
+           '--config.policy.num_layers=1', '--config.tasks.warm_start_split=warm_start[:256]')
   trained = main(*flags)
   assert trained.returncode == 0, trained.stderr
   assert 'Traceback' not in trained.stderr and 'warm start' in trained.stderr

@@ -190,8 +190,8 @@ def start(workdir, data_dir, count, **knobs):
   port, found = free_port(), []
   for i in range(count):
     of_process = [f'--coordinator=localhost:{port}', f'--processes={count}', f'--process={i}'] * (count > 1)
-    env = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // count} '
-                                     '--xla_backend_optimization_level=0'}
+    env = os.environ | {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(
+        'device_count=8', f'device_count={8 // count}')}  # of conftest.py
     with open(f'{workdir}.{i}', 'w') as output:
       found.append(subprocess.Popen(
           [sys.executable, '-c', MAIN, '--config=configs/arithmetic.py:debug', f'--workdir={workdir}', *flags,

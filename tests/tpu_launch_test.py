@@ -285,7 +285,7 @@ def test_a_slice_from_its_creation_to_its_end(cloud, kind, count):
 @pytest.mark.parametrize('kind, first, made', [
     ('v4:2x2x2', 'stockout later', ('compute', 'tpus', 'queued-resources', 'create')),
     ('v5p:2x2x2', 'preempted', ('compute', 'instance-groups', 'managed', 'create')),
-    ('v6e:2x2', 'stockout', ('compute', 'instances', 'create'))])
+    pytest.param('v6e:2x2', 'stockout', ('compute', 'instances', 'create'), marks=pytest.mark.exhaustive)])
 def test_a_preempted_run_is_kept_until_it_is_complete(cloud, kind, first, made):
   """The first slice does not come to be, the second is taken away at step 5, and the third ends the run."""
   cloud.plan({'at': 'create', 'do': first}, {'at': 'step', 'step': 5, 'host': 0, 'do': 'preempt'})

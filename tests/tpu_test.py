@@ -287,8 +287,8 @@ def test_the_sampler_compiles(topology, cache):
   assert 'decode_attention' in program.as_text()
 
 
-@pytest.mark.parametrize('cache', [pytest.param('int8', marks=pytest.mark.slow),
-                                   pytest.param('', marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('cache', ['int8', ''])
 def test_the_sampler_of_layers_that_read_a_window_compiles(cache):
   """Beside layers that read all."""
   program, _ = compiled_sampler('v5e:2x2', GEMMA, SAMPLE.replace(cache=cache), M, R)

@@ -132,7 +132,7 @@ def test_nothing_compiles_from_step_two_on(tmp_path, data_dir):
   assert len({r['compile_count'] for r in steps[2:]}) == 1
 
 
-@slow
+@exhaustive
 def test_budgets_of_tokens_by_a_measured_noise_and_leave_one_out(tmp_path, data_dir):
   """All that differs from the default; stopped and gone on with; nothing compiles from step two on."""
   knobs = {'alloc__value': 'snr', 'alloc__nu_every': 2, 'alloc__cost': 'tokens',

@@ -275,7 +275,7 @@ def test_methods_of_one_world():
   assert all(list(measured) == list(passes.MEASURES) for measured in result.values())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_processes_change_nothing():
   one, two = (passes.passes(['discounted:1', 'known_drift+waves=2'], TINY, jobs=jobs) for jobs in (1, 2))
   np.testing.assert_equal(one, two)  # nan is nan

@@ -137,7 +137,7 @@ def test_waves_stay_within_the_bounds():
   assert budget_M[0] == 4 and budget_M.sum() == 24 and budget_M.min() >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_waves_beat_one_wave():
   result = worlds.static({'Beta(1,1)': worlds.beta_populations()['Beta(1,1)']}, STATIC.replace(repeats=80))['Beta(1,1)']
   for rule in ('2 waves / one wave', '3 waves / one wave'):

@@ -578,7 +578,7 @@ def bias_in_waves(trials: int, pairs=tuple(UNBIASED)) -> dict[tuple[str, str, st
 
 
 @pytest.mark.parametrize('trials, pairs', [
-    (20_000, (('loo', 'task'),)), pytest.param(100_000, tuple(UNBIASED), marks=pytest.mark.slow)], ids=['one', 'all'])
+    (20_000, (('loo', 'task'),)), pytest.param(100_000, tuple(UNBIASED), marks=pytest.mark.exhaustive)], ids=['one', 'all'])
 def test_gradients_under_budgets_that_follow_the_rewards_are_unbiased(trials, pairs):
   """To three standard errors each, in direction and size; statistics of all waves are not."""
   bias = bias_in_waves(trials, pairs)
