@@ -21,10 +21,9 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
 
+from kr_jax import exits
 from kr_jax import shipped
 from kr_jax.sections import nearest
-
-WRONG_USAGE = 2  # exit status
 
 
 class Mode(NamedTuple):
@@ -129,7 +128,7 @@ def _end(wrong: Sequence[str]) -> NoReturn:
   for problem in dict.fromkeys(wrong):
     print(f'error: {" ".join(problem.split())}', file=sys.stderr)
   print('-h shows the modes and their flags', file=sys.stderr)
-  sys.exit(WRONG_USAGE)
+  sys.exit(exits.WRONG_USAGE)
 
 
 def _own(modes: Mapping[str, Mode], everywhere: Sequence[str]) -> list[str]:

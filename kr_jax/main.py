@@ -26,6 +26,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from kr_jax import arguments
+from kr_jax import exits
 from kr_jax import files
 from kr_jax import inputs
 from kr_jax import knobs
@@ -34,7 +35,6 @@ from kr_jax import shipped
 from kr_jax.arguments import Mode
 
 _BEGAN = arguments.began()
-_AGAIN = 75  # processes.AGAIN, whose module is heavy
 MODES = {
     'train': Mode('the loop, then the report; the same command again goes on where it stopped', ('config', 'workdir'),
                   ('hardware', 'coordinator', 'processes', 'process', 'profile'), fills=('hardware',)),
@@ -313,7 +313,7 @@ def main(argv: list[str]) -> None:
   if found := _problems(mode):
     for problem in found:
       print(f'error: {problem}', file=sys.stderr)
-    sys.exit(1)
+    sys.exit(exits.FAILED)
   library.quiet_libtpu(uses_tpu=mode != 'preflight')
   try:
     sys.exit(_RUN[mode]())
@@ -325,7 +325,7 @@ def main(argv: list[str]) -> None:
     if mode != 'train':
       sys.exit(f'error: {error}')
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(_AGAIN)  # a new start finds out at once whether the bucket can be written
+    sys.exit(exits.AGAIN)  # a new start finds out at once whether the bucket can be written
   except SystemExit as stop:
     if isinstance(stop.code, int) and isinstance(stop.args[0], str):  # of processes.StopSignal
       print(stop.args[0], file=sys.stderr)
@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:
     again = '; the same command again goes on from the last checkpoint' if mode == 'train' else ''
     print(f'interrupted{again}', file=sys.stderr)
-    sys.exit(130)
+    sys.exit(exits.INTERRUPTED)
   finally:
     gc.freeze()  # the interpreter's end takes a third of a second otherwise, looking for garbage
 

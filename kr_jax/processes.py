@@ -25,14 +25,13 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from kr_jax import exits
 from kr_jax import files
 from kr_jax import phases
 from kr_jax.progress import Progress
 
 SILENCE_S = 40  # seconds without a heartbeat after which a process is taken for dead
 AUTO = 'auto'
-# Exit statuses. AGAIN, EX_TEMPFAIL of sysexits.h: what ended the run is mended by a new start of the same command.
-AGAIN, INTERRUPTED = 75, 130
 
 
 def start(coordinator: str, count: int = 0, index: int = -1) -> None:
@@ -163,8 +162,8 @@ class StopSignal:
   """Notes SIGTERM and SIGINT, so that a step is finished and saved; a second SIGINT interrupts.
 
   The first is acknowledged at once, with what is waited for: `doing`, which whoever works sets, and the phase. A
-  SystemExit that leaves it, a stop, gets an exit status: INTERRUPTED after SIGINT, else AGAIN, also where another process
-  was told.
+  SystemExit that leaves it, a stop, gets an exit status: exits.INTERRUPTED after SIGINT, else exits.AGAIN, also where
+  another process was told.
   """
 
   def __init__(self, doing: str = 'the start'):
@@ -201,7 +200,7 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
     if isinstance(error, SystemExit):  # its message stays where it is, its argument
-      error.code = INTERRUPTED if self._number == signal.SIGINT else AGAIN
+      error.code = exits.INTERRUPTED if self._number == signal.SIGINT else exits.AGAIN
 
 
 # Phases as a message names what a stop waits for; the others are over in a moment.
@@ -254,4 +253,4 @@ def watch() -> Iterator[None]:
       child.kill()
     # Leaving in order would wait for the others.
     is_again = of_another or isinstance(error, files.Unsaved)
-    os._exit(AGAIN if is_again else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+    os._exit(exits.AGAIN if is_again else exits.INTERRUPTED if isinstance(error, KeyboardInterrupt) else exits.FAILED)

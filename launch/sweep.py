@@ -36,6 +36,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 try:
+  from kr_jax import exits
   from kr_jax import files
   from kr_jax import knobs
   from kr_jax import shipped
@@ -47,7 +48,6 @@ except ImportError:  # this is not the Python of .venv
   python = str(ROOT / '.venv' / 'bin' / 'python')  # as argv[0], by which an interpreter finds its packages
   os.execv(python, [python, *sys.argv])
 
-AGAIN, INTERRUPTED = 75, 130  # exit statuses, of kr_jax/processes.py, which takes seconds to load
 TRIES = 3  # of a run that says "start me again"
 PROGRESS_S = 30.0  # from one line of a run to the next
 _LONGEST = 40  # letters of a name: Google Cloud adds its own to it, and takes 63
@@ -215,7 +215,7 @@ class Children:
           if (code := process.poll()) is None:
             continue
           del self._running[run]
-          if code == AGAIN and not self.stopped_by and self._tries[run] < TRIES:
+          if code == exits.AGAIN and not self.stopped_by and self._tries[run] < TRIES:
             print(f'{run.name}: left with {code}, and is started again', flush=True)
             waiting.appendleft(run)
             continue
@@ -334,7 +334,7 @@ def _end(runs: Sequence[Run], codes: dict[Run, int], stopped_by: int, of_tpu: bo
   if stopped_by:
     again = ', and is what watches the slices; launch/tpu.sh stop --name=NAME, delete' if of_tpu else ''
     print(f'stopped; the same command again goes on{again}', file=sys.stderr)
-    return INTERRUPTED if stopped_by == signal.SIGINT else AGAIN
+    return exits.INTERRUPTED if stopped_by == signal.SIGINT else exits.AGAIN
   failed = [run for run, code in codes.items() if code]
   finished = [run for run in runs if run not in failed]
   if failed:

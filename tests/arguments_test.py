@@ -11,6 +11,7 @@ from ml_collections import config_flags
 import pytest
 
 from kr_jax import arguments
+from kr_jax import exits
 from kr_jax.arguments import Mode
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
@@ -55,7 +56,7 @@ def parse(tmp_path, monkeypatch, capsys):
                       defaults={'hardware': 'hardware.py'}, flag_values=values)
     except SystemExit as ended:
       got = capsys.readouterr()
-      assert ended.code == (0 if got.out else arguments.WRONG_USAGE)
+      assert ended.code == (0 if got.out else exits.WRONG_USAGE)
       return got.out or [line.removeprefix('error: ') for line in got.err.splitlines()[:-1]]
     return values
 

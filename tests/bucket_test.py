@@ -27,7 +27,7 @@ from kr_jax.record import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Orbax leaves futures behind where a checkpoint cannot be written.
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+pytestmark = pytest.mark.filterwarnings('ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning')
 DEBUG = ('--config=configs/arithmetic.py:debug', '--config.checkpoint.every=1', '--config.evaluate.rollouts=2',
          '--config.policy.num_layers=1', '--config.mesh.devices=1', '--config.tasks.warm_start_split=warm_start[:256]')
 

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
+from kr_jax import exits
 from kr_jax import main
-from kr_jax import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / 'tests' / 'data' / 'jobset_schema.json').read_text())['schema']
@@ -56,11 +56,11 @@ def test_exit_statuses_start_it_again_or_end_it():
   policy, = JOB['podFailurePolicy']['rules']
   assert policy['action'] == 'FailJob' and policy['onExitCodes']['operator'] == 'In'
   ends = policy['onExitCodes']['values']
-  assert ends == [1, 2] and processes.AGAIN not in ends and policy['onExitCodes']['containerName'] == RUN['name']
+  assert ends == [1, 2] and exits.AGAIN not in ends and policy['onExitCodes']['containerName'] == RUN['name']
   assert POD['restartPolicy'] == 'Never' and JOB['backoffLimit'] == 0
   rule, = JOBSET['spec']['failurePolicy']['rules']
   assert (rule['action'], rule['onJobFailureReasons']) == ('FailJobSet', ['PodFailurePolicy'])
-  assert f'|| exit {processes.AGAIN}\n' in RUN['args'][0] and '\nexec python -m kr_jax.main' in RUN['args'][0]
+  assert f'|| exit {exits.AGAIN}\n' in RUN['args'][0] and '\nexec python -m kr_jax.main' in RUN['args'][0]
 
 
 def test_the_command_is_one_that_the_program_takes():

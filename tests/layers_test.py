@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'phases', 'sections', 'progress', 'files', 'hub', 'modules'),
+    ('types', 'phases', 'sections', 'exits', 'progress', 'files', 'hub', 'modules'),
     ('knobs', 'processes', 'shipped'),
     ('arguments', 'mirror', 'compiled', 'sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
