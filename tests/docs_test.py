@@ -58,7 +58,8 @@ def test_snippets_run(path, tmp_path):
 def flags_of(module):
   """The flags that a module defines, those of its subcommands among them."""
   if module in SCRIPTS:
-    text = subprocess.run([ROOT / module, '--help'], text=True, capture_output=True, check=True).stdout
+    interpreter = [sys.executable] * module.endswith('.py')
+    text = subprocess.run([*interpreter, ROOT / module, '--help'], text=True, capture_output=True, check=True).stdout
     found = re.findall(r'--(?:\[no\])?([\w-]+)', text)
   else:
     path = ROOT / (module.replace('.', '/') + '.py')
