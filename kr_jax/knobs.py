@@ -386,7 +386,7 @@ class Record(Section):
   wandb: bool = knob(False, 'whether figures go to Weights & Biases too; its own environment variables set it up')
   goodput: bool = knob(False, "whether the times of steps go to Google Cloud's ml-goodput-measurement too")
   codecarbon: bool = knob(False, 'whether energy that nothing else measures is estimated by codecarbon')
-  rollouts: int = knob(32, 'rollouts that are kept to be read, of a step, at most; 0: none', low=0)
+  rollouts: int = knob(16, 'rollouts that are kept to be read, of a step, at most; 0: none', low=0)
   rollouts_mb: float = knob(64.0, 'MB that they take, of all steps together, at most', low=0)
 
 

@@ -83,6 +83,7 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
       is_whole = _evaluated(setup, step, state, base, pool, record, stopping, perturbed)
       stops = lambda: step < c.num_steps and processes.any_of(stopping())
       if is_whole and step and not stops():
+        ledger.flush()
         page.refresh()
       if not is_whole or stops():
         _save(c, step, state, stats, checkpoints, record, stops=True)
@@ -120,6 +121,7 @@ def train(setup: Setup, workdir: str, hardware: hardware_lib.Hardware | None = N
     with phases.phase('checkpoint'):
       checkpoints.wait()
     ledger.step(c.num_steps, next_step=c.num_steps)
+    ledger.flush()
     page.refresh(last=True)
 
 
@@ -147,6 +149,7 @@ def _save(c: knobs.Config, done: int, state: types.TrainState, stats: types.Task
           checkpoints: checkpoint.Checkpoints, record: steps.Record, *, stops: bool) -> None:
   """Saves what is so after so many steps. Raises SystemExit, once it is saved, if the run stops."""
   record.flush()  # which stops at a loss that is not finite, before it is saved
+  record.flush_rollouts()
   with phases.phase('checkpoint'):
     checkpoints.save(done, state, stats)
     if stops:

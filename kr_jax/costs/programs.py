@@ -55,9 +55,10 @@ class Call(NamedTuple):
   """A call of a jitted function, without its arrays."""
 
   function: Any
-  leaves: tuple[Any, ...]  # of the arguments, as of `_shape`
+  leaves: tuple[Any, ...]  # of the arguments: what is no array, and of arrays the aval, which takes no memory
   tree: Any
   mesh: jax.sharding.Mesh | None  # that was set
+  placed: tuple[Any, ...]  # the sharding of each leaf, None where the program chooses it
   host_bytes: int  # that the call copies from the host to all devices
 
   def program(self, scopes: tuple[str, ...] = ()) -> Program:
@@ -65,9 +66,9 @@ class Call(NamedTuple):
 
     scopes: the jax.named_scope of each loop whose trips are not in the program; one around another comes first.
     """
-    key = self.function, self.leaves, self.tree, self.mesh, scopes
+    key = *self[:-1], scopes
     if key not in _counted:
-      shapes = [_struct(*x) if isinstance(x, tuple) else x for x in self.leaves]
+      shapes = [_struct(x, placed) if hasattr(x, 'shape') else x for x, placed in zip(self.leaves, self.placed)]
       _counted[key] = _count(self.function, jax.tree.unflatten(self.tree, shapes), self.mesh, scopes)
     return _counted[key]
 
@@ -91,16 +92,6 @@ class _OfHost(NamedTuple):
   dtype: Any
 
 
-def _shape(x: Any) -> Any:
-  """Of an array its aval, and its sharding, None where the program chooses it. What is no array stays as it is.
-
-  A leaf is no tuple, which therefore tells arrays apart. It is made and hashed in no time, unlike jax.ShapeDtypeStruct.
-  """
-  if isinstance(x, jax.Array):
-    return x.aval, x.sharding if x.committed else None
-  return (_OfHost(x.shape, x.dtype), None) if isinstance(x, (np.ndarray, np.generic)) else x
-
-
 def _struct(aval: Any, placed: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=placed, weak_type=getattr(aval, 'weak_type', False))
 
@@ -111,9 +102,19 @@ def begin(function: Any, args: Sequence[Any]) -> Call:
   args: arrays and static arguments, in their places.
   """
   mesh, (leaves, tree) = jax.sharding.get_mesh(), jax.tree.flatten(tuple(args))
-  host_bytes = sum(x.nbytes for x in leaves if isinstance(x, (np.ndarray, np.generic)))
+  # jax keeps aval and sharding of a program's results, so that they are hashed and compared in no time.
+  kinds, placed, host_bytes = [], [], 0
+  for x in leaves:
+    if isinstance(x, (np.ndarray, np.generic)):
+      kinds.append(_OfHost(x.shape, x.dtype))
+      placed.append(None)
+      host_bytes += x.nbytes
+    else:
+      aval = getattr(x, 'aval', None)  # a look at the class takes longer
+      kinds.append(x if aval is None else aval)
+      placed.append(x.sharding if aval is not None and x.committed else None)
   # jit copies an array of the host to each device.
-  return Call(function, tuple(map(_shape, leaves)), tree, None if mesh.empty else mesh,
+  return Call(function, tuple(kinds), tree, None if mesh.empty else mesh, tuple(placed),
               host_bytes * (1 if mesh.empty else mesh.size))
 
 

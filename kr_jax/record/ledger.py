@@ -38,6 +38,7 @@ from kr_jax import processes
 
 _NAME, _NOW = 'ledger.jsonl', 'ledger.now.json'
 _EVERY_S = 0.5  # between two writes of what a step has taken so far
+_APPEND_S = 2.0  # between two writes of the steps that have ended since; until then they stand in ledger.now.json too
 _BUSY_EVERY = 4  # samples
 _JOIN_S = 10  # for a sample to end: a driver may hang
 
@@ -137,6 +138,8 @@ class Writer:
     self._path, self._now = (os.path.join(workdir, name) for name in (_NAME, _NOW))
     self.memory = 'device' if any(device.memory_stats() for device in jax.local_devices()) else 'host'
     self._peaks, self._process = {}, psutil.Process()
+    self._waiting: list[dict[str, Any]] = []  # lines of steps that have ended
+    self._appended = time.monotonic()
     self._is_first, self._lock, self._stopping = processes.is_first(), threading.Lock(), threading.Event()
     self.attempt = 0
     if self._is_first:
@@ -204,7 +207,7 @@ class Writer:
     with self._lock:
       if self._stopping.is_set():  # what it would write is in the ledger, or soon will be
         return
-      now = {'size': os.path.getsize(self._path), 'entries': self._entries(self._clock.rows())}
+      now = {'size': os.path.getsize(self._path), 'entries': self._waiting + self._entries(self._clock.rows())}
       with open(f'{self._now}.tmp', 'w') as file:
         file.write(json.dumps(now))  # json.dump takes three times as long
       os.replace(f'{self._now}.tmp', self._now)
@@ -216,8 +219,20 @@ class Writer:
       entries = self._entries(self._clock.drain())
       self._step = step + 1 if next_step is None else next_step
       if self._is_first:
-        self._append(entries)
+        self._waiting += entries
+        if time.monotonic() - self._appended >= _APPEND_S:
+          self._flush()
       return entries
+
+  def flush(self) -> None:
+    """Writes the lines of the steps that have ended."""
+    with self._lock:
+      self._flush()
+
+  def _flush(self) -> None:
+    waiting, self._waiting = self._waiting, []
+    self._append(waiting)
+    self._appended = time.monotonic()
 
   def __enter__(self) -> Writer:
     return self
@@ -231,6 +246,7 @@ class Writer:
     # Where the run fails, its own error is raised, and not that the ledger's disk is full too.
     with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
       self.step(self._step)
+      self.flush()
       self._append([{'attempt': self.attempt, 'ended': round(time.time(), 3), 'reason': reason}])
       with contextlib.suppress(FileNotFoundError):
         os.remove(self._now)

@@ -29,7 +29,8 @@ import os
 import re
 import shutil
 import textwrap
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 from absl import logging
 import numpy as np
@@ -49,6 +50,7 @@ GROUPS = ('mixed', 'all_right', 'all_wrong', 'unverified')
 STATUSES = tuple(dict.fromkeys((*GROUPS, *verdicts.OUTCOMES[1:], *WHY)))
 LIMIT = 100  # rollouts that are shown unless more are asked for
 _LARGEST = 3  # tasks with the largest budgets
+_TOGETHER, _WAIT_S = 8, 10.0  # steps that are written at once, at most; seconds that the first of them waits, at most
 _LONGEST, _LONGEST_ANSWER = 8000, 1000  # characters of a prompt or completion, of an answer
 _INTERVAL = (0.025, 0.975)  # of an estimate
 _ENDED = {types.ENDED_STOP: 'stop', types.ENDED_LENGTH: 'length'}
@@ -105,8 +107,31 @@ def to_drop(kept: Sequence[int]) -> int:
   return min(older, key=lambda step: (twos(step), step))
 
 
+class _Kept(NamedTuple):
+  """The sample of a step, and what its lines are made of. K: the rollouts that are kept."""
+
+  step: int
+  stats: types.TaskStats  # from before the step
+  tasks_M: Sequence[types.Task]
+  budget_M: np.ndarray
+  index_M: np.ndarray
+  task_R: np.ndarray
+  ended_R: np.ndarray
+  outcome_R: np.ndarray
+  reward_R: np.ndarray
+  verified_R: np.ndarray
+  advantage_R: np.ndarray | None
+  row_K: np.ndarray
+  why_K: list[list[str]]
+  token_KC: np.ndarray
+  length_K: list[int]
+
+
 class Sampler:
-  """Writes the samples of a run.
+  """Writes the samples of a run, those of a few short steps together.
+
+  What waits is written by `flush`, which whoever saves a checkpoint calls before: steps after it are repeated after a
+  kill, and written then.
 
   Args:
     workdir: of the run.
@@ -118,13 +143,15 @@ class Sampler:
     answers: rewards.Workers.answers, asked for the rollouts that are kept; None: answers are not extracted.
   """
 
-  def __init__(self, workdir: str, decode: Callable[[np.ndarray], str], *, rollouts: int = 32, megabytes: float = 64.0,
+  def __init__(self, workdir: str, decode: Callable[[np.ndarray], str], *, rollouts: int = 16, megabytes: float = 64.0,
                seed: int = 0, verifier: str = '', stop_strings: Sequence[str] = (),
                answers: Callable[..., rewards.Answers] | None = None):
     self._folder, self._decode, self._most, self._bytes = folder(workdir), decode, rollouts, megabytes * 2 ** 20
     self._seed, self._verifier, self._stop_strings, self._answers = seed, verifier, tuple(stop_strings), answers
     self._is_on = rollouts > 0 and processes.is_first()
     self._has_warned, self._size = False, {}
+    self._waiting: list[_Kept] = []
+    self._since = 0.0  # monotonic time from which the first of them waits
     if self._is_on:
       with self._warning():
         os.makedirs(self._folder, exist_ok=True)
@@ -146,7 +173,8 @@ class Sampler:
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
            rollouts: types.Rollouts, scores: rewards.Scores, advantage_R: np.ndarray | None = None) -> None:
-    """Chooses and writes the sample of a step.
+    """Chooses the sample of a step, and writes those of all steps that wait where there are enough, or the first has
+    waited long enough.
 
     Args:
       stats: from before the step.
@@ -158,32 +186,53 @@ class Sampler:
       return
     row_X, token_XC = processes.own_rows(rollouts.token_RC)
     task_R, length_R, ended_R = (np.asarray(x_R) for x_R in (rollouts.task_R, rollouts.length_R, rollouts.ended_R))
-    index_M, verified_R = np.asarray(rollouts.prompts.index_M), scores.verified_R
+    index_M = np.asarray(rollouts.prompts.index_M)
     new_M = (stats.rollouts_I[index_M] > 0) & (stats.successes_I[index_M] == 0)
-    kept = choose(scores.outcome_R, verified_R, ended_R, task_R, budget_M, new_M, most=self._most,
-                  row_X=row_X[length_R[row_X] > 0], rng=np.random.default_rng((self._seed, step)))
-    row_K = np.array(sorted(kept), int)  # of a task side by side
-    groups = _groups(stats, index_M, scores, verified_R, task_R, np.unique(task_R[row_K]))
-    length_K, token_KC = length_R[row_K].tolist(), token_XC[np.searchsorted(row_X, row_K)]
-    text_K = [self._decode(token_C[:length]) for token_C, length in zip(token_KC, length_K)]
-    m_K, records = task_R[row_K].tolist(), []
-    task_K = [tasks_M[m] for m in m_K]
-    advantage_R = np.where(verified_R, np.nan if advantage_R is None else np.asarray(advantage_R), np.nan)
-    for r, m, task, text, extracted, length, ended, outcome, reward, advantage in zip(
-        row_K.tolist(), m_K, task_K, text_K, self._extracted(text_K, task_K), length_K,
-        *(x_R[row_K].tolist() for x_R in (ended_R, scores.outcome_R, scores.reward_R, advantage_R))):
+    why = choose(scores.outcome_R, scores.verified_R, ended_R, task_R, budget_M, new_M, most=self._most,
+                 row_X=row_X[length_R[row_X] > 0], rng=np.random.default_rng((self._seed, step)))
+    if not why:
+      return
+    row_K = np.array(sorted(why), int)  # of a task side by side
+    self._waiting.append(_Kept(
+        step, stats, tasks_M, budget_M, index_M, task_R, ended_R, scores.outcome_R, scores.reward_R, scores.verified_R,
+        advantage_R, row_K, [why[r] for r in row_K.tolist()], token_XC[np.searchsorted(row_X, row_K)],
+        length_R[row_K].tolist()))
+    now = time.monotonic()
+    if len(self._waiting) == 1:
+      self._since = now
+    if len(self._waiting) >= _TOGETHER or now - self._since >= _WAIT_S:
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes what waits."""
+    waiting, self._waiting = self._waiting, []
+    for kept in waiting:
+      records = self._records(kept)
+      with self._warning():
+        self._write(kept.step, records)
+
+  def _records(self, kept: _Kept) -> list[dict[str, Any]]:
+    """The lines of a step."""
+    records, row_K = [], kept.row_K
+    m_K = kept.task_R[row_K]
+    groups = _groups(kept, np.unique(m_K))
+    text_K = [self._decode(token_C[:length]) for token_C, length in zip(kept.token_KC, kept.length_K)]
+    task_K = [kept.tasks_M[m] for m in m_K.tolist()]
+    unknown_R = np.full(len(kept.task_R), np.nan)
+    advantage_R = np.where(kept.verified_R, unknown_R if kept.advantage_R is None else kept.advantage_R, np.nan)
+    for m, task, text, extracted, length, why, ended, outcome, reward, advantage in zip(
+        m_K.tolist(), task_K, text_K, self._extracted(text_K, task_K), kept.length_K, kept.why_K,
+        *(x_R[row_K].tolist() for x_R in (kept.ended_R, kept.outcome_R, kept.reward_R, advantage_R))):
       is_of_string = ended == types.ENDED_STOP and any(stop in text for stop in self._stop_strings)
       records.append({
-          'step': step, 'task': task.id, 'source': task.source, 'verifier': self._name(task),
+          'step': kept.step, 'task': task.id, 'source': task.source, 'verifier': self._name(task),
           'difficulty': int(task.difficulty), 'prompt': cut(task.prompt), 'completion': cut(text),
           'answer': cut(task.answer, _LONGEST_ANSWER),
           'extracted': None if extracted is None else cut(extracted, _LONGEST_ANSWER),
           'verdict': verdicts.OUTCOMES[outcome], 'reward': reward,
-          'advantage': advantage if math.isfinite(advantage) else None, 'budget': int(budget_M[m]), **groups[m],
-          'ended': 'stop_string' if is_of_string else _ENDED[ended], 'length': length, 'why': kept[r]})
-    if records:
-      with self._warning():
-        self._write(step, records)
+          'advantage': advantage if math.isfinite(advantage) else None, 'budget': int(kept.budget_M[m]), **groups[m],
+          'ended': 'stop_string' if is_of_string else _ENDED[ended], 'length': length, 'why': why})
+    return records
 
   def _name(self, task: types.Task) -> str:
     return str(task.verifier or self._verifier)
@@ -228,19 +277,19 @@ class Sampler:
         os.remove(_path(self._folder, dropped))
 
 
-def _groups(stats: types.TaskStats, index_M: np.ndarray, scores: rewards.Scores, verified_R: np.ndarray,
-            task_R: np.ndarray, m_K: np.ndarray) -> dict[int, dict[str, Any]]:
+def _groups(kept: _Kept, m_K: np.ndarray) -> dict[int, dict[str, Any]]:
   """Of some tasks what their rollouts have in common: counts of the group, its status, and the estimate before."""
-  belief = estimate.posterior(stats, index_M[m_K])
-  low_K, high_K = special.betaincinv(belief.a_M, belief.b_M, np.array(_INTERVAL)[:, None])
-  count = lambda is_R: np.bincount(task_R[is_R], minlength=len(index_M))[m_K].tolist()
+  belief = estimate.posterior(kept.stats, kept.index_M[m_K])
+  estimates = np.stack([estimate.mean_rate(belief),
+                        *special.betaincinv(belief.a_M, belief.b_M, np.array(_INTERVAL)[:, None])])
+  count = lambda is_R: np.bincount(kept.task_R[is_R], minlength=len(kept.index_M))[m_K].tolist()
   found = {}
   for m, right, verified, mean, low, high in zip(
-      m_K.tolist(), count(scores.outcome_R == verdicts.RIGHT), count(verified_R), estimate.mean_rate(belief), low_K,
-      high_K):
+      m_K.tolist(), count(kept.outcome_R == verdicts.RIGHT), count(kept.verified_R),
+      *estimates.astype(float).round(4).tolist()):
     found[m] = {
         'right_in_group': right, 'verified_in_group': verified,
-        'estimate': {name: round(float(x), 4) for name, x in (('mean', mean), ('low', low), ('high', high))},
+        'estimate': {'mean': mean, 'low': low, 'high': high},
         'status': 'unverified' if not verified else 'mixed' if 0 < right < verified else
                   'all_right' if right else 'all_wrong'}
   return found

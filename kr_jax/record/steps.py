@@ -175,6 +175,7 @@ class Record:
 
   def __exit__(self, *_) -> None:
     self._compiles.close()
+    self._rollouts.flush()
     self._bar.close()
     self._writer.event('end')
     self._writer.close()
@@ -193,6 +194,7 @@ class Record:
   def evaluating(self) -> Iterator[Callable[[int, int], None]]:
     """An evaluation, which has a bar: yields a function of the rollouts that are done and of all."""
     self.flush()
+    self.flush_rollouts()  # for the page
     began = time.monotonic()
     self._writer.event('evaluation')
     try:
@@ -307,6 +309,10 @@ class Record:
     self._bar.leave_out(self._compiles.seconds - self._compiled_s)
     self._compiled_s = self._compiles.seconds
     self._bar.update()
+
+  def flush_rollouts(self) -> None:
+    """Writes the kept rollouts that wait, as none of them is sampled again once their step is in a checkpoint."""
+    self._rollouts.flush()
 
   def _clipped(self, share: float) -> str:
     """What is said where the first update clips tokens: the policy has not moved, so their ratios should be 1."""

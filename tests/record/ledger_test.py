@@ -52,7 +52,7 @@ def test_how_an_attempt_ended(tmp_path, clock, error, reason):
 
 def test_what_a_kill_cuts_is_taken_from_the_heartbeat(tmp_path, clock):
   killed = ledger.Writer(str(tmp_path), clock, 0, {})
-  killed.step(0)
+  killed.step(0)  # whose lines wait to be written, as they do in short steps
   with phases.phase('sample'):
     phases.count('sample', rollouts=5)
     deadline = time.monotonic() + 30
@@ -77,7 +77,8 @@ def test_a_heartbeat_from_before_the_last_line_counts_once(tmp_path, clock):
   killed._thread.join()
   stale = {'size': os.path.getsize(tmp_path / 'ledger.jsonl'), 'entries': killed._entries(clock.rows())}
   (tmp_path / 'ledger.now.json').write_text(json.dumps(stale))
-  killed.step(0)  # its lines hold what the heartbeat held
+  killed.step(0)
+  killed.flush()  # the lines hold what the heartbeat held
   with ledger.Writer(str(tmp_path), clock, 0, {}):
     pass
   assert not [e for e in ledger.read(str(tmp_path)).entries if e.get('cut')]

@@ -50,6 +50,11 @@ def sampler(workdir, **knobs):
   return rollouts.Sampler(str(workdir), decode, verifier='ends_with', **knobs)
 
 
+def write(kept, *step):
+  kept.step(*step)
+  kept.flush()
+
+
 def choose(most, row_X=np.arange(7), seed=0, new_M=(False, False, True)):
   return rollouts.choose(OUTCOME_R, np.isin(OUTCOME_R, verdicts.VERIFIED), ENDED_R, TASK_R, BUDGET_M,
                          np.array(new_M), most=most, row_X=row_X, rng=np.random.default_rng(seed))
@@ -86,7 +91,7 @@ def test_a_record_by_hand(tmp_path):
   stats = stats_of([2, 0, 0], [2, 0, 3])
   kept = sampler(tmp_path, answers=lambda texts, tasks: rewards.Answers(tuple(x[-2:] for x in texts), 0, 0),
                  stop_strings=('so',))
-  kept.step(12, stats, *a_step(), np.float32([1.5, np.nan, -1, 0, 0, 0, 0, 0]))
+  write(kept, 12, stats, *a_step(), np.float32([1.5, np.nan, -1, 0, 0, 0, 0, 0]))
   assert os.listdir(tmp_path / 'rollouts') == ['000012.jsonl.zst'] and rollouts.steps(str(tmp_path)) == [12]
   found = [*rollouts.read(str(tmp_path))]
   assert [record['completion'] for record in found] == [*TEXTS[:7]]
@@ -107,7 +112,7 @@ def test_a_record_by_hand(tmp_path):
 
 @pytest.mark.parametrize('right, wrong, new', [(0, 3, True), (0, 0, False), (1, 3, False)])
 def test_a_success_is_new_only_after_failures(tmp_path, right, wrong, new):
-  sampler(tmp_path).step(0, stats_of([1, 1, right], [0, 0, wrong]), *a_step())
+  write(sampler(tmp_path), 0, stats_of([1, 1, right], [0, 0, wrong]), *a_step())
   assert [record['task'] for record in rollouts.read(str(tmp_path), status='new_success')] == new * ['sums/2']
 
 
@@ -115,7 +120,7 @@ def test_the_sample_hangs_on_seed_and_step_alone(tmp_path):
   for name, seed in (('a', 0), ('b', 0), ('c', 1)):
     kept = sampler(tmp_path / name, rollouts=3, seed=seed)
     for step in range(6) if name != 'b' else (5, 3, 4, 0, 1, 2):
-      kept.step(step, stats_of([1, 1, 1], [1, 1, 1]), *a_step())
+      write(kept, step, stats_of([1, 1, 1], [1, 1, 1]), *a_step())
   a, b, c = ([*rollouts.read(str(tmp_path / name))] for name in 'abc')
   assert a == b != c and len(a) == 18
   assert len({json.dumps([record['completion'] for record in a if record['step'] == step]) for step in range(6)}) > 1
@@ -124,7 +129,7 @@ def test_the_sample_hangs_on_seed_and_step_alone(tmp_path):
 def test_what_is_read_is_chosen_by_step_task_and_status(tmp_path):
   kept = sampler(tmp_path)
   for step in (3, 4):
-    kept.step(step, stats_of([1, 1, 1], [1, 1, 1]), *a_step())
+    write(kept, step, stats_of([1, 1, 1], [1, 1, 1]), *a_step())
   read = lambda **which: [(x['step'], x['completion']) for x in rollouts.read(str(tmp_path), **which)]
   assert read(step=3, task='sums/2') == [(3, '7')] and read(task='sums/9') == read(step=5) == []
   assert read(status='timeout') == read(status='fault') == [(3, 'x'), (4, 'x')]
@@ -158,14 +163,14 @@ def test_long_texts_lose_their_middle(tmp_path):
   assert rollouts.cut('abcdef', 6) == 'abcdef'
   assert rollouts.cut('abcdefg', 4) == 'ab\n[... 3 characters are left out ...]\nfg'
   texts = ['y' * 50_000] * 7 + ['']
-  sampler(tmp_path).step(0, stats_of([1] * 3, [1] * 3), *a_step(texts))
+  write(sampler(tmp_path), 0, stats_of([1] * 3, [1] * 3), *a_step(texts))
   assert {len(record['completion']) for record in rollouts.read(str(tmp_path))} == {8041}
 
 
 def test_hostile_text_is_kept_and_does_not_steer_the_terminal(tmp_path):
   hostile = '\x1b[2J\x1b]0;t\x07 a\u202eb\x00\r\ud800\u2028\x9b\tc'
   assert rollouts.visible(hostile) == r'\x1b[2J\x1b]0;t\x07 a\u202eb\x00\r\ud800\u2028\x9b    c'
-  sampler(tmp_path).step(0, stats_of([1] * 3, [1] * 3), *a_step([hostile] * 7 + ['']))
+  write(sampler(tmp_path), 0, stats_of([1] * 3, [1] * 3), *a_step([hostile] * 7 + ['']))
   assert {record['completion'] for record in rollouts.read(str(tmp_path))} == {hostile}
   shown = '\n'.join(rollouts.show(str(tmp_path), colour=False))
   assert all(x.isprintable() or x == '\n' for x in shown) and r'\x1b[2J' in shown
@@ -174,7 +179,7 @@ def test_hostile_text_is_kept_and_does_not_steer_the_terminal(tmp_path):
 def test_what_a_person_reads(tmp_path):
   kept = sampler(tmp_path, rollouts=7, answers=lambda texts, tasks: rewards.Answers(('17',) * len(texts), 0, 0))
   texts = ['first\n  and then ' + 'word ' * 20, *TEXTS[1:]]
-  kept.step(2, stats_of([2, 0, 0], [2, 0, 3]), *a_step(texts), np.linspace(-1, 1, 8))
+  write(kept, 2, stats_of([2, 0, 0], [2, 0, 3]), *a_step(texts), np.linspace(-1, 1, 8))
   shown = [*rollouts.show(str(tmp_path), task='sums/0', status='right', width=60)]
   assert shown[0] == 'step 2  sums/0' and shown[-1] == '1 rollout'
   assert '  > 0 + 7 =' in shown and '  expected: 17' in shown and '    answer read: 17' in shown
@@ -191,7 +196,7 @@ def test_what_a_person_reads(tmp_path):
 def test_the_newest_rollouts_are_shown_where_there_are_many(tmp_path):
   kept = sampler(tmp_path)
   for step in range(3):
-    kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
+    write(kept, step, stats_of([1] * 3, [1] * 3), *a_step())
   shown = [*rollouts.show(str(tmp_path), limit=9)]
   assert [line for line in shown if line.startswith('step')] == ['step 1  sums/0', *(
       f'step 2  sums/{m}' for m in range(3))]
@@ -206,13 +211,13 @@ def test_the_newest_rollouts_are_shown_where_there_are_many(tmp_path):
 def test_what_is_not_there_is_an_error(tmp_path, which, says):
   kept = sampler(tmp_path)
   for step in (0, 1, 2, 7):
-    kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
+    write(kept, step, stats_of([1] * 3, [1] * 3), *a_step())
   with pytest.raises(ValueError, match=says):
     rollouts.show(str(tmp_path), **which)
 
 
 def test_a_run_without_rollouts_says_so(tmp_path):
-  sampler(tmp_path, rollouts=0).step(0, stats_of([1] * 3, [1] * 3), *a_step())
+  write(sampler(tmp_path, rollouts=0), 0, stats_of([1] * 3, [1] * 3), *a_step())
   assert not os.listdir(tmp_path)
   with pytest.raises(ValueError, match='there are no rollouts in .*record.rollouts=0'):
     rollouts.show(str(tmp_path))
@@ -224,7 +229,7 @@ def test_a_run_without_rollouts_says_so(tmp_path):
 def test_a_broken_file_is_said_and_left_out(tmp_path, broken):
   kept = sampler(tmp_path)
   for step in range(2):
-    kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
+    write(kept, step, stats_of([1] * 3, [1] * 3), *a_step())
   path = tmp_path / 'rollouts' / '000000.jsonl.zst'
   path.write_bytes(broken(path.read_bytes()))
   problems = []
@@ -235,7 +240,7 @@ def test_a_broken_file_is_said_and_left_out(tmp_path, broken):
 
 def test_a_full_disk_warns_once_and_leaves_nothing(tmp_path, monkeypatch, caplog):
   kept = sampler(tmp_path)
-  kept.step(0, stats_of([1] * 3, [1] * 3), *a_step())
+  write(kept, 0, stats_of([1] * 3, [1] * 3), *a_step())
 
   def full(source, target):
     raise OSError(28, 'No space left on device')
@@ -243,14 +248,14 @@ def test_a_full_disk_warns_once_and_leaves_nothing(tmp_path, monkeypatch, caplog
   with monkeypatch.context() as patched:
     patched.setattr(os, 'replace', full)
     for step in (1, 2):
-      kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
-  kept.step(3, stats_of([1] * 3, [1] * 3), *a_step())
+      write(kept, step, stats_of([1] * 3, [1] * 3), *a_step())
+  write(kept, 3, stats_of([1] * 3, [1] * 3), *a_step())
   assert [x.getMessage() for x in caplog.records] == [
       'rollouts of this step, and maybe of later ones, are not kept: [Errno 28] No space left on device']
   assert sorted(os.listdir(tmp_path / 'rollouts')) == ['000000.jsonl.zst', '000003.jsonl.zst']
   blocked = tmp_path / 'file'
   blocked.write_text('')
-  sampler(blocked).step(0, stats_of([1] * 3, [1] * 3), *a_step())  # no folder can be made there
+  write(sampler(blocked), 0, stats_of([1] * 3, [1] * 3), *a_step())  # no folder can be made there
 
 
 @pytest.mark.parametrize('answers', [
@@ -260,15 +265,29 @@ def test_extraction_that_fails_is_given_up(tmp_path, caplog, answers):
   calls = []
   kept = sampler(tmp_path, answers=lambda *arguments: calls.append(1) or answers(*arguments))
   for step in range(3):
-    kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
+    write(kept, step, stats_of([1] * 3, [1] * 3), *a_step())
   assert len(calls) == 1 and len(caplog.records) == 1 and 'not extracted any more' in caplog.text
   assert {record['extracted'] for record in rollouts.read(str(tmp_path))} == {None}
 
 
 def test_verifiers_without_an_extraction_are_not_asked(tmp_path):
   kept = rollouts.Sampler(str(tmp_path), decode, verifier='python_tests', answers=lambda *_: pytest.fail('asked'))
-  kept.step(0, stats_of([1] * 3, [1] * 3), *a_step())
+  write(kept, 0, stats_of([1] * 3, [1] * 3), *a_step())
   with rewards.Workers(knobs.verifiers('ends_with')) as pool:
-    sampler(tmp_path, answers=pool.answers).step(1, stats_of([1] * 3, [1] * 3), *a_step())
+    write(sampler(tmp_path, answers=pool.answers), 1, stats_of([1] * 3, [1] * 3), *a_step())
   found = [record['extracted'] for record in rollouts.read(str(tmp_path), step=1)]
   assert found == ['17', '7', 'so', 'x', '5', '6', '7']
+
+
+def test_short_steps_are_written_together_and_long_ones_at_once(tmp_path, monkeypatch):
+  kept, now = sampler(tmp_path), 100.0
+  monkeypatch.setattr('time.monotonic', lambda: now)
+  for step in range(9):
+    kept.step(step, stats_of([1] * 3, [1] * 3), *a_step())
+    assert rollouts.steps(tmp_path) == [*range(8)] * (step >= 7)
+  now += 10  # the ninth has waited
+  kept.step(9, stats_of([1] * 3, [1] * 3), *a_step())
+  assert rollouts.steps(tmp_path) == [*range(10)]
+  kept.step(10, stats_of([1] * 3, [1] * 3), *a_step())
+  kept.flush()
+  assert rollouts.steps(tmp_path) == [*range(11)]
