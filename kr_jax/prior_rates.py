@@ -10,6 +10,7 @@ import collections
 from collections.abc import Iterator, Sequence
 import json
 import logging
+import reprlib
 from typing import Any
 
 from etils import epath
@@ -19,6 +20,7 @@ from kr_jax import files
 from kr_jax import types
 from kr_jax.sections import nearest
 
+_MOST_BYTES = 2 ** 28  # of an object of rates
 _FORMS = "'FILE.json' of id -> rate, or 'FILE.jsonl:COLUMN' (.csv, .parquet) with a column id"
 
 
@@ -54,8 +56,8 @@ def read(spec: str, tasks: Sequence[types.Task]) -> np.ndarray:
     example = tasks[0].id
     raise ValueError(
         f'tasks.prior={spec!r} has a rate for none of the {len(tasks)} tasks that are trained on: it has no id '
-        f'{example!r}{nearest(example, rates)}; it has {len(rates)} ids, such as {list(rates)[:3]}. Name tasks as the '
-        'training split does')
+        f'{example!r}{nearest(example, rates)}; it has {len(rates)} ids, such as {reprlib.repr(list(rates)[:3])}. '
+        'Name tasks as the training split does')
   rate_I[known] = [rates[tasks[i].id] for i in known]
   logging.getLogger('absl').info('tasks.prior: success rates are known of %d of %d tasks; their mean is %.3f',
                                  len(known), len(tasks), rate_I[known].mean())
@@ -95,6 +97,9 @@ def _parse(spec: str) -> tuple[epath.Path, str]:
 
 def _object_rates(path: epath.Path) -> Iterator[tuple[str, str, Any]]:
   """Place, id and rate of each entry of an object, those of an id that is there twice as well."""
+  if (size := path.stat().length) > _MOST_BYTES:
+    raise ValueError(f'{path} has {size} bytes, above the limit of {_MOST_BYTES} for an object of id -> rate; give '
+                     "rows, and name the column: 'FILE.jsonl:COLUMN'")
   try:
     found = json.loads(path.read_bytes().decode('utf-8-sig'), object_pairs_hook=_Pairs)
   except (ValueError, RecursionError) as error:
@@ -113,22 +118,24 @@ def _column_rates(path: epath.Path, column: str) -> Iterator[tuple[str, str, Any
   from kr_jax.datasets import published  # slow: loads TFDS
   for number, (place, row) in enumerate(published.rows([path])):
     if not isinstance(row, dict):
-      raise ValueError(f'{place} is {row!r}, not an object with an id and {column!r}')
+      raise ValueError(f'{place} is {reprlib.repr(row)}, not an object with an id and {column!r}')
     for name in ('id', column) if number == 0 else ():
       if name not in row:
-        raise ValueError(f'{place} has no column {name!r}{nearest(name, row)}; it has {sorted(row)}')
+        raise ValueError(f'{place} has no column {name!r}{nearest(name, row)}; it has {reprlib.repr(sorted(row))}')
     if row.get('id') in (None, ''):
       raise ValueError(f'{place} has no id; each row needs the id of a task')
+    if not isinstance(row['id'], (str, int, float)):
+      raise ValueError(f'{place} has the id {reprlib.repr(row["id"])}, neither a text nor a number')
     yield place, str(row['id']), row.get(column)
 
 
 def _rate(value: Any, what: str) -> float:
   """Raises ValueError for what is no number in [0, 1]. Of a .csv numbers are texts."""
   try:
-    rate = float('nan') if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError):
+    rate = float('nan') if isinstance(value, bool) or isinstance(value, str) and '_' in value else float(value)
+  except (TypeError, ValueError, OverflowError):
     rate = float('nan')
   if not 0 <= rate <= 1:
-    raise ValueError(f'{what} is {value!r}, not a number in [0, 1]; give the share of rollouts that are right, and '
-                     'leave the task out if it is not known')
+    raise ValueError(f'{what} is {reprlib.repr(value)}, not a number in [0, 1]; give the share of rollouts that are '
+                     'right, and leave the task out if it is not known')
   return rate

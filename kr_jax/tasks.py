@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import importlib
 import itertools
 import logging
-import math
 import os
 import types as python_types
 
 import numpy as np
 
+from kr_jax import checks
 from kr_jax import files as files_lib
 from kr_jax import hub
 from kr_jax import knobs
@@ -31,6 +31,7 @@ from kr_jax.datasets.names import part  # others find it here
 from kr_jax.types import PAD
 
 BARE = '{problem}'  # a template
+_MOST_CHARACTERS = 2 ** 22  # of a prompt, which no published context has room for
 _LAST = 'dataset_info.json'  # that TFDS writes
 
 
@@ -182,12 +183,20 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
   name = split.partition('[')[0]
   if name not in (*stored.info.splits, 'all'):
     raise ValueError(f'dataset {dataset!r} has no split {name!r}; it has {sorted(stored.info.splits)}')
-  if not stored.info.splits[split].num_examples:  # TFDS cannot read it
+  try:
+    size = stored.info.splits[split].num_examples
+  except (ValueError, LookupError, AssertionError) as error:  # of TFDS
+    why = f'{checks.split_problem(split) or "is no split"} ({" ".join(str(error).split())})'
+    raise ValueError(f'{dataset}/{split}: {why}') from error
+  if not size:  # TFDS cannot read it
     raise ValueError(f'{dataset}/{split} holds no task; name a split with at least one')
   check_template(template)
   tasks = []
   for row in stored.as_data_source(split):
     fields = {name: x.decode() if isinstance(x, bytes) else int(x) for name, x in row.items()}
+    if (size := len(fields['prompt'])) > _MOST_CHARACTERS:  # it would take long to be read
+      raise ValueError(f'{dataset}/{split}: the prompt of {fields["id"]!r} has {size} characters, above the limit of '
+                       f'{_MOST_CHARACTERS}; leave the task out')
     fields['prompt'] = template.format(problem=fields['prompt'])
     tasks.append(types.Task(**fields, index=len(tasks), tokens=tokenizer.prompt(fields['prompt']),
                             source=names.source(dataset)))
@@ -197,14 +206,8 @@ def read(dataset: str, split: str, tokenizer, *, data_dir: str = '', template: s
 
 def check_template(template: str) -> None:
   """Raises ValueError for a template that is no text around {problem}."""
-  try:
-    if template.format(problem='<one>') != template.format(problem='<two>'):
-      return
-    why = 'it has no {problem}'
-  except (LookupError, ValueError, AttributeError, TypeError) as error:
-    why = repr(error)
-  raise ValueError(f'tasks.template={template!r} is no text around {{problem}} ({why}); other braces '
-                   'are doubled: \\boxed{{}}')
+  if problem := checks.template_problem(template):
+    raise ValueError(f'tasks.template={checks.shown(template)} {problem}')
 
 
 def join(parts: Sequence[Sequence[types.Task]], name: str) -> list[types.Task]:
@@ -239,9 +242,8 @@ def check_prompts(tasks: Sequence[types.Task], prompt_length: int, name: str) ->
 def check_mixture(mixture: Sequence[tuple[str, float]]) -> None:
   """Raises ValueError for a mixture that is not pairs (DATASET, WEIGHT) of different datasets."""
   for pair in mixture:
-    if (not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str)
-        or not isinstance(pair[1], (int, float)) or not 0 < pair[1] < math.inf):
-      raise ValueError(f'tasks.mixture holds {pair!r}, which is not (DATASET, WEIGHT) with a weight above 0')
+    if problem := checks.pair_problem(pair):
+      raise ValueError(f'tasks.mixture holds {checks.shown(pair)}, {problem}')
   datasets = [part(name, '')[0] for name, _ in mixture]
   if len(set(datasets)) < len(datasets):
     raise ValueError(f'tasks.mixture={tuple(mixture)} names a dataset twice; weights are of datasets')

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import reprlib
 
 import numpy as np
 import pyarrow
@@ -63,12 +64,13 @@ def test_no_file_has_no_rates():
   assert found.shape == (4,) and np.isnan(found).all()
 
 
-@pytest.mark.parametrize('rate', [1.5, -0.1, float('nan'), True, 'half', [0.5]])
+@pytest.mark.parametrize('rate', [
+    1.5, -0.1, float('nan'), float('inf'), True, 'half', '0_1', 10 ** 400, [0.5]])
 def test_a_rate_that_is_none_is_refused_by_id_and_value(tmp_path, rate):
   path = write(tmp_path / 'rates.json', RATES | {'sums/one': rate})
   with pytest.raises(ValueError, match=r"rates.json, entry 4: the rate of 'sums/one' is .* in \[0, 1\]; give") as error:
     prior_rates.read(str(path), TASKS)
-  assert repr(rate) in str(error.value)
+  assert reprlib.repr(rate) in str(error.value)
 
 
 def test_a_rate_of_a_row_is_refused_by_its_row(tmp_path):
@@ -110,6 +112,9 @@ def test_a_file_of_other_tasks_is_refused_with_the_nearest_id(tmp_path):
     ('a.jsonl', '{"id": "a", "rates": 0.5}\n', ':rate', "row 1 has no column 'rate'; did you mean 'rates'"),
     ('a.csv', 'name,rate\na,0.5\n', ':rate', "row 1 has no column 'id'"),
     ('a.jsonl', '{"id": "a", "rate": 0.5}\n{"rate": 0.5}\n', ':rate', 'row 2 has no id'),
+    ('a.jsonl', '{"id": ["a"], "rate": 0.5}\n', ':rate', r"row 1 has the id \['a'\], neither a text nor a number"),
+    ('a.json', '{"a": ' + '[' * 10 ** 5, '', 'a.json is not JSON'),
+    ('a.jsonl', '{"id": "a", "id": "b", "rate": 1}\n', ':rate', "row 1: not JSON .it names 'id' twice"),
     ('a.jsonl', '[1]\n', ':rate', r'row 1 is \[1\], not an object'),
     ('a.jsonl', '', ':rate', 'is empty'), ('a.txt', 'x', ':rate', 'ends in none of')])
 def test_what_is_no_file_of_rates_is_refused(tmp_path, name, text, column, message):
@@ -134,3 +139,10 @@ def test_strata_are_datasets_where_no_cell_is_large_and_cells_where_all_are():
   np.testing.assert_array_equal(prior_rates.strata(tasks, 9), [1, 0, 1])
   np.testing.assert_array_equal(prior_rates.strata(tasks, 1), [2, 0, 1])
   assert prior_rates.strata([], 1).shape == (0,)
+
+
+def test_an_object_that_is_too_large(tmp_path, monkeypatch):
+  path = write(tmp_path / 'rates.json', RATES)
+  monkeypatch.setattr(prior_rates, '_MOST_BYTES', 10)
+  with pytest.raises(ValueError, match=r'rates.json has \d+ bytes, above the limit of 10 for an object of id -> rat'):
+    prior_rates.read(str(path), TASKS)

@@ -415,3 +415,10 @@ def test_splits_that_are_none(data_dir):
 def test_a_tokenizer_without_the_characters(data_dir):
   with pytest.raises(ValueError, match=r"'=', which is not in the alphabet '0123456789\+- '"):
     tasks.read('arithmetic', 'test', Characters('0123456789+- '), data_dir=data_dir)
+
+
+def test_a_prompt_that_is_too_long_is_not_read(data_dir, monkeypatch):
+  """Tokenizers take long for it."""
+  monkeypatch.setattr(tasks, '_MOST_CHARACTERS', 3)
+  with pytest.raises(ValueError, match=r"sums/train: the prompt of 'sums/.*' has \d characters, above the limit of 3"):
+    tasks.read('sums', 'train', None, data_dir=data_dir)

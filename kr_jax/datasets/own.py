@@ -84,8 +84,6 @@ class Columns:
 
   def task(self, row: published.Row) -> published.Task:
     """Raises ValueError for a row that is no task."""
-    if None in row:
-      raise ValueError(f'it has more fields than the header: {row[None]}; quote a field that has a comma in it')
     if self._found is None:
       self._found = self._of_first(row)
     found = {role: _value(row, column) for role, column in self._found.items()}
@@ -119,7 +117,8 @@ class Columns:
     for role, column in found.items():
       if _value(row, column) is _ABSENT:
         near = difflib.get_close_matches(column, columns, n=1)
-        raise ValueError(f'tasks.columns.{role}={column!r} is no column; there are {columns}'
+        raise ValueError(f'tasks.columns.{role}={column!r} is no column; there are '
+                         f'{list(map(published.short, columns))[:50]}'
                          f'{f"; did you mean {near[0]!r}?" if near else ""}')
     written = {column.lower(): column for column in reversed(columns)}  # as the file has it
     for role, names in NAMES.items():
@@ -128,7 +127,8 @@ class Columns:
         found[role] = column
     for role in ('problem', 'answer'):
       if role not in found and not (role == 'answer' and 'info' in found):
-        raise ValueError(f'there is no {role}: no column is called one of {list(NAMES[role])}, there are {columns}; '
+        raise ValueError(f'there is no {role}: no column is called one of {list(NAMES[role])}, there are '
+                         f'{list(map(published.short, columns))[:50]}; '
                          f'name it with --config.tasks.columns.{role}=COLUMN')
     return found
 

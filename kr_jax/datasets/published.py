@@ -9,6 +9,7 @@ verifier can judge names its own: a choice of letters, programs.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import csv
@@ -26,6 +27,7 @@ from etils import epath
 import tensorflow_datasets as tfds
 
 from kr_jax.datasets import builder
+from kr_jax.datasets import parquet_file
 
 Row = dict[str, Any]
 Task = dict[str, Any]  # as of builder.TaskBuilder.splits
@@ -33,6 +35,9 @@ LocatedRows = Iterable[tuple[str, Row]]  # each row after its place: '/a/b.csv, 
 
 VERIFIER = 'math'  # of tasks that name none, unless the config says another
 # Of the files that are read.
+# Of files of rows: bytes of a row, of a file that is read at once (.json, .csv), and of an unpacked one, where it is
+# more than so many times what is packed.
+_MOST_ROW, _MOST_AT_ONCE, _MOST_UNPACKED, _MOST_RATIO = 2 ** 28, 2 ** 30, 2 ** 31, 100
 ENDINGS = ('.csv', '.csv.gz', '.json', '.json.gz', '.jsonl', '.jsonl.gz', '.parquet')
 
 
@@ -87,15 +92,26 @@ def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
 
 
 def _json_rows(path):
-  with _opened(path) as lines:
-    for number, line in enumerate(lines, start=1):
+  with _opened(path) as file:
+    number, total, most = 0, 0, max(_MOST_UNPACKED, _MOST_RATIO * path.stat().length)
+    while line := file.readline(_MOST_ROW + 1):
+      number, total = number + 1, total + len(line)
+      if len(line) > _MOST_ROW:
+        raise ValueError(f'{path}, row {number}: it has more than {_MOST_ROW} bytes, the limit of a row')
+      if total > most and path.name.endswith('.gz'):
+        raise ValueError(f'{path} unpacks to more than {_MOST_RATIO} times its size and {_MOST_UNPACKED} bytes: it '
+                         'is no file of problems')
       if line.strip():
         yield number, _json(f'{path}, row {number}', line)
 
 
 def _bytes(path):
   with _opened(path) as file:
-    return file.read()
+    data = file.read(_MOST_AT_ONCE + 1)
+  if len(data) > _MOST_AT_ONCE:
+    raise ValueError(f'{path} has more than {_MOST_AT_ONCE} bytes, the limit of a file that is read at once; write its '
+                     'rows as .jsonl or .parquet')
+  return data
 
 
 def _listed_rows(path):
@@ -107,11 +123,24 @@ def _listed_rows(path):
 
 def _json(place, text):
   try:
-    return json.loads(text.decode('utf-8-sig'))
+    return json.loads(text.decode('utf-8-sig'), object_pairs_hook=_named_once)
   except UnicodeDecodeError as error:
     raise ValueError(f'{place}: not UTF-8 ({error.reason})') from error
   except (ValueError, RecursionError) as error:
     raise ValueError(f'{place}: not JSON ({error})') from error
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> Row:
+  """An object of JSON. Raises ValueError for a name that is there twice: nothing says which one is meant."""
+  if len(found := dict(pairs)) < len(pairs):
+    raise ValueError(f'it names {_twice([name for name, _ in pairs])!r} twice')
+  return found
+
+
+def _twice(names: Sequence[Any]) -> Any:
+  """One that is there more than once; None where none is."""
+  name, count = collections.Counter(names).most_common(1)[0] if names else (None, 0)
+  return name if count > 1 else None
 
 
 def _csv_rows(path):
@@ -124,31 +153,41 @@ def _csv_rows(path):
     raise ValueError(f'{path}, row {number}: not UTF-8 ({error.reason})') from error
   number, reader = 0, csv.DictReader(io.StringIO(text, newline=''), strict=True)
   try:
+    if (twice := _twice(reader.fieldnames or ())) is not None:
+      raise ValueError(f'{path}: its header names the column {twice!r} twice; leave one of them, or rename it')
     for number, row in enumerate(reader, start=1):
+      if None in row:
+        raise ValueError(f'{path}, row {number}: it has more fields than the header: {shown(row[None])}; quote a field '
+                         'that has a comma in it')
       yield number, row
   except csv.Error as error:
     raise ValueError(f'{path}, row {number + 1}: not CSV ({error})') from error
 
 
 def _parquet_rows(path):
+  parquet_file.check(path)
   import pyarrow  # slow to load, and other formats do without
   from pyarrow import parquet
+  number = 0
   with path.open('rb') as file:
     try:
-      batches = parquet.ParquetFile(file).iter_batches(batch_size=4096)
-    except pyarrow.ArrowException as error:
-      raise ValueError(f'{path} is not Parquet: {error}') from error
-    number = 0
-    for batch in batches:
-      try:
-        batch_rows = batch.to_pylist()
-      except UnicodeDecodeError:  # it does not say in which row: rows one by one fail at this row
-        batch_rows = (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
-      try:
-        for number, row in enumerate(batch_rows, start=number + 1):
+      for batch in parquet.ParquetFile(file).iter_batches(batch_size=parquet_file.BATCH):
+        for number, row in enumerate(_batch_rows(batch), start=number + 1):
           yield number, row
-      except UnicodeDecodeError as error:
-        raise ValueError(f'{path}, row {number + 1}: not UTF-8 ({error.reason})') from error
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{path}, row {number + 1}: not UTF-8 ({error.reason})') from error
+    except (pyarrow.ArrowException, OSError) as error:
+      raise ValueError(f'{path} is not Parquet, or broken after row {number}: {error}') from error
+    except (ValueError, OverflowError) as error:  # a date that Python does not have
+      raise ValueError(f'{path}, row {number + 1}: it cannot be read: {error}') from error
+
+
+def _batch_rows(batch):
+  """Rows of a batch of Parquet. What cannot be decoded is raised at its row."""
+  try:
+    return batch.to_pylist()
+  except UnicodeDecodeError:  # it does not say in which row: rows one by one fail at this row
+    return (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
 
 
 def misfit(x: Any, schema: Any, name: str = '') -> str | None:
@@ -165,7 +204,7 @@ def misfit(x: Any, schema: Any, name: str = '') -> str | None:
     for field, inner in schema.items():
       full = f'{name}.{field}' if name else field
       if field not in x:
-        return f'{full} is missing; there are {sorted(map(str, x))}'
+        return f'{full} is missing; there are {sorted(map(short, x))}'
       if found := misfit(x[field], inner, full):
         return found
     return None
@@ -178,9 +217,17 @@ def misfit(x: Any, schema: Any, name: str = '') -> str | None:
   return None
 
 
+def short(name: Any) -> str:
+  """A name that an error shows: that of a broken file may be long."""
+  return str(name) if len(str(name)) <= 60 else f'{str(name)[:57]}...'
+
+
 def shown(x: Any) -> str:
   """A value and its type, in a line at most."""
-  text = repr(x)
+  try:
+    text = repr(x)
+  except RecursionError:
+    text = 'nested values'
   return f'{text if len(text) <= 60 else text[:57] + "..."} ({type(x).__name__})'
 
 

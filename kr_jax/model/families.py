@@ -122,6 +122,8 @@ _FAMILIES = {
         {'qk_norm': True, 'norm_offset': 1.0, 'post_norms': True, 'embedding_scale': True}, 'kinds', by_kind=True)}
 _TOWERS = {'gemma3': 'gemma3_text'}  # multimodal models, and the family of their text towers
 _ACTIVATIONS = {'silu': 'silu', 'swish': 'silu', 'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 2 ** 18  # each has names of its own; experts of all layers together
+_LONGEST = 400  # characters of what is said of a field, whose value may be long
 _KINDS = {'full_attention': False, 'attention': False, 'sliding_attention': True}  # of layers: whether they are local
 # Fields that change the computation or what is read, with the values beside null that are supported.
 _ONLY = {'attention_bias': (False,), 'mlp_bias': (False,), 'use_bidirectional_attention': (False,),
@@ -144,11 +146,11 @@ def fields(published: Mapping[str, Any], path: str | os.PathLike, length: int = 
   """
   tower, name, known = published, published.get('model_type'), sorted([*_FAMILIES, *_TOWERS])
   if name not in known:
-    raise ValueError(f'{path}: model_type {name!r} is not one of {known}')
+    raise ValueError(f'{path}: model_type {repr(name)[:_LONGEST]} is not one of {known}')
   if name in _TOWERS:
     name, tower = _TOWERS[name], published.get('text_config') or {}
     if not isinstance(tower, Mapping):
-      raise ValueError(f'{path}: text_config is {tower!r}, not an object')
+      raise ValueError(f'{path}: text_config is {repr(tower)[:_LONGEST]}, not an object')
     # The output matrix belongs to the whole.
     tower = dict(tower, model_type=name, tie_word_embeddings=published.get('tie_word_embeddings', True))
   family = _FAMILIES[name]
@@ -166,7 +168,7 @@ def fields(published: Mapping[str, Any], path: str | os.PathLike, length: int = 
           'no_rope_layers': _no_rope_layers(read, sizes['num_layers']) if name == 'smollm3' else (),
           'query_scalar': float(read.number('query_pre_attn_scalar')) if name == 'gemma3_text' else 0.0}
   if read.wrong:
-    raise ValueError(f'{path}: {"; ".join(dict.fromkeys(read.wrong))}')
+    raise ValueError(f'{path}: {"; ".join(x[:_LONGEST] for x in dict.fromkeys(read.wrong))}')
   return found
 
 
@@ -175,12 +177,15 @@ def _read_sizes(read: config_json.Reader) -> dict[str, Any]:
   whole = lambda name: read.number(name, at_least=1)
   optional = lambda name, default: default if read.of[name] is None else whole(name)
   width, heads = whole('hidden_size'), whole('num_attention_heads')
-  usual_head = 2 if read.wrong else width // heads  # an error is noted once
+  usual_head = 2 if read.wrong else max(1, width // heads)  # an error is noted once
   sizes = {
       'vocab_size': whole('vocab_size'), 'num_layers': whole('num_hidden_layers'), 'width': width, 'num_heads': heads,
       'num_kv_heads': optional('num_key_value_heads', heads),
       'head_width': optional('head_dim', usual_head), 'context': whole('max_position_embeddings'),
       'hidden_width': whole('moe_intermediate_size' if is_moe else 'intermediate_size')}
+  if (layers := sizes['num_layers']) > _MOST_LAYERS:
+    read.wrong.append(f'num_hidden_layers is {layers}, above the limit of {_MOST_LAYERS}')
+    sizes['num_layers'] = 1
   if not read.wrong and heads % sizes['num_kv_heads']:
     read.wrong.append(f'num_attention_heads={heads} is not a multiple of num_key_value_heads={sizes["num_kv_heads"]}')
   if not is_moe:
@@ -191,6 +196,8 @@ def _read_sizes(read: config_json.Reader) -> dict[str, Any]:
     experts = whole('num_local_experts')
   if chosen > experts:
     read.wrong.append(f'num_experts_per_tok={chosen} is above num_experts={experts}')
+  if layers * experts > _MOST_EXPERTS:
+    read.wrong.append(f'num_experts={experts} in each of {layers} layers are above the limit of {_MOST_EXPERTS}')
   return sizes | {'num_experts': experts, 'experts_per_token': chosen,
                   'normalize_experts': read.flag('norm_topk_prob')}
 

@@ -26,6 +26,8 @@ _TEXT, _LIST = 8, 9
 _LFS = b'version https://git-lfs'  # how a pointer of Git LFS begins
 _ALIGNMENT = 32  # bytes, where the field general.alignment says no other
 _AT_ONCE = 1 << 22  # bytes that are dequantised at once, which takes several times as many
+# Above all published files, whose lists have a token or a merge each, and below what takes gigabytes to hold.
+_MOST_FIELDS, _MOST_TENSORS, _MOST_ELEMENTS, _MOST_TEXT = 10 ** 5, 10 ** 6, 2 ** 22, 2 ** 26
 _SHOWN = 99  # characters of a name in errors: that of a broken file may be long
 _PART = re.compile(r'(.+)-(\d{5})-of-(\d{5})\.gguf')
 
@@ -62,6 +64,8 @@ class _Bytes:
   def text(self) -> str:
     size = self.number('Q')
     start = self.need(size)
+    if size > _MOST_TEXT:
+      raise self.error(f'has a text of {size} bytes, above the limit of {_MOST_TEXT}')
     try:
       return self.data[start:start + size].decode('utf-8')
     except UnicodeDecodeError as error:
@@ -76,6 +80,8 @@ class _Bytes:
     least = 8 if kind == _TEXT else struct.calcsize(f'<{_NUMBERS.get(kind, "B")}')
     if count * least > len(self.data) - self.at:
       raise self.error(f'says that it has {count} elements, more than the file has bytes for')
+    if count > _MOST_ELEMENTS:
+      raise self.error(f'has {count} elements, above the limit of {_MOST_ELEMENTS}')
     if kind in _NUMBERS:
       return np.frombuffer(self.data, f'<{_NUMBERS[kind]}', count, self.need(count * least)).tolist()
     return [self._one(kind) for _ in range(count)]
@@ -152,6 +158,8 @@ def _read_one(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
   fields = {}
   for i in range(number):
     x.what = f'field {i} of {number}'
+    if i >= _MOST_FIELDS:
+      raise x.error(f'is above the limit of {_MOST_FIELDS} fields')
     key = x.text()
     x.what = f'the field {key[:_SHOWN]}'
     if key in fields:
@@ -164,6 +172,8 @@ def _tensors(x: _Bytes, count: int, alignment: Any) -> dict[str, Tensor]:
   described = {}
   for i in range(count):
     x.what = f'the description of tensor {i} of {count}'
+    if i >= _MOST_TENSORS:
+      raise x.error(f'is above the limit of {_MOST_TENSORS} tensors')
     name = x.text()
     x.what = f'the tensor {name[:_SHOWN]}'
     rank = x.number('I')

@@ -14,6 +14,7 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
+_MOST_SPLITS = 2 ** 30  # characters that are compared to find merges; Gemma's vocabulary takes 2 ** 24
 _AGAIN = 'convert the model again with a newer llama.cpp'  # at the end of errors
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # token types
 _SPACE = '\u2581'  # a blank of sentencepiece
@@ -235,11 +236,13 @@ def _merges_of_scores(path: pathlib.Path, fields: Mapping[str, Any], tokens: lis
   if len(unions) > 2 and len(set(unions)) == 1:
     raise ValueError(f'{path}: all of tokenizer.ggml.scores are {unions[0]}, so the order of merges is lost; take the '
                      'safetensors of this model, with its tokenizer.json')
+  if sum(len(token) ** 2 for token in score_of) > _MOST_SPLITS:
+    raise ValueError(f'{path}: tokenizer.ggml.tokens holds tokens of up to {max(map(len, score_of))} characters, which '
+                     'have too many merges; take the safetensors of this model, with its tokenizer.json')
   id_of = {token: i for i, token in enumerate(tokens)}
   found = []
   for token, score in score_of.items():
-    pairs = [(token[:n], token[n:]) for n in range(1, len(token))]
-    pairs = [(a, b) for a, b in pairs if a in score_of and b in score_of]
+    pairs = [(token[:n], token[n:]) for n in range(1, len(token)) if token[:n] in score_of and token[n:] in score_of]
     found += [(score, a, b) for a, b in sorted(pairs, key=lambda pair: (id_of[pair[0]], id_of[pair[1]]))]
   found.sort(key=lambda x: (-x[0], -len(x[1]), -len(x[2])))  # ties as transformers has them: the longer token first
   return [(a, b) for _, a, b in found]

@@ -19,6 +19,7 @@ import numpy as np
 
 from kr_jax.model import gguf_file
 from kr_jax.model import gguf_vocabulary
+from kr_jax.model import pipeline
 
 _ARCHITECTURES = {
     'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'qwen3moe': 'qwen3_moe', 'gemma3': 'gemma3_text',
@@ -327,7 +328,12 @@ class Gguf:
 
   @functools.cached_property
   def tokenizer_json(self) -> str:
-    return gguf_vocabulary.tokenizer(self._vocabulary).to_str()
+    vocabulary = self._vocabulary
+    try:
+      return pipeline.within(lambda: gguf_vocabulary.tokenizer(vocabulary).to_str())
+    except ValueError as error:
+      raise ValueError(f'{self.path}: no tokenizer can be made of its fields: {error}; convert the model again with a '
+                       'newer llama.cpp') from error
 
   def json(self, name: str) -> dict[str, Any]:
     """The object in a file of transformers; {} for those that this file has nothing for."""

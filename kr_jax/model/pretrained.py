@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import zipfile
 
 import numpy as np
-import safetensors
 
 from kr_jax import files
 from kr_jax import hub
+from kr_jax.model import safetensors_file
 from kr_jax.model.llama_cpp import Gguf
 
 # Files that describe a tokenizer and its use.
@@ -51,6 +51,8 @@ _HUB_FORM, _HUB_WHOSE = 'hf:ORG/NAME[/FILE.gguf][@REVISION]', 'checkpoint '
 _HUB_TEXT = ('*.json', '*.jinja', '*.txt', '*.model', '.gitattributes')
 # dtypes of safetensors that are read.
 _DTYPES = ('BF16', 'F16', 'F32', 'F64')
+_MOST_TEXT, _MOST_TOKENIZER = 2 ** 25, 2 ** 27  # bytes of a file of JSON, and of tokenizer.json (Gemma's: 2 ** 25)
+_MOST_DEPTH = 50  # of values in a file of JSON
 _LFS = b'version https://git-lfs'  # how a pointer of Git LFS begins
 _INDEX = 'model.safetensors.index.json'
 _FORMS = ("a directory with config.json and safetensors, a .gguf file, gs://BUCKET/PATH, hf:ORG/NAME[@REVISION] or "
@@ -222,6 +224,28 @@ def _is_there(path: pathlib.Path) -> bool:
   return True
 
 
+def _is_deep(x: Any) -> bool:
+  """Whether a value of JSON nests deeper than any published file: what reads it goes down by recursion."""
+  level = [x]
+  for _ in range(_MOST_DEPTH):
+    level = [inner for x in level if isinstance(x, (dict, list))
+             for inner in (x.values() if isinstance(x, dict) else x)]
+  return bool(level)
+
+
+def _inside(directory: pathlib.Path, name: str) -> pathlib.Path:
+  """The path of a file of a checkpoint. Raises ValueError where it leads out of the directory, but for links of the
+  hub's cache: what a checkpoint names would be read, and copied into an export, wherever it lies."""
+  path = directory / name
+  if os.path.isabs(name) or '..' in pathlib.PurePath(name).parts or '\0' in name:
+    raise ValueError(f'{directory}: the file {name!r} that it names is not in the directory; fetch it again')
+  real = pathlib.Path(os.path.realpath(path))
+  of_hub = real.parent.name == 'blobs' and real.parent.parent.name.startswith('models--')
+  if not (real.is_relative_to(os.path.realpath(directory)) or of_hub) and path.exists():
+    raise ValueError(f'{path} is a link to {real}, out of the directory; put a copy of the file in its place')
+  return path
+
+
 class Directory:
   """A directory in the form of transformers."""
 
@@ -229,8 +253,11 @@ class Directory:
     """of_hub: the pinned name of the repository that files of safetensors are fetched from when they are read."""
     self.path, self._of_hub = path, of_hub
     self._opened: dict[str, Any] = {}  # files of safetensors
-    if not _is_there(path / 'config.json'):
+    if not _is_there(self._at('config.json')):
       raise ValueError(f'{path} is no checkpoint: it has no config.json{self._instead()}')
+
+  def _at(self, name: str) -> pathlib.Path:
+    return _inside(self.path, name)
 
   def _instead(self) -> str:
     """What is there instead of a checkpoint that is read, and what to do about it."""
@@ -258,14 +285,19 @@ class Directory:
       raise ValueError(f'{self.path / name} is not JSON: {error}; fetch it again') from error
     if not isinstance(found, dict):
       raise ValueError(f'{self.path / name} holds {type(found).__name__} {str(found)[:40]!r}, not an object of JSON')
+    if _is_deep(found):
+      raise ValueError(f'{self.path / name} nests values more than {_MOST_DEPTH} deep; fetch it again')
     return found
 
   def _text(self, name: str) -> str | None:
     """The text of a file, without a byte order mark; None where there is no such file."""
-    if not _is_there(self.path / name):
+    if not _is_there(self._at(name)):
       return None
+    size, most = self._at(name).stat().st_size, _MOST_TOKENIZER if name == 'tokenizer.json' else _MOST_TEXT
+    if size > most:
+      raise ValueError(f'{self.path / name} has {size} bytes, above the limit of {most}; fetch it again')
     try:
-      return (self.path / name).read_text(encoding='utf-8-sig')
+      return self._at(name).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
       raise ValueError(f'{self.path / name} is not UTF-8: {error}; fetch it again, or save it in UTF-8') from error
 
@@ -298,22 +330,25 @@ class Directory:
 
   def _has(self, name: str) -> bool:
     """Whether there is a file, here or on the hub."""
-    return _is_there(self.path / name) or name in self._published
+    return _is_there(self._at(name)) or name in self._published
 
   def _files(self) -> tuple[list[str], dict[str, str]]:
     """The names of the files of safetensors, and what the index says of tensors, where it is followed. As for
     transformers, model.safetensors goes before an index, and an index names files alone."""
     of_index = {}
     if alone := self._has('model.safetensors'):
-      if _is_there(self.path / _INDEX):
+      if _is_there(self._at(_INDEX)):
         note(f'{self.path}: model.safetensors is read, and not the files of {_INDEX}, as transformers does; remove '
              'what is not meant')
     else:
       of_index = self.json(_INDEX).get('weight_map', {})
       if not isinstance(of_index, dict) or not all(isinstance(name, str) for name in of_index.values()):
         raise ValueError(f'{self.path / _INDEX} has no weight_map of names of tensors to names of files')
+      if wrong := next((name for name in of_index.values() if not name.endswith('.safetensors')), None):
+        raise ValueError(f'{self.path / _INDEX} names {wrong!r}, which is no file of safetensors; take the model in '
+                         'safetensors: a .bin file of torch may hold code, and is not read')
     names = sorted(set(of_index.values())) or ['model.safetensors']
-    if _is_there(self.path / 'adapter_config.json'):
+    if _is_there(self._at('adapter_config.json')):
       note(f'{self.path}: the adapters of adapter_config.json are not read, {names[0]} is; merge them where they are '
            'meant: merge_and_unload of peft')
     if not alone and (missing := [name for name in names if not self._has(name)]):
@@ -339,7 +374,7 @@ class Directory:
 
   def _head(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """dtype and shape of the tensors of a file, which need not be here."""
-    if not _is_there(self.path / name):
+    if not _is_there(self._at(name)):
       return hub.header(self._of_hub, name, _HUB_WHOSE)
     file = self._open(name)
     slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}
@@ -348,15 +383,15 @@ class Directory:
   def _open(self, name: str) -> Any:
     """A file of safetensors, which is fetched where it is not here."""
     if name not in self._opened:
-      if not _is_there(self.path / name):
+      if not _is_there(self._at(name)):
         _snapshot(self._of_hub, [name])
-      self._opened[name] = _opened(self.path / name)
+      self._opened[name] = safetensors_file.opened(self._at(name))
     return self._opened[name]
 
   def fetch(self, tensors: Iterable[str]) -> None:
     """Fetches, at once, the files that hold some tensors, so that none is waited for when it is read."""
     names = sorted({self._tensors[tensor][0] for tensor in tensors})
-    if missing := [name for name in names if not _is_there(self.path / name)]:
+    if missing := [name for name in names if not _is_there(self._at(name))]:
       print(f'{self._of_hub}: fetching {", ".join(missing)}', file=sys.stderr)
       _snapshot(self._of_hub, missing)
 
@@ -377,16 +412,8 @@ class Directory:
   def save_text(self, directory: pathlib.Path) -> None:
     """Copies the files that a tokenizer is read from."""
     for name in _TEXT_FILES:
-      if (self.path / name).exists():
+      if self._at(name).exists():
         shutil.copyfile(self.path / name, directory / name)
-
-
-def _opened(path: pathlib.Path) -> Any:
-  """An open file of safetensors."""
-  try:
-    return safetensors.safe_open(path, framework='numpy')
-  except Exception as error:
-    raise ValueError(f'{path} is broken: {error}; fetch it again') from error
 
 
 def unreadable(files: Directory | Gguf, names: Iterable[str]) -> list[str]:

@@ -21,11 +21,13 @@ import sys
 from typing import Any, NamedTuple
 
 from kr_jax.model import chat as chat_lib
+from kr_jax.model import pipeline
 from kr_jax.model import pretrained
 from kr_jax.types import PAD
 
 STOP = 1  # ends a completion of Characters
 NAMES = 0x100000  # the first character of Unicode's last plane, which is for private use
+_MOST_CONTROL = 0xfffd  # control tokens, each with a character of this plane
 
 _NAMED = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token')
 _NEUTRAL = '.'  # a text of no control token
@@ -51,7 +53,7 @@ class Characters:
     """Raises ValueError for a character outside the alphabet."""
     for character in text:
       if character not in self._token:
-        raise ValueError(f'{text!r} holds {character!r}, which is not in the alphabet {self.alphabet!r}')
+        raise ValueError(f'{_shown(text)} holds {character!r}, which is not in the alphabet {self.alphabet!r}')
     return tuple(self._token[character] for character in text)
 
   prompt = encode
@@ -114,6 +116,7 @@ class Subwords:
     self._files = pretrained.read(path)
     self._name, config = self._files.path, self._files.tokenizer_config
     self._published, self._named = self._in_file(_read, self._files)
+    self._growth = pipeline.text_growth(self._files.tokenizer_json)
     self.vocab_size = self._in_file(_vocab_size, self._files)
     template = self._in_file(chat_lib.choose, config.get('chat_template')) if chat else None
     self._added = {token.content: i for i, token in self._published.get_added_tokens_decoder().items()}
@@ -149,7 +152,7 @@ class Subwords:
     import tokenizers
     from tokenizers import models
     word = tokenizers.Tokenizer(models.WordLevel({'word': 0}, unk_token='word')).encode('word')
-    encoded = self._published.post_process(word)
+    encoded = self._in_file(pipeline.within, lambda: self._published.post_process(word))
     return tuple(i for i, _ in itertools.takewhile(lambda x: x[1], zip(encoded.ids, encoded.special_tokens_mask)))
 
   def _stops(self) -> tuple[int, ...]:
@@ -163,10 +166,10 @@ class Subwords:
     ends += [*(found if isinstance(found, list) else [found]), *self._turn_ends()]
     ends = list({repr(end): end for end in ends}.values())  # without what is there twice
     if not ends or not all(type(end) is int and 0 <= end < self.vocab_size for end in ends):  # True is no id
-      tokens = [self._published.id_to_token(end) if type(end) is int and end >= 0 else None for end in ends]
-      raise ValueError(f'{self._name}: the stop tokens {ends} (texts: {tokens}) are not ids below '
-                       f'vocab_size={self.vocab_size}; correct eos_token_id in generation_config.json or eos_token in '
-                       'tokenizer_config.json')
+      tokens = [self._published.id_to_token(end) if type(end) is int and 0 <= end < 2 ** 31 else None for end in ends]
+      raise ValueError(f'{self._name}: the stop tokens {str(ends)[:200]} (texts: {str(tokens)[:200]}) are not ids '
+                       f'below vocab_size={self.vocab_size}; correct eos_token_id in generation_config.json or '
+                       'eos_token in tokenizer_config.json')
     return tuple(ends)
 
   def _turn_ends(self) -> list[int]:
@@ -204,10 +207,10 @@ class Subwords:
 
   def _ids(self, text: str) -> list[int]:
     try:
-      return self._published.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # tokenizers raises the bare class
-      raise ValueError(f'{self._name}: the tokenizer cannot read {text!r}: {error}; change or leave out this text'
-                       ) from error
+      return pipeline.encode(self._published, text, self._growth)
+    except ValueError as error:
+      raise ValueError(f'{self._name}: the tokenizer cannot read {_shown(text)}: {error}; change or leave out this '
+                       'text') from error
 
   def _control_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
     return tuple(token for token in tokens if token in self._control_ids)
@@ -220,11 +223,11 @@ class Subwords:
       by_twin = self._encode_by_twin(text, place)
       # One of the template's may be text beside this text, as published: |end| that is to be a word of its own.
       if by_twin is None and (is_spelt or not _is_part(control, place.control)):
-        raise ValueError(f'{self._name}: the text {text!r} spells a control token that the tokenizer cannot read as '
-                         'text; leave it out')
+        raise ValueError(f'{self._name}: the text {_shown(text)} spells a control token that the tokenizer cannot '
+                         'read as text; leave it out')
       tokens = tokens if by_twin is None else by_twin
     if tokens and max(tokens) >= self.vocab_size:
-      raise ValueError(f'{self._name}: a prompt or text of {text!r} needs the token '
+      raise ValueError(f'{self._name}: a prompt or text of {_shown(text)} needs the token '
                        f'{self._published.id_to_token(max(tokens))!r} with the id {max(tokens)}, which is not below '
                        f'vocab_size={self.vocab_size}: the checkpoint has no embedding of it; take the tokenizer that '
                        'these weights were trained with')
@@ -234,11 +237,11 @@ class Subwords:
     """The tokens, of which the template's control tokens alone are control; None where the twin cannot do it."""
     twin, names = self._twin
     if any(name in text for name in names.values()):
-      raise ValueError(f'the text {text!r} spells a control token, and holds a character for private use above '
+      raise ValueError(f'the text {_shown(text)} spells a control token, and holds a character for private use above '
                        f'U+{NAMES:X}; leave out one of them')
     before, after = (self._any_added.sub(lambda found: names.get(found[0], found[0]), part)
                      for part in (place.before, place.after))
-    encode = lambda message: twin.encode(f'{before}{message}{after}', add_special_tokens=False).ids
+    encode = lambda message: pipeline.encode(twin, f'{before}{message}{after}', self._growth)
     tokens, as_published = encode(text), self._ids(f'{place.before}{_NEUTRAL}{place.after}')
     return tokens if encode(_NEUTRAL) == as_published and self._control_of(tokens) == place.control else None
 
@@ -249,6 +252,8 @@ class Subwords:
   @functools.cached_property
   def _twin(self) -> tuple[Any, dict[str, str]]:
     """A tokenizer in which control tokens have other names, and these names."""
+    if len(self._control) > _MOST_CONTROL:
+      raise ValueError(f'{self._name}: it has {len(self._control)} control tokens, above the limit of {_MOST_CONTROL}')
     names = {token: chr(NAMES + i) for i, token in enumerate(self._control)}
     return _renamed(json.loads(self._published.to_str()), names), names
 
@@ -267,13 +272,13 @@ class Subwords:
     rendered = self._rendered(text)
     message = rendered.removeprefix(before).removesuffix(after)
     if before + message + after != rendered or message not in text or message.strip() != text.strip():
-      raise ValueError(f'{self._name}: the chat template alters the text {text!r}')
+      raise ValueError(f'{self._name}: the chat template alters the text {_shown(text)}')
     return self._encode(message, self._chat)
 
   def decode(self, tokens: Iterable[int]) -> str:
     """The text up to the first stop token; other special tokens are dropped."""
     kept = itertools.takewhile(lambda token: token not in self.stop_ids, map(int, tokens))
-    return self._published.decode([token for token in kept if token not in self._silent], skip_special_tokens=False)
+    return self._in_file(pipeline.decode, self._published, [token for token in kept if token not in self._silent])
 
   @functools.cached_property
   def _silent(self) -> set[int]:
@@ -299,16 +304,7 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
   those of special_tokens_map.json and added_tokens.json, come before those of tokenizer.json; what no file lists as an
   added token is a special one. Raises ValueError for a file that is not of this form.
   """
-  import tokenizers  # a policy from scratch does not need it
-  try:
-    made = tokenizers.Tokenizer.from_str(files.tokenizer_json)
-  except Exception as error:  # tokenizers raises the bare class
-    raise ValueError(f'the tokenizer cannot be read: {error}; fetch tokenizer.json again, or upgrade the package '
-                     f'tokenizers, which is {tokenizers.__version__} here') from error
-  made.no_truncation()
-  made.no_padding()
-  if getattr(made.model, 'dropout', None):
-    made.model.dropout = None
+  made = pipeline.read(files.tokenizer_json)
   config, older = files.tokenizer_config, {}
   if 'added_tokens_decoder' not in config:
     older = files.json('special_tokens_map.json')
@@ -333,7 +329,7 @@ def _read(files: pretrained.Directory | pretrained.Gguf) -> tuple[Any, dict[str,
         if not token.special and token.content in texts.values():
           token.special = True
           changed[token.content] = token
-    made.add_tokens(list(changed.values()))
+    pipeline.within(lambda: made.add_tokens(list(changed.values())))
   except (TypeError, ValueError, KeyError, AttributeError) as error:
     raise ValueError(f'the special tokens of tokenizer_config.json cannot be read: {error!r}; correct them, or save '
                      'the tokenizer again with transformers') from error
@@ -409,9 +405,14 @@ def _control_tokens(published: Any, named: Collection[str], template: str) -> di
 def _is_character(model: Any, text: str, i: int) -> bool:
   """Whether the model reads a text as this token, added or not."""
   try:
-    return [x.id for x in model.tokenize(text)] == [i]
-  except Exception:  # tokenizers raises the bare class for what the model does not know
+    return pipeline.within(lambda: [x.id for x in model.tokenize(text)]) == [i]
+  except ValueError:  # the model does not know it
     return False
+
+
+def _shown(text: str) -> str:
+  """A text in a line at most: that of a task may be long."""
+  return repr(text) if len(text) <= 200 else f'{text[:150]!r}... ({len(text)} characters)'
 
 
 def _is_part(found: Iterable[int], all_: Iterable[int]) -> bool:
@@ -445,4 +446,4 @@ def _renamed(of_json: dict[str, Any], names: Mapping[str, str]) -> Any:
     prefix = model.get('continuing_subword_prefix') or ''
     model['merges'] = [(a, b) for a, b in model['merges'] if not {a, b, a + b.removeprefix(prefix)} & names.keys()]
   added = [token | {'content': new(token['content'])} for token in of_json['added_tokens']]
-  return tokenizers.Tokenizer.from_str(json.dumps(of_json | {'added_tokens': added}))
+  return pipeline.within(lambda: tokenizers.Tokenizer.from_str(json.dumps(of_json | {'added_tokens': added})))

@@ -69,7 +69,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     (root / 'request.json').write_text(json.dumps({
-        'day': chat_lib.DAY.isoformat(), 'tokens': TOKENS, 'templates': templates, 'chats': chats,
+        'day': chat_lib.program.DAY.isoformat(), 'tokens': TOKENS, 'templates': templates, 'chats': chats,
         'tokenizers': {name: str(path) for name, path in paths.items()}, 'texts': texts}))
     peer = pathlib.Path(__file__).parent / 'peers' / 'transformers_text.py'
     subprocess.run([args.parity, peer, root / 'request.json', root / 'answer.json'], check=True)

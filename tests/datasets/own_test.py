@@ -98,7 +98,6 @@ def test_columns_that_are_named():
     (ROW | {'level': -1}, {'difficulty': 'level'}, 'not a whole number'),
     (ROW | {'v': 'os:system'}, {'verifier': 'v'}, r"the verifier 'os:system' is not one of \['choice', .* by rewards."),
     (ROW, {'after': '####'}, r"the answer has no '####' \(tasks.columns.after\): '1'"),
-    (ROW | {None: ['more']}, {}, r"more fields than the header: \['more'\]; quote a field"),
     ({'prompt': [{'role': 'system', 'content': ''}, {'role': 'user', 'content': 'q'}], 'answer': 1}, {},
      r"prompt has the roles \['system', 'user'\], not one user; tasks.system"),
     ({'prompt': ['q'], 'answer': 1}, {}, r"prompt\[0\] is 'q' \(str\), not an object")])

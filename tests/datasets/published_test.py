@@ -1,6 +1,7 @@
 """Files of published problem sets: what is wrong with one is said with its row, before anything is stored."""
 
 import dataclasses
+import gzip
 import json
 import re
 
@@ -112,7 +113,7 @@ def test_parquet_that_cannot_be_read(tmp_path):
   with pytest.raises(ValueError, match=f'{re.escape(str(path))}, row {count}: not UTF-8'):
     list(published.rows([epath.Path(path)]))
   path.write_bytes(b'not a table')
-  refused(path, ' is not Parquet: ')
+  refused(path, ' is not Parquet, or broken after row 0: ')
 
 
 def test_csv_that_cannot_be_read(tmp_path):
@@ -216,3 +217,51 @@ def test_the_fixtures_are_what_their_script_writes(tmp_path):
   for name, written in FILES.items():
     assert rows(write(tmp_path / name, written)) == rows(DIRECTORY / name)
     assert name.endswith('.csv') or rows(DIRECTORY / name) == json.loads(json.dumps(written))
+
+
+@pytest.mark.parametrize('text, said', [
+    ('q,a,q\none?,1,2\n', ": its header names the column 'q' twice; leave one of them"),
+    ('q,a\none?,1,2\n', r", row 1: it has more fields than the header: \['2'\] \(list\); quote a field"),
+    (f'q,a\n{"x" * 200_000},1\n', ', row 1: not CSV .field larger than field limit')])
+def test_csv_that_says_two_things(tmp_path, text, said):
+  (tmp_path / 'a.csv').write_text(text)
+  refused(tmp_path / 'a.csv', said)
+
+
+def test_json_that_says_two_things(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"q": "one?", "a": "1", "a": "2"}')
+  refused(tmp_path / 'a.jsonl', ", row 1: not JSON .it names 'a' twice")
+  (tmp_path / 'a.json').write_text('[{"q": {"x": 1, "x": 1}}]')
+  refused(tmp_path / 'a.json', ": not JSON .it names 'x' twice")
+  (tmp_path / 'a.jsonl').write_text('{"q": ' + '[' * 10 ** 6)
+  refused(tmp_path / 'a.jsonl', ', row 1: not JSON')
+  (tmp_path / 'a.jsonl').write_text('{"q": "one?", "a": 1' + '0' * 5000 + '}')
+  refused(tmp_path / 'a.jsonl', ', row 1: not JSON .Exceeds the limit')
+
+
+def test_files_that_are_too_large(tmp_path, monkeypatch):
+  """Whatever they unpack to: it is not read to its end."""
+  monkeypatch.setattr(published, '_MOST_ROW', 1000)
+  monkeypatch.setattr(published, '_MOST_AT_ONCE', 1000)
+  monkeypatch.setattr(published, '_MOST_UNPACKED', 50_000)
+  row = b'{"q": "one?", "a": "1", "level": 3}'
+  for name, data, said in (
+      ('a.jsonl', row + b' ' * 1000, ', row 1: it has more than 1000 bytes, the limit of a row'),
+      ('b.jsonl.gz', gzip.compress(row + b'\n' + b' ' * 10 ** 6), ', row 2: it has more than 1000 bytes'),
+      ('c.jsonl.gz', gzip.compress(row + b'\n' * 10 ** 6), ' unpacks to more than 100 times its size and 50000 bytes'),
+      ('d.json', b'[' + row + b' ' * 1000, ' has more than 1000 bytes, the limit of a file that is read at once'),
+      ('e.csv.gz', gzip.compress(b'q,a\n' + b'\n' * 1000), ' has more than 1000 bytes')):
+    (tmp_path / name).write_bytes(data)
+    refused(tmp_path / name, said)
+  (tmp_path / 'f.jsonl').write_bytes(row + b'\n' * 10 ** 5)  # of a file that is not packed, its own size is the limit
+  assert len(read(tmp_path / 'f.jsonl')) == 1
+
+
+def test_a_parquet_file_is_read_by_another_process_first(tmp_path, monkeypatch):
+  path = write(tmp_path / 'a.parquet', [ROW])
+
+  def check(path):
+    raise ValueError(f'{path} cannot be read within limits')
+
+  monkeypatch.setattr(published.parquet_file, 'check', check)
+  refused(path, ' cannot be read within limits')

@@ -1,5 +1,7 @@
 """Chat templates."""
 
+import pathlib
+
 import pytest
 
 from kr_jax.model import chat
@@ -68,6 +70,52 @@ def test_a_broken_template(template, named):
 def test_a_template_that_fails(template, named):
   with pytest.raises(ValueError, match=named):
     written(template)
+
+
+@pytest.mark.parametrize('template, named', [
+    ("{{ 'a' * 10 ** 12 }}", 'it takes more than 256 MiB'), ("{{ '%1000000000000d' % 1 }}", 'more than 256 MiB'),
+    ('{% for i in range(10 ** 9) %}{% endfor %}', 'Range too big'),
+    ('{% for i in range(99999) %}{{ "a" * 1000 }}{% endfor %}', 'it writes more than 8388608 characters'),
+    ('{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}', 'recursion'),
+    ("{% include '/etc/passwd' %}", 'no loader'), ("{% import 'os' as os %}", 'no loader'),
+    ("{{ cycler.__init__.__globals__ }}", 'unsafe')])
+def test_a_template_that_takes_too_much(template, named):
+  """And the next one is rendered."""
+  with pytest.raises(ValueError, match=f'the chat template fails: .*{named}'):
+    written(template)
+  assert written('{{ messages[0].content }}') == 'A'
+
+
+@pytest.mark.slow  # it takes its seconds
+def test_a_template_that_never_ends(monkeypatch):
+  monkeypatch.setattr(chat.program, 'PROCESSOR_S', 1)
+  chat._child.close()  # the next one has this limit
+  loops = '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}'
+  with pytest.raises(ValueError, match='the chat template fails: it takes more than 1 s; change the template, or'):
+    written(loops)
+  assert written('{{ messages[0].content }}') == 'A'
+  chat._child.close()
+
+
+def test_a_template_sees_neither_files_nor_secrets(monkeypatch):
+  """Its process gets no environment of ours, and ends with its pipes."""
+  monkeypatch.setenv('HF_TOKEN', 'secret')
+  child = chat._Child()
+  assert child.ask({'template': 'x'}) == {'text': ''}
+  process = child._process
+  assert b'secret' not in pathlib.Path(f'/proc/{process.pid}/environ').read_bytes()
+  child.close()
+  assert process.returncode == 0 and child._process is None
+
+
+def test_a_process_that_nobody_asks_ends_and_the_next_request_has_another(monkeypatch):
+  monkeypatch.setattr(chat.program, 'IDLE_S', 0.01)
+  child = chat._Child()
+  assert child.ask({'template': 'x'}) == {'text': ''}
+  first = child._process
+  assert first.wait() == 0
+  assert child.ask({'template': '{{ x', 'variables': {}}).keys() == {'broken'} and child._process is not first
+  child.close()
 
 
 def test_a_refused_system_message_comes_with_a_fix():

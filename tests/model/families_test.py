@@ -106,6 +106,9 @@ def test_experts():
 @pytest.mark.parametrize('family, published, named', [
     ('mamba', {}, "x/config.json: model_type 'mamba' is not one of .*'qwen3'"),
     (['llama'], {}, r"model_type \['llama'\] is not one of"),
+    ('llama', {'num_hidden_layers': 2 ** 30}, 'num_hidden_layers is 1073741824, above the limit of 10000'),
+    ('qwen3_moe', {'num_experts': 2 ** 20}, 'num_experts=1048576 in each of 4 layers are above the limit of 262144'),
+    ('llama', {'hidden_size': 3, 'head_dim': None}, '1 numbers of a head of head_dim=1 cannot rotate in pairs'),
     ('gemma3', {'text_config': [1]}, r'text_config is \[1\], not an object'),
     ('llama', {'vocab_size': '96', 'num_hidden_layers': 4.0, 'hidden_size': None, 'num_attention_heads': 0,
                'rms_norm_eps': '1e-5', 'tie_word_embeddings': 1, 'hidden_act': 'relu', 'attention_bias': True,

@@ -150,6 +150,21 @@ def test_what_a_header_must_not_say(content, error, tmp_path):
     gguf_file.read(tmp_path / 'a.gguf')
 
 
+@pytest.mark.parametrize('content, error, limit', [
+    (header(text('a') + struct.pack('<IIQ', 9, 0, 9) + b'x' * 9), 'the field a has 9 elements, above the limit of 8',
+     '_MOST_ELEMENTS'),
+    (header(text('a') + struct.pack('<I', 8) + text('x' * 9)), 'the field a has a text of 9 bytes', '_MOST_TEXT'),
+    (header(*[text(f'{i}') + struct.pack('<IB', 0, 1) for i in range(9)]), 'field 8 of 9 is above the limit of 8 fi',
+     '_MOST_FIELDS'),
+    (header(tensors=9) + b''.join(text(f'{i}') + struct.pack('<IQIQ', 1, 8, 0, 0) for i in range(9)),
+     'the description of tensor 8 of 9 is above the limit of 8 tensors', '_MOST_TENSORS')])
+def test_what_has_a_limit_whatever_the_size_of_the_file(content, error, limit, tmp_path, monkeypatch):
+  monkeypatch.setattr(gguf_file, limit, 8)
+  (tmp_path / 'a.gguf').write_bytes(content)
+  with pytest.raises(ValueError, match=f'a.gguf is no GGUF file, or a broken one: {error}'):
+    gguf_file.read(tmp_path / 'a.gguf')
+
+
 def test_tensors_of_types_that_are_not_read(tmp_path):
   content = header(tensors=1) + text('t') + struct.pack('<IQIQ', 1, 8, gguf.GGMLQuantizationType.F64, 0) + b'\0' * 128
   (tmp_path / 'a.gguf').write_bytes(content)

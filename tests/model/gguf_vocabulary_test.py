@@ -206,6 +206,7 @@ def test_a_chat_template_by_name():
     ({'tokenizer.ggml.eos_token_id': '</s>'}, "eos_token_id='</s>' is not an id below 320"),
     ({'tokenizer.ggml.eot_token_id': 999}, 'eot_token_id=999 is not an id below 320'),
     ({'tokenizer.ggml.bos_token_id': None, 'tokenizer.ggml.add_bos_token': True}, 'bos_token_id is missing'),
+    ({'tokenizer.ggml.token_type': [5] * 320}, 'no tokenizer can be made of its fields: .* out of vocabulary; convert'),
     ({'tokenizer.chat_template': 3}, 'tokenizer.chat_template is no text, but 3')])
 def test_a_broken_vocabulary_is_refused(fields, error, tmp_path):
   fields = {'tokenizer.ggml.pre': 'smollm'} | fields
@@ -221,6 +222,13 @@ def test_tokens_that_stand_twice(tmp_path):
   assert gguf_vocabulary.tokenizer(read([1, 1, 5])).token_to_id('[PAD]') == 4
   with pytest.raises(ValueError, match=r"tokenizer.ggml.tokens holds '\[PAD\]' twice, as 4 and 5"):
     read([1, 1, 1])
+
+
+def test_tokens_that_are_too_long_to_be_split(monkeypatch):
+  read_spm('ab', ['a', 'b', 'ab'], [1] * 3, [-1.0, -1.0, -2.0])
+  monkeypatch.setattr(gguf_vocabulary, '_MOST_SPLITS', 8)
+  with pytest.raises(ValueError, match='tokenizer.ggml.tokens holds tokens of up to .* characters, which have too'):
+    read_spm('ab', ['a', 'b', 'ab', 'abab'], [1] * 4, [-1.0, -1.0, -2.0, -3.0])
 
 
 def test_scores_that_say_no_order():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -147,11 +148,11 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path, monkeypatch, capfd
   fetch = files.fetch
   has_config = threading.Event()
 
-  def breaks_off(url, path):
+  def breaks_off(url, path, *more):
     if url.endswith('model.safetensors'):
       assert has_config.wait(60)  # copies are made side by side
       raise OSError('the network is down')
-    fetch(url, path)
+    fetch(url, path, *more)
     if url.endswith('/config.json'):
       has_config.set()
 
@@ -162,7 +163,7 @@ def test_a_copy_that_was_broken_off_is_gone_on_with(tmp_path, monkeypatch, capfd
   capfd.readouterr()
   assert pretrained.read(url).shapes
   said = capfd.readouterr().err
-  assert 'model.safetensors' in said and 'config.json' not in said
+  assert 'fetching model.safetensors' in said and 'fetching config.json' not in said
 
 
 @pytest.fixture
@@ -445,3 +446,64 @@ def test_chat_templates_lie_in_two_places(tmp_path):
   (path / 'chat_template.jinja').write_bytes('Bär'.encode('latin-1'))
   with pytest.raises(ValueError, match='chat_template.jinja is not UTF-8'):
     _ = pretrained.read(path).tokenizer_config
+
+
+@pytest.mark.parametrize('name', [
+    '../model.safetensors', '/etc/passwd.safetensors', 'a/../../x.safetensors', '\0.safetensors'])
+def test_an_index_that_leads_out_of_its_directory(tmp_path, name):
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  (path / 'model.safetensors').rename(tmp_path / 'model.safetensors')
+  (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'lm_head.weight': name}}))
+  with pytest.raises(ValueError, match=f'{re.escape(repr(name))} that it names is not in the directory; fetch it'):
+    _ = pretrained.Directory(path).shapes
+
+
+def test_an_index_names_files_of_safetensors(tmp_path):
+  """A file of torch is a pickle, which may run anything."""
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  (path / 'model.safetensors').rename(path / 'pytorch_model.bin')
+  content = {'weight_map': {'lm_head.weight': 'pytorch_model.bin'}}
+  (path / 'model.safetensors.index.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match="names 'pytorch_model.bin', which is no file of safetensors; .* may hold code"):
+    _ = pretrained.Directory(path).shapes
+
+
+@pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json', 'vocab.json'])
+def test_a_link_out_of_the_directory(tmp_path, name):
+  """What lies elsewhere is neither read nor copied into an export; the hub's cache has its files in blobs/."""
+  path, outside = tmp_path / 'qwen3', tmp_path / 'secret'
+  shutil.copytree(ROOT / 'qwen3', path)
+  outside.write_text('{}')
+  if (path / name).exists():
+    (path / name).rename(outside)
+  (path / name).symlink_to(outside)
+
+  def read(path):
+    found = pretrained.Directory(path)
+    return found.config, found.shapes, found.tokenizer_json, found.save_text(tmp_path)
+
+  with pytest.raises(ValueError, match=f'{name} is a link to .*secret, out of the directory; put a copy'):
+    read(path)
+  blobs = tmp_path / 'models--org--name' / 'blobs'
+  blobs.mkdir(parents=True)
+  (path / name).unlink()
+  shutil.copyfile(outside, blobs / 'abc')
+  (path / name).symlink_to(blobs / 'abc')
+  read(path)
+  (path / name).unlink()
+  shutil.copyfile(outside, path / 'other')
+  (path / name).symlink_to('other')
+  read(path)
+
+
+def test_files_of_text_have_limits(tmp_path, monkeypatch):
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  (path / 'generation_config.json').write_text('{"a": ' + '[' * 60 + ']' * 60 + '}')
+  with pytest.raises(ValueError, match='generation_config.json nests values more than 50 deep'):
+    _ = pretrained.Directory(path).generation_config
+  monkeypatch.setattr(pretrained, '_MOST_TEXT', 100)
+  with pytest.raises(ValueError, match=r'config.json has \d+ bytes, above the limit of 100; fetch it again'):
+    _ = pretrained.Directory(path).config

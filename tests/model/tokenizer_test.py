@@ -220,7 +220,7 @@ def test_stop_tokens_that_are_none(tmp_path):
 def test_a_broken_tokenizer(tmp_path):
   path = changed(tmp_path)
   (path / 'tokenizer.json').write_text('{"version": "1.0"}')
-  with pytest.raises(ValueError, match='model: the tokenizer cannot be read: .*; fetch .* or upgrade the package tok'):
+  with pytest.raises(ValueError, match='model: the tokenizer cannot be read: .*; take .* or upgrade the package tok'):
     tokenizer.Subwords(path)
 
 
@@ -581,3 +581,32 @@ def test_byte_pairs_by_hand():
         parts[i:i + 2] = [''.join(best)]
       tokens += [of_json['vocab'][part] for part in parts]
     assert list(bare.encode(text)) == tokens
+
+
+def test_a_tokenizer_that_hangs_or_panics_names_the_text(tmp_path, monkeypatch):
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  found = tokenizer.Subwords(path)
+  monkeypatch.setattr(tokenizer.pipeline, 'MOST_CHARACTERS', 400)
+  with pytest.raises(ValueError, match=r"qwen3: the tokenizer cannot read '.*'\.\.\. \(5\d\d characters\): it has 5"):
+    found.prompt('a' * 500)
+  of_json = json.loads((path / 'tokenizer.json').read_text())
+  double = {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aa'}
+  of_json['normalizer'] = {'type': 'Sequence', 'normalizers': [double] * 30}
+  (path / 'tokenizer.json').write_text(json.dumps(of_json))
+  with pytest.raises(ValueError, match='qwen3: the tokenizer cannot be read: its normalizer may make 1.074e.09 bytes'):
+    tokenizer.Subwords(path)
+
+
+def test_stop_tokens_that_no_integer_holds(tmp_path):
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  (path / 'generation_config.json').write_text(json.dumps({'eos_token_id': 2 ** 70}))
+  with pytest.raises(ValueError, match='the stop tokens .*1180591620717411303424.* are not ids below'):
+    tokenizer.Subwords(path)
+
+
+def test_control_tokens_beyond_the_private_plane(tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenizer, '_MOST_CONTROL', 1)
+  with pytest.raises(ValueError, match='control tokens, above the limit of 1'):
+    tokenizer.Subwords(ROOT / 'qwen3').encode('<|im_end|>')
