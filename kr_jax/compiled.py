@@ -8,7 +8,7 @@ directory that all see, such as one of a bucket.
 A kill may cut a program short that is just written. JAX would warn of it in each later start, and compile it anew each
 time, as it writes over no file: `tidy` looks at what was written since it last did, and drops what is cut short.
 JAX's own limit of a directory's size lists the directory for each program that it writes, and holds a lock meanwhile;
-`tidy` drops the oldest once, at the start.
+`tidy` drops the oldest once, at the start, and `tidy_bucket` those of a bucket.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from typing import Any
 import zlib
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 
 from kr_jax import files
 from kr_jax import processes
 from kr_jax import progress
 
 MOST_BYTES = 8 * 2**30  # of the programs that are kept on this machine
+MOST_BYTES_OF_BUCKET = 64 * 2**30  # and beside the runs of a bucket
+_ZSTD = b'\x28\xb5\x2f\xfd'
 _CHECKED = '.checked'  # touched when the files were last looked at
 _SETTINGS = {'jax_persistent_cache_min_compile_time_secs': 0.0, 'jax_persistent_cache_min_entry_size_bytes': -1}
 
@@ -54,6 +58,8 @@ def keep(*places: str) -> str | None:
     if not files.is_remote(directory):
       os.makedirs(directory, exist_ok=True)
       tidy(pathlib.Path(directory))
+    elif multihost_utils.distributed.global_state.process_id == 0:  # asking jax would look for devices
+      threading.Thread(target=tidy_bucket, args=(directory,), daemon=True).start()
   except OSError as error:
     logging.warning('compiled programs are not kept, as %s cannot be written (%s); set KR_JAX_CACHE to a directory '
                     'that can', directory, error.strerror)
@@ -104,17 +110,55 @@ def tidy(directory: pathlib.Path, most_bytes: int = MOST_BYTES) -> None:
     total -= size
 
 
+def tidy_bucket(url: str, most_bytes: int = MOST_BYTES_OF_BUCKET) -> None:
+  """Drops the oldest programs of a bucket beyond a size. A bucket takes a file whole or not at all.
+
+  What fails is logged: the run says soon enough what is wrong with its bucket.
+  """
+  try:
+    found = {name: file for name, file in files.listed(url).items() if name.endswith(('-cache', '-atime'))}
+    total = sum(file.size for file in found.values())
+    dropped = []
+    # The version of a file in a bucket of Google's is the time at which it was written.
+    for name in sorted(found, key=lambda name: int(found[name].version) if found[name].version.isdecimal() else 0):
+      if total <= most_bytes:
+        break
+      dropped.append(files.join(url, name))
+      total -= found[name].size
+    files.each(files.remove, dropped)
+  except OSError as error:
+    logging.info('%s cannot be tidied: %s', url, error)
+
+
 def _is_whole(path: pathlib.Path) -> bool:
-  """Whether a file of JAX's cache has its end. Those that zstandard wrote are taken to have it."""
+  """Whether a file of JAX's cache, by zstandard or zlib, has its end."""
   content = path.read_bytes()
-  if content[:4] == b'\x28\xb5\x2f\xfd':
-    return True
+  if content.startswith(_ZSTD):
+    return _zstandard_is_whole(content)
   try:
     decompressor = zlib.decompressobj()
     decompressor.decompress(content)
     return decompressor.eof
   except zlib.error:
     return False
+
+
+def _zstandard_is_whole(content: bytes) -> bool:
+  """Whether a frame has its last block, and its checksum: RFC 8878, section 3.1.1. Nothing is decompressed."""
+  if len(content) < 5:
+    return False
+  descriptor = content[4]
+  is_single, has_checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+  at = 6 - is_single + (0, 1, 2, 4)[descriptor & 3] + (is_single, 2, 4, 8)[descriptor >> 6]
+  while at + 3 <= len(content):
+    block = int.from_bytes(content[at:at + 3], 'little')
+    is_last, kind, size = block & 1, block >> 1 & 3, block >> 3
+    if kind == 3:  # reserved
+      return False
+    at += 3 + (1 if kind == 1 else size)  # 1: one byte, repeated
+    if is_last:
+      return at + 4 * has_checksum <= len(content)
+  return False
 
 
 # A profiler's trace of some steps.

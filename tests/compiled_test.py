@@ -32,10 +32,20 @@ def settings(monkeypatch, tmp_path):
     jax.config.update(name, value)
 
 
+class AtOnce:
+  """A thread that is over when it has begun."""
+
+  def __init__(self, target, args, daemon):
+    self.start = lambda: target(*args)
+
+
 @pytest.mark.parametrize('places, directory', [
     ((), 'CACHE/xla'), (('runs/a', ''), 'CACHE/xla'), (('gs://b/runs/a', ''), 'gs://b/runs/xla'),
     (('runs/a', 'gs://b/a/'), 'gs://b/xla'), (('gs://b', ''), 'gs://b/xla')])
-def test_programs_are_kept_where_all_hosts_see_them(settings, tmp_path, places, directory):
+def test_programs_are_kept_where_all_hosts_see_them(settings, monkeypatch, tmp_path, places, directory):
+  tidied = []
+  monkeypatch.setattr(compiled, 'tidy_bucket', tidied.append)
+  monkeypatch.setattr(compiled.threading, 'Thread', AtOnce)
   directory = directory.replace('CACHE', str(tmp_path / 'cache'))
   assert compiled.keep(*places) == compiled.directory() == directory
   assert settings.jax_persistent_cache_min_compile_time_secs == 0
@@ -43,6 +53,7 @@ def test_programs_are_kept_where_all_hosts_see_them(settings, tmp_path, places, 
   # XLA's own caches are written by C++, which knows no buckets.
   assert (settings.jax_persistent_cache_enable_xla_caches == 'none') == directory.startswith('gs://')
   assert os.path.isdir(tmp_path / 'cache' / 'xla') == (not directory.startswith('gs://'))
+  assert tidied == [directory] * directory.startswith('gs://')
 
 
 def test_what_the_user_has_set_holds(settings, monkeypatch, tmp_path):
@@ -63,11 +74,50 @@ def test_a_directory_that_cannot_be_written_is_a_warning(settings, monkeypatch, 
   assert f'compiled programs are not kept, as {tmp_path}/file/xla cannot be written' in caplog.text
 
 
+# Frames that the program zstd wrote: of nothing, of 300,000 zeros (with checksums), of 'hello' (without).
+ZSTANDARD = tuple(map(bytes.fromhex, (
+    '28b52ffd240001000099e9d851', '28b52ffd04585400001000000100fbff39c00202001000039f04002d28de26',
+    '28b52ffd005829000068656c6c6f')))
+
+
+def test_zstandards_frames_have_their_end():
+  """Blocks that are raw, repeated and compressed; cut anywhere, they have none."""
+  for content in ZSTANDARD:
+    assert compiled._zstandard_is_whole(content)
+    assert not any(compiled._zstandard_is_whole(content[:end]) for end in range(len(content)))
+  assert not compiled._zstandard_is_whole(bytes.fromhex('28b52ffd2400070000'))  # a block of the reserved kind
+
+
+class Bucket:
+  """Of files by name: (size, version)."""
+
+  def __init__(self, monkeypatch, **found):
+    self.removed = []
+    there = {f'{name}-cache': compiled.files.File(*x) for name, x in found.items()}
+    monkeypatch.setattr(compiled.files, 'listed', lambda url: there | {'other': compiled.files.File(99, '0')})
+    monkeypatch.setattr(compiled.files, 'remove', self.removed.append)
+
+
+def test_the_oldest_of_a_bucket_are_dropped_beyond_a_size(monkeypatch, caplog):
+  bucket = Bucket(monkeypatch, new=(10, '30'), old=(10, '4'), older=(10, '1'))
+  compiled.tidy_bucket('gs://b/xla', most_bytes=15)
+  assert sorted(bucket.removed) == ['gs://b/xla/old-cache', 'gs://b/xla/older-cache']
+  bucket.removed.clear()
+  compiled.tidy_bucket('gs://b/xla', most_bytes=30)
+  assert bucket.removed == []
+
+  def fails(url):
+    raise OSError('no answer')
+
+  monkeypatch.setattr(compiled.files, 'listed', fails)
+  compiled.tidy_bucket('gs://b/xla')
+
+
 def test_what_a_kill_cut_short_is_dropped(tmp_path):
   """JAX would neither read nor replace it. What was looked at once is not read again."""
-  whole, zstd = zlib.compress(b'a program' * 99), b'\x28\xb5\x2f\xfd...'
-  names = ('jit_a-1-cache', 'jit_b-2-cache', 'jit_c-3-cache', 'jit_d-4-cache', 'autotuned')
-  for name, content in zip(names, (whole, whole[:20], b'', zstd, b'x')):
+  whole, zstd = zlib.compress(b'a program' * 99), ZSTANDARD[1]
+  names = ('jit_a-1-cache', 'jit_b-2-cache', 'jit_c-3-cache', 'jit_d-4-cache', 'autotuned', 'jit_e-5-cache')
+  for name, content in zip(names, (whole, whole[:20], b'', zstd, b'x', zstd[:-1])):
     (tmp_path / name).write_bytes(content)
   there = lambda: sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith('.'))
   compiled.tidy(tmp_path)

@@ -1,12 +1,17 @@
 """The launch scripts: any directory, twice the same, and what they say."""
 
+import json
 import os
 import pathlib
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
+
+from tests.soak import faults
+from tests.soak import watch
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,6 +51,15 @@ def test_local_takes_a_config_and_flags(clone):
                   f'--workdir={clone}/runs/arithmetic_debug')
   last = run(clone / 'launch' / 'local.sh', 'configs/arithmetic.py', '--workdir=/x')[-1]
   assert last == f'python -m kr_jax.main --config={clone}/configs/arithmetic.py --workdir=/x'
+
+
+def test_local_evaluates_a_run_by_its_own_config(clone):
+  """Unless one is given."""
+  evaluate = lambda *flags: run(clone / 'launch' / 'local.sh', *flags, '--mode=evaluate', '--workdir=/x')[-1]
+  assert evaluate('--config.evaluate.rollouts=2') == (
+      'python -m kr_jax.main --config.evaluate.rollouts=2 --mode=evaluate --workdir=/x')
+  assert evaluate('configs/arithmetic.py') == (
+      f'python -m kr_jax.main --config={clone}/configs/arithmetic.py --mode=evaluate --workdir=/x')
 
 
 def test_local_installs_the_tpu_compiler_for_a_preflight(clone):
@@ -178,3 +192,58 @@ def test_tpu_tells_a_stock_out_from_a_quota(checkout, tmp_path, text, meaning):
   calls = checkout / 'launch' / 'tpu' / 'calls.sh'
   done = subprocess.run(['bash', '-c', '. "$0"; scratch="$1" reason', calls, tmp_path], text=True, capture_output=True)
   assert done.stdout.strip() == meaning
+
+
+# launch/soak.sh.
+
+
+def test_soak_installs_what_tests_need_and_runs(clone):
+  lines = run(clone / 'launch' / 'soak.sh', '--steps=20', '--only=a second run')
+  assert any('[test]' in line for line in lines) and lines[-1] == 'python -m tests.soak --steps=20 --only=a second run'
+
+
+def test_faults_of_a_soak_come_by_seed_and_each_before_one_comes_again():
+  plan = faults.plan(30000, 100.0, 1, [*faults.FAULTS])
+  assert plan == faults.plan(30000, 100.0, 1, [*faults.FAULTS]) != faults.plan(30000, 100.0, 2, [*faults.FAULTS])
+  assert 250 < len(plan) < 350 and plan == sorted(plan) and plan[-1][0] < 29998
+  first = [name for _, name in plan[:len(faults.FAULTS)]]
+  assert sorted(first) == sorted(faults.FAULTS)
+
+
+def test_what_grows_in_a_soak_is_named():
+  samples = [watch.Sample(step, 500_000 + 100 * step * (step < 400), 30, 12 + step // 50, 3, 14)
+             for step in range(1000)]
+  found = watch.growth(samples)
+  assert found['of_steps'] == [499, 998] and found['grows'] == ['threads']
+  assert found['growth_in_100_steps'] == pytest.approx(
+      {'memory_kb': 0, 'open_files': 0, 'threads': 2, 'processes': 0, 'compiled': 0}, abs=0.05)
+  assert watch.growth(samples[:watch.LONG]) is None
+
+
+def test_the_newest_step_of_a_record_that_is_written_anew(tmp_path):
+  path, tail = tmp_path / 'metrics.jsonl', watch.Tail(str(tmp_path))
+  line = lambda step: json.dumps({'step': step, 'reward_mean': 0.5, 'compile_count': 3}) + '\n'
+  assert tail.look() == -1
+  path.write_text(line(0) + line(1) + line(2)[:-5])
+  assert tail.look() == 1 and tail.compiled == 3
+  path.write_text(line(0) + line(1) + line(2) + '[1]\nno line\n{"step": 3, "eval": 1}\n')
+  assert tail.look() == 2 and watch.steps(str(tmp_path)) == [0, 1, 2]
+  (tmp_path / 'new').write_text(line(0))
+  os.replace(tmp_path / 'new', path)
+  assert tail.look() == 0
+
+
+def test_a_soak_refuses_what_is_no_flag_of_it():
+  done = subprocess.run([sys.executable, '-m', 'tests.soak', '--sed=2'], cwd=ROOT, text=True, capture_output=True)
+  assert done.returncode == 2 and '--sed=2 is no flag of a soak' in done.stderr
+
+
+@pytest.mark.exhaustive
+def test_a_short_soak_loses_nothing(tmp_path):
+  kinds = ['SIGKILL', 'SIGTERM', 'a second run', 'a worker killed', 'a cut metrics.jsonl']
+  done = subprocess.run(
+      [sys.executable, '-m', 'tests.soak', '--steps=60', '--every=10', '--json', f'--folder={tmp_path}',
+       *(f'--only={kind}' for kind in kinds)], cwd=ROOT, text=True, capture_output=True)
+  assert done.returncode == 0, done.stdout
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found['account']['steps'] == 60 and found['lost'] == []

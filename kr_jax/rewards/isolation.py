@@ -158,6 +158,9 @@ def confine(start: Callable[[tuple[str, ...]], int], *, lifeline: int, folder: s
   standing = ()
   if linux and _stands(lambda: _make_namespaces(network)):
     standing = ('descendants', 'signals', *(() if network else ('network',)))
+  elif linux:  # nothing but this process ends the descendants: it is woken when its parent dies
+    signal.signal(signal.SIGRTMIN, lambda *_: None)
+    _prctl(_PDEATHSIG, signal.SIGRTMIN)
   child = os.fork()
   if not child:
     code = 1

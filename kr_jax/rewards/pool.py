@@ -12,7 +12,7 @@ requests are. They are tried if a verdict comes after all, else they fail unseen
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import json
 import os
@@ -21,13 +21,14 @@ import selectors
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 
 from absl import logging
 
+from kr_jax import scratch
 from kr_jax.rewards import isolation
+from kr_jax.rewards import orphans
 from kr_jax.rewards import verdicts
 from kr_jax.rewards import walls
 from kr_jax.rewards import worker
@@ -72,13 +73,16 @@ class Pool:
 
   Attributes:
     standing: the names, in isolation.WALLS, of the walls that processes are behind; None: none is ready yet.
+    leave: called once a second or more often while replies are waited for; an error that it raises ends `run`.
   """
 
   def __init__(self, setup: worker.Setup, count: int, timeout_s: float):
     self._setup, self._count, self._timeout_s = setup, count, timeout_s
-    self._folder = tempfile.mkdtemp(prefix='kr_jax-')
+    orphans.open_standard_files()
+    scratch.sweep(walls.remove)
+    self._folder = scratch.folder()
     os.chmod(self._folder, 0o711)  # workers, which are other users, have folders in it
-    self._remove_folder = weakref.finalize(self, walls.remove, self._folder)
+    self._remove_folder = weakref.finalize(self, _remove, self._folder)
     self._selector = selectors.DefaultSelector()
     self._processes: list[_Process] = []
     self._waiting: collections.deque[Request] = collections.deque()
@@ -92,15 +96,17 @@ class Pool:
     self._successful: set[tuple[str, str]] = set()
     self._failed_starts = 0
     self.standing: tuple[str, ...] | None = None
+    self.leave: Callable[[], None] = lambda: None
     self._start_server()
 
   def _start_server(self) -> None:
     self._control, theirs = socket.socketpair()
-    with theirs:
+    self._lifeline, other_end = socket.socketpair()  # the server dies with this process's end (orphans.py)
+    with theirs, other_end:
+      ends = [theirs.fileno(), other_end.fileno()]
       self._server = subprocess.Popen(
-          [sys.executable, '-c', 'from kr_jax.rewards import worker; worker.main()', str(theirs.fileno()),
-           self._folder], env=worker.environment(self._folder), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-          pass_fds=[theirs.fileno()], start_new_session=True)
+          [sys.executable, '-c', worker.PROGRAM, *map(str, ends), self._folder], env=worker.environment(self._folder),
+          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=ends, start_new_session=True)
     with contextlib.suppress(BrokenPipeError), self._server.stdin as stdin:
       pickle.dump(self._setup, stdin)  # where it is dead, it is found so when it is asked for a process
 
@@ -141,7 +147,7 @@ class Pool:
           break
         except OSError:
           self._count_failed_start(f'the process that imports the verifiers ended with {self._server.wait()}')
-          self._control.close()
+          self._hang_up_server()
           self._start_server()
       closing.pop_all()  # they stay open
     for end in (channel, errors):
@@ -149,6 +155,10 @@ class Pool:
       self._selector.register(end, selectors.EVENT_READ, process)
     self._processes.append(process)
     return process
+
+  def _hang_up_server(self) -> None:
+    self._control.close()
+    self._lifeline.close()
 
   def _count_failed_start(self, why: str) -> None:
     self._failed_starts += 1
@@ -166,6 +176,7 @@ class Pool:
       process.unsent += worker.frame(None)
     try:
       while True:
+        self.leave()
         is_more, is_busy = self._feed(source, is_more, tasks)
         if not is_more and not self._waiting and not any(process.queue for process in self._processes):
           if self._again:
@@ -403,11 +414,15 @@ class Pool:
     while self._processes:
       for _ in self._serve(False):
         pass
-    self._control.close()
-    try:
+    self._hang_up_server()
+    with contextlib.suppress(subprocess.TimeoutExpired):
       self._server.wait(_END_S)
-    except subprocess.TimeoutExpired:  # it may be in an import of the user's
-      self._server.kill()
-      self._server.wait()
+    self._server.kill()  # where it may be in an import of the user's, and has no lifeline
+    self._server.wait()
     self._selector.close()
     self._remove_folder()
+
+
+def _remove(folder: str) -> None:
+  scratch.release(folder)
+  walls.remove(folder)

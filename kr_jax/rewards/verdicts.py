@@ -9,7 +9,6 @@ Imports nothing heavy: worker processes load this module at every start.
 from __future__ import annotations
 
 import math
-import struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 # What came of a rollout (Scores.outcome_R).
 OUTCOMES = ('none', 'right', 'wrong', 'no_answer', 'abstained', 'timeout', 'raised', 'died', 'invalid')
 NONE, RIGHT, WRONG, NO_ANSWER, ABSTAINED, TIMEOUT, RAISED, DIED, INVALID = range(len(OUTCOMES))
+LARGEST = 1e6  # of |reward|: far larger ones are a fault of the verifier's, and all that is learnt would hang on them
 VERIFIED = (RIGHT, WRONG, NO_ANSWER)  # the others of a rollout are unverified; NONE is no rollout
 
 
@@ -44,7 +44,7 @@ def checked(returned: Any) -> Verdict:
 
   Raises:
     TypeError: it returned anything else, such as 0.3, 'no', {'score': 0.0}, [False, 0.0] or a coroutine.
-    ValueError: the reward is not finite as float32.
+    ValueError: the reward is not finite, or beyond LARGEST.
   """
   found = returned
   if found is None:
@@ -64,8 +64,8 @@ def checked(returned: Any) -> Verdict:
   if right is None:
     return Verdict(None, 0.0, bool(found.answered), found.reason)
   reward = float(right if found.reward is None else found.reward)
-  if not is_finite(reward):
-    raise ValueError(f'a verifier returned the reward {found.reward}; rewards must be finite as float32')
+  if problem := reward_problem(reward):
+    raise ValueError(f'a verifier returned {problem}')
   return Verdict(right, reward, bool(found.answered), found.reason)
 
 
@@ -73,12 +73,11 @@ def _is_real(x: Any, or_none: bool = False) -> bool:
   return x is None and or_none or isinstance(x, (bool, int, float, np.number)) and not isinstance(x, complex)
 
 
-def is_finite(reward: float) -> bool:
-  """Whether a reward is finite as float32."""
-  try:
-    return math.isfinite(struct.unpack('f', struct.pack('f', reward))[0])
-  except OverflowError:
-    return False
+def reward_problem(reward: float) -> str:
+  """What is wrong with a reward, with the limits; '' if nothing is."""
+  if math.isfinite(reward) and abs(reward) <= LARGEST:
+    return ''
+  return f'the reward {reward:g}; rewards must be finite, and from {-LARGEST:g} to {LARGEST:g}'
 
 
 def _short(x: Any) -> str:

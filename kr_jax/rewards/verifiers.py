@@ -186,14 +186,14 @@ def modules(verifiers: Iterable[str | Verifier]) -> list[str]:
 def verify(verifier: Verifier, config: Config, completion: str, task: Task) -> Verdict:
   """The verdict on a completion, its reward without `overlong`; an abstention earns 0.
 
-  Raises what the verifier raises, TypeError for what is no verdict, and ValueError for a reward that is not finite.
+  Raises what the verifier raises, TypeError for what is no verdict, and ValueError for a reward out of range.
   """
   text = _read(config.pattern, completion)
   verdict = verdicts.checked(verifier(text, task)) if text is not None else Verdict(False, 0.0, answered=False)
   if verdict.right is not None and config.format_weight and re.search(config.format, completion):
     verdict = verdict._replace(reward=verdict.reward + config.format_weight)
-    if not verdicts.is_finite(verdict.reward):
-      raise ValueError(f'the reward {verdict.reward} is not finite as float32')
+    if problem := verdicts.reward_problem(verdict.reward):
+      raise ValueError(f'with rewards.format_weight={config.format_weight:g} it is {problem}')
   return verdict
 
 

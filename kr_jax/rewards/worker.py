@@ -26,6 +26,7 @@ import traceback
 from typing import Any, NamedTuple
 
 from kr_jax.rewards import isolation
+from kr_jax.rewards import orphans
 from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers
 from kr_jax.rewards import walls
@@ -39,6 +40,10 @@ MAX_ANSWER = 100_000  # characters of an answer; JSON takes at most 12 bytes a c
 _FILE_MB, _DISK_MB, _PROCESSES = 64, 256, 256  # what a worker may take
 _FAILED = (verdicts.RAISED, verdicts.INVALID)  # outcomes of answers and joins that failed in the worker
 _LENGTH = struct.Struct('<I')
+# The program of the server. What ends it is ignored before anything is imported, which takes a second.
+PROGRAM = ('import signal; [signal.signal(x, signal.SIG_IGN) for x in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]; '
+           'from kr_jax.rewards import worker; worker.main()')
+IS_VERIFIER = 'KR_JAX_VERIFIER'  # the variable that says so of a process
 
 
 class Setup(NamedTuple):
@@ -101,8 +106,8 @@ def read_reply(text: bytes, request: Request) -> Reply:
     raise ValueError('it has no outcome')
   if (outcome == verdicts.NONE) != (request.kind != VERIFY and outcome not in _FAILED):
     raise ValueError('it has the outcome of another kind of request')
-  if type(reward) is not float or not verdicts.is_finite(reward):
-    raise ValueError('its reward is not a number')
+  if type(reward) is not float or verdicts.reward_problem(reward):
+    raise ValueError('its reward is no number, or out of range')
   if not isinstance(note, str) or len(note) > MAX_NOTE:
     raise ValueError('its note is not a short text')
   if outcome == verdicts.NONE and request.kind == JOIN:
@@ -125,7 +130,7 @@ def environment(folder: str) -> dict[str, str]:
   threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
   # JAX_PLATFORMS: a module of the user that imports JAX must not take the devices of the run.
   return kept | threads | {
-      'HOME': folder, 'TMPDIR': folder, 'PYTHONHASHSEED': '0', 'JAX_PLATFORMS': 'cpu',
+      'HOME': folder, 'TMPDIR': folder, 'PYTHONHASHSEED': '0', 'JAX_PLATFORMS': 'cpu', IS_VERIFIER: '1',
       'PYTHONPATH': os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))}
 
 
@@ -135,11 +140,14 @@ def environment(folder: str) -> dict[str, str]:
 def main() -> None:
   """The program of the server: a Setup comes on stdin, and sockets on the socket that its first argument names.
 
-  Its second is the folder of the pool, which is removed here where the pool was killed.
+  Its second is the lifeline, its third the folder of the pool, which is removed here where the pool went away.
   """
-  control, folder = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+  orphans.open_standard_files()
+  control, lifeline = (socket.socket(fileno=int(x)) for x in sys.argv[1:3])
   control.set_inheritable(False)
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends it
+  lifeline.set_inheritable(False)
+  orphans.ignore_signals()
+  orphans.end_with(lifeline)
   setup = pickle.load(sys.stdin.buffer)
   functions, errors = _load(setup)
   with contextlib.suppress(BrokenPipeError):  # the pool was closed, which the loop below sees
@@ -155,10 +163,11 @@ def main() -> None:
       break
     if not os.fork():
       control.close()
+      lifeline.close()
       _keep(setup, functions, readable, *map(lambda fd: socket.socket(fileno=fd), files))
     for file in files:
       os.close(file)
-  walls.remove(folder)
+  walls.remove(sys.argv[3])
 
 
 def _load(setup: Setup) -> tuple[dict[tuple[str, str], Callable], list[str]]:
@@ -218,7 +227,8 @@ def _keep(setup: Setup, functions: dict[tuple[str, str], Callable], readable: Se
 def _work(setup: Setup, functions: dict[tuple[str, str], Callable], readable: Sequence[str],
           channel: socket.socket, errors: socket.socket, folder: str, standing: tuple[str, ...]) -> int:
   """Answers requests until the pool hangs up, or the disk is half full."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  signals: list[int] = []
+  orphans.note_signals(lambda: signals.append(1))
   os.environ['HOME'] = os.environ['TMPDIR'] = tempfile.tempdir = folder
   os.chdir(folder)
   os.dup2(errors.fileno(), 2)
@@ -233,8 +243,12 @@ def _work(setup: Setup, functions: dict[tuple[str, str], Callable], readable: Se
     elif not isinstance(message, Request):
       tasks.update([message])
     else:
-      reply = _reply(functions[message.kind, message.verifier], message, tasks.get(message.task))
-      isolation.end_descendants()
+      for _ in range(2):
+        signals.clear()
+        reply = _reply(functions[message.kind, message.verifier], message, tasks.get(message.task))
+        isolation.end_descendants()
+        if not signals:  # which may have ended what the verdict had started
+          break
       channel.sendall(line(message, reply))
       disk = os.statvfs(folder)
       if 'mounts' in standing and 2 * min(disk.f_bavail / disk.f_blocks, disk.f_favail / disk.f_files) < 1:

@@ -123,6 +123,10 @@ class Workers(contextlib.AbstractContextManager):
   def __exit__(self, *_) -> None:
     self.close()
 
+  def leave_by(self, leave: Callable[[], None]) -> None:
+    """Has calls ended by an error that `leave` raises, which is called once a second or more often."""
+    self._pool.leave = leave
+
   def close(self) -> None:
     """Ends the processes."""
     self._pool.close()
@@ -199,7 +203,13 @@ class Workers(contextlib.AbstractContextManager):
       if outcome not in verdicts.VERIFIED:
         places.setdefault((name, outcome), []).append(r)
     return Scores(outcome_R, reward_R, tuple(
-        f'{name}: ' + found.example(some[0], f' ({len(some)} of {total[name]})') for (name, _), some in places.items()))
+        f'{name}: ' + found.example(some[0], f' ({len(some)} of {total[name]})') + self._may_be_slow(outcome)
+        for (name, outcome), some in places.items()))
+
+  def _may_be_slow(self, outcome: int) -> str:
+    """Names the config's regexes where a verdict did not come in time: one may go back without end."""
+    named = [f'rewards.{name}={x!r}' for name in ('pattern', 'format') if (x := getattr(self._config, name))]
+    return f'; {" or ".join(named)} may take as long' if named and outcome == verdicts.TIMEOUT else ''
 
   def answers(self, completions: Iterable[str], task_R: Sequence[Task]) -> Answers:
     """The answers of R completions, by the extractions of their verifiers in ANSWERS.

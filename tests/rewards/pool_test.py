@@ -1,11 +1,13 @@
 """The pool itself: processes that do not start, servers that end, and callers that go away."""
 
+import contextlib
 import functools
 import itertools
 import logging
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -13,13 +15,16 @@ import types as python_types
 
 import pytest
 
+from kr_jax import scratch
 from kr_jax import types
 from kr_jax.rewards import pool as pool_lib
 from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers
+from kr_jax.rewards import walls
 from kr_jax.rewards import worker
 from tests import knobs
 from tests.rewards import hostile
+from tests.rewards import sleepers
 
 TASKS = [types.Task(id=f'made/{i}', index=i, prompt='', answer=f'{i}', difficulty=1, solution='', tokens=(2,))
          for i in range(3)]
@@ -140,28 +145,100 @@ def test_an_import_that_hangs_ends_the_start(monkeypatch, tmp_path):
   assert pool._server.poll() is not None
 
 
-def test_nothing_is_left_of_a_run_that_is_killed():
-  """Not its processes, nor its folder."""
-  code = """
-import time
-from kr_jax.rewards import pool, worker
-pool = pool.Pool(worker.Setup((), (), (), 64, (), False), 2, 1.0)
-process = pool._start()
-while not process.is_ready:
-  list(pool._serve(False))
-print(pool._server.pid, pool._folder, flush=True)
-time.sleep(100)
+RUN = """
+import sys, tempfile, threading
+tempfile.tempdir = sys.argv[1]
+from kr_jax import types
+from kr_jax.rewards import worker, workers
+from tests import knobs
+worker.PROGRAM = {patch!r} + worker.PROGRAM
+task = types.Task(id='a', index=0, prompt='', answer='7', difficulty=1, solution='', tokens=())
+
+def score():
+  made = workers.Workers(knobs.verifiers('tests.rewards.hostile:executing', timeout_s=60.0))
+  print(made._pool._folder, flush=True)
+  made.score(["import subprocess; subprocess.Popen(['sleep', '{sleep}'], start_new_session=True)\\nwhile True: pass"],
+             [task])
+
+threading.Thread(target=score).start()
 """
-  with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
-                        cwd=pathlib.Path(__file__).parents[2]) as run:
-    server, folder = run.stdout.readline().split()
+NO_NAMESPACES = """from kr_jax.rewards import isolation
+def fails(*_): raise OSError
+isolation._make_namespaces = fails
+"""
+
+
+def living() -> dict[int, int]:
+  """The parents of the processes that are not dead."""
+  found = {}
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    with contextlib.suppress(OSError):  # it ended
+      state, parent = path.read_text().rpartition(')')[2].split()[:2]
+      if state != 'Z':
+        found[int(path.parent.name)] = int(parent)
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere no kernel ends them')
+@pytest.mark.parametrize('stops, patch', [
+    (True, ''), pytest.param(False, '', marks=pytest.mark.exhaustive),
+    pytest.param(False, NO_NAMESPACES, marks=pytest.mark.exhaustive)])
+def test_nothing_is_left_of_a_run_that_is_killed(tmp_path, stops, patch):
+  """Neither a verdict in a loop, nor what it started, nor processes that are stopped. The next start removes the
+  folder."""
+  sleep = 10 ** 6 + os.getpid()
+  with subprocess.Popen([sys.executable, '-c', RUN.format(patch=patch, sleep=sleep), str(tmp_path)], text=True,
+                        stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[2]) as run:
+    folder, until = run.stdout.readline().strip(), time.monotonic() + 60
+    while time.monotonic() < until and not sleepers.sleepers(sleep):
+      time.sleep(0.05)
+    assert scratch.sweep(directory=str(tmp_path)) == []
+    parents, below = living(), [run.pid]
+    for pid in below:
+      below += [child for child, parent in parents.items() if parent == pid]
+    assert len(below) >= 5  # the server, a keeper, a worker, sleep
+    for pid in below[1:] if stops else ():
+      os.kill(pid, signal.SIGSTOP)
     run.kill()
-  left = lambda: os.path.exists(folder) or pathlib.Path(f'/proc/{server}/cmdline').exists() and pathlib.Path(
-      f'/proc/{server}/cmdline').read_bytes()  # of a zombie it is empty
-  until = time.monotonic() + 10
-  while left() and time.monotonic() < until:
+  until = time.monotonic() + 2
+  while (left := living().keys() & below) and time.monotonic() < until:
     time.sleep(0.01)
-  assert not left()
+  assert not left and not sleepers.sleepers(sleep)
+  assert os.path.exists(folder) and scratch.sweep(walls.remove, str(tmp_path)) == [folder]
+  assert not os.path.exists(folder)
+
+
+WITHOUT_FILES = """
+import os
+os.closerange(0, 3)
+from kr_jax.rewards import pool
+from tests.rewards import pool_test
+found = pool_test.outcomes(pool_test.pool_of(count=1, timeout_s=30.0), pool_test.requests('1', '2'))
+os._exit(0 if found == [pool_test.verdicts.RIGHT, pool_test.verdicts.WRONG] else 1)
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_run_without_stdin_stdout_and_stderr():
+  assert subprocess.run([sys.executable, '-c', WITHOUT_FILES], cwd=pathlib.Path(__file__).parents[2], timeout=60
+                        ).returncode == 0
+
+
+@pytest.mark.slow
+def test_signals_of_the_run_are_not_for_verifiers():
+  """Each process gets them, in a verdict and before: none ends, and no verdict is lost or taken twice from a start."""
+  pool = pool_of(count=1, timeout_s=30.0)
+  assert outcomes(pool, requests('1')) == [verdicts.RIGHT]
+  parents, below = living(), [pool._server.pid]
+  for pid in below:
+    below += [child for child, parent in parents.items() if parent == pid]
+  assert len(below) == 3
+  for pid, number in itertools.product(below, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+    os.kill(pid, number)
+  assert outcomes(pool, requests('1', '2')) == [verdicts.RIGHT, verdicts.WRONG]
+  assert living().keys() >= set(below)
+  pool.close()
 
 
 def test_walls_that_are_missing_are_a_warning(caplog):

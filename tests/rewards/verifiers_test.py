@@ -99,9 +99,9 @@ def test_shaped_rewards():
   # The format is of the whole completion, whatever the pattern is.
   assert verify(verifiers.ends_with, '<t>8', pattern='7', **format) == (False, 0.25)
   assert verify(hostile.shaping, '<t>7', **format) == (True, -0.75)
-  # Beyond float32 too, and by the format's weight.
-  for bad, weight in ((float('nan'), 0.1), (float('inf'), 0.1), (1e300, 0.1), (3.4e38, 3e38)):
-    with pytest.raises(ValueError, match='finite as float32'):
+  # Beyond the range too, and by the format's weight.
+  for bad, weight in ((float('nan'), 0.1), (float('inf'), 0.1), (1e300, 0.1), (1e6, 0.1)):
+    with pytest.raises(ValueError, match='rewards must be finite, and from'):
       verify(lambda completion, task: (True, bad), 'x', format='x', format_weight=weight)
   # An abstention earns nothing, in any format.
   assert verify(lambda completion, task: None, '<t>7', **format) == (None, 0)

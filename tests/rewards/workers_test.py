@@ -157,6 +157,16 @@ def test_what_hangs_or_dies_is_unverified_and_its_neighbours_keep_their_verdicts
   assert found == ((*(x[0] for x in many), None), 1, 0)
 
 
+def test_a_pattern_without_end_is_named():
+  """It runs in a worker alone, and what it is asked of is unverified."""
+  config = knobs.verifiers('ends_with', workers=1, timeout_s=0.4, pattern='(a+)+$')
+  with rewards.Workers(config) as pool:
+    scores = pool.score(['a' * 40 + '!', '7'], tasks(*'77'))
+    assert pool.answers(['a' * 40 + '!'], tasks('7')).timeouts == 1
+  assert verdicts.OUTCOMES[scores.outcome_R[0]] == 'timeout' and not scores.verified_R[0] and scores.verified_R[1]
+  assert scores.examples[0].endswith("none in 0.4 s; rewards.pattern='(a+)+$' may take as long")
+
+
 def test_the_limit_is_of_one_verdict():
   """All together they take longer than the limit."""
   with rewards.Workers(knobs.verifiers(own('slow'), workers=1, timeout_s=0.4)) as pool:
@@ -259,7 +269,7 @@ def test_a_worker_knows_nothing_of_the_run(monkeypatch, tmp_path):
     names = set(example.rpartition(' - ')[2].split())
     assert {name for name in names if not name.startswith('LC_')} <= {
         'PATH', 'LANG', 'HOME', 'TMPDIR', 'PYTHONPATH', 'PYTHONHASHSEED', 'LD_LIBRARY_PATH', 'JAX_PLATFORMS',
-        'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'}
+        'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'KR_JAX_VERIFIER'}
     assert pool.score([str(secret)], tasks('7', verifier=own('reading'))).outcome_R.tolist() == [RAISED]
   with rewards.Workers(knobs.verifiers(own('reading'), readable=(str(tmp_path),))) as pool:
     assert pool.score([str(secret)], tasks('7')).outcome_R.tolist() == [RIGHT]
