@@ -2,12 +2,16 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from kr_jax import knobs as knobs_lib
+from kr_jax import processes
 from kr_jax import sample
 from kr_jax import types
 from kr_jax import warm_start
+from kr_jax.learning import guard
+from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
 from kr_jax.model import tokenizer
@@ -39,22 +43,47 @@ def test_solutions_that_do_not_fit(solution, message):
     warm_start.solutions([task(0, 'a', solution)], TOKENIZER, SAMPLE)
 
 
+POLICY = policy.Config(
+    vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,
+    hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
+    tie_embeddings=True, dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
+TASKS = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
+
+
 @pytest.mark.slow
 def test_the_stage_learns_its_solutions(tmp_path):
-  config = policy.Config(
-      vocab_size=5, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8,
-      hidden_width=32, rope_theta=100.0, norm_eps=1e-6, qk_norm=False, qkv_bias=False,
-      tie_embeddings=True, dtype='float32', remat='none', lora_rank=0, lora_alpha=1.0)
-  tasks = [task(0, 'ab', 'cab'), task(1, 'c', 'a'), task(2, 'ba', 'b'), task(3, 'aaa', 'ccc')]
   stage = knobs_lib.WarmStart(num_steps=100, per_step=4, checkpoint_every=50)
   sft = knobs.updates(learning_rate=3e-2, schedule='linear', warmup_steps=2, decay_steps=100, row_length=14,
                       microbatch_rows=1)
   params = warm_start.run(
-      policy.init(config, jax.random.key(0)), tasks, TOKENIZER, config, SAMPLE,
-      stage, sft, str(tmp_path), str(tmp_path / 'checkpoints'), seed=0, stopping=lambda: False)
+      policy.init(POLICY, jax.random.key(0)), TASKS, TOKENIZER, POLICY, SAMPLE,
+      stage, sft, str(tmp_path), str(tmp_path / 'checkpoints'), seed=0, max_bad_steps=3, stopping=processes.NEVER)
   losses = [r['loss'] for r in metrics.read(tmp_path / 'metrics.jsonl')]
   assert len(losses) == 100 and losses[0] > 1.2 and losses[-1] < 0.05
-  prompts = warm_start.solutions(tasks, TOKENIZER, SAMPLE).prompts
-  rollouts = sample.rollouts(config, decode.sampling_params(config, params), prompts, np.ones(4), jax.random.key(2),
+  prompts = warm_start.solutions(TASKS, TOKENIZER, SAMPLE).prompts
+  rollouts = sample.rollouts(POLICY, decode.sampling_params(POLICY, params), prompts, np.ones(4), jax.random.key(2),
                              SAMPLE.replace(temperature=0.0), total=4)
   assert [TOKENIZER.decode(token_C) for token_C in rollouts.token_RC] == ['cab', 'a', 'b', 'ccc']
+
+
+@pytest.mark.slow
+def test_a_stage_that_diverges_stops_and_saves_nothing(tmp_path, monkeypatch, capsys):
+  """Each update would take parameters beyond what they may be, so that none is made."""
+  monkeypatch.setattr(update, 'optimizer', lambda _: optax.sgd(1e30))
+  stage = knobs_lib.WarmStart(num_steps=30, per_step=4, checkpoint_every=1)
+  sft = knobs.updates(row_length=14, microbatch_rows=1, weight_decay=0.375)  # no other test's program
+
+  def run(most):
+    warm_start.run(policy.init(POLICY, jax.random.key(0)), TASKS, TOKENIZER, POLICY, SAMPLE, stage, sft, str(tmp_path),
+                   str(tmp_path / 'checkpoints'), seed=0, stopping=processes.NEVER, max_bad_steps=most)
+
+  with pytest.raises(guard.Diverged, match=(
+      r'warm-start step 1: the update was skipped: loss and gradient are finite, and the update would take a value of '
+      r'params.\S+ to \S+. So were train.max_bad_steps=2 in a row. The last good checkpoint is \S+/checkpoints/1. '
+      'Lower warm_start.learning_rate')):
+    run(2)
+  assert [(r['step'], r['loss'], r['skipped']) for r in metrics.read(tmp_path / 'metrics.jsonl')] == [
+      (0, None, 1), (1, None, 1)]
+  assert 'warm-start step 0: the update was skipped' in capsys.readouterr().out
+  with pytest.raises(guard.Diverged, match='warm-start step 1: .*max_bad_steps=2 in a row'):
+    run(2)  # which goes on from the first step, and counts it

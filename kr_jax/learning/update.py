@@ -7,7 +7,7 @@ serves all budgets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -25,14 +25,13 @@ from kr_jax.costs import arithmetic
 from kr_jax.costs import programs
 from kr_jax.kernels.token_logprob import token_logprob
 from kr_jax.learning import grpo
+from kr_jax.learning import guard
+from kr_jax.learning import measurements
 from kr_jax.learning import pack
 from kr_jax.model import policy
 from kr_jax.types import Array
 
 MICROBATCHES = 'microbatches'  # the name of the loops over the microbatches in use
-# Edges of the bins in which the logs of ratios are counted: each is a tenth further from 0 than the one before.
-_SIZES = 1e-4 * 1.1 ** np.arange(120)
-LOG_RATIO_EDGES = np.concatenate([-_SIZES[::-1], _SIZES]).astype(np.float32)
 # Ratios of tokens to the sampler's policy are off by 1e-2 and more in bfloat16.
 _ROUNDING = 0.02
 
@@ -161,7 +160,7 @@ def score(policy_config: policy.Config, params: Any, tokens: Tokens, config: Con
   return *(x_T.reshape(tokens.token_BT.shape) for x_T in scores_T), load_LE
 
 
-def _microbatch(tokens: Tokens, i: Array) -> Tokens:
+def microbatch_of(tokens: Tokens, i: Array) -> Tokens:
   return sharding.constrain_rows(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tokens))
 
 
@@ -169,7 +168,7 @@ def sum_over_microbatches(function: Callable[[Any, Tokens], Any], arguments: Any
                           end: Array) -> Any:
   """The sum of function(arguments, microbatch), which reads nothing else, over microbatches first, ..., end - 1."""
   def of_copy(tokens, arguments, first, end):
-    one = lambda i: function(arguments, _microbatch(tokens, i))
+    one = lambda i: function(arguments, microbatch_of(tokens, i))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.array(0)))
     with jax.named_scope(MICROBATCHES):
       return jax.lax.fori_loop(first, end, lambda i, total: jax.tree.map(jnp.add, total, one(i)), zero)
@@ -186,15 +185,24 @@ def _update(state: types.TrainState, loss_and_counts: Callable[[Any, Any, Tokens
     return out, sharding.constrain(grads)
 
   (loss, counts), grads = sum_over_microbatches(constrained, (state.params, arguments), tokens, first, end)
+  squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+  norm = jnp.sqrt(sum(squares))
 
-  def move():
+  def moved():
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     return optax.apply_updates(state.params, updates), opt_state
 
+  # What an update would give is looked at before it is made, as there is no room for the state before and after it:
+  # the first time nothing of it is kept, but the largest number of each array.
+  learns, is_finite = end > first, jnp.isfinite(loss) & jnp.isfinite(norm)
+  largest_X = jax.lax.cond(learns & is_finite, lambda: guard.of_state(*moved()),
+                           lambda: guard.of_state(state.params, state.opt_state))
+  skipped = learns & ~(is_finite & jnp.all(guard.sound(largest_X, state.params)))
   # Without a microbatch there is nothing to learn from, and momentum must not move the policy either.
-  params, opt_state = jax.lax.cond(end > first, move, lambda: (state.params, state.opt_state))
+  params, opt_state = jax.lax.cond(learns & ~skipped, moved, lambda: (state.params, state.opt_state))
   return (state._replace(params=params, opt_state=opt_state),
-          sharding.replicate({'loss': loss, 'grad_norm': optax.tree.norm(grads), **counts}))
+          sharding.replicate({'loss': loss, 'grad_norm': norm, 'skipped': skipped, 'largest': largest_X,
+                              'grad_norms': jnp.sqrt(jnp.stack(squares)), **counts}))
 
 
 def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, base: Any,
@@ -222,21 +230,9 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
   Raises:
     ValueError: past or key is None, and is read.
   """
-  g, measured = config.grpo, []
-  with phases.phase('pack'):
-    experience = _experience(rollouts, reward_R, config, past, key)
-    # With these terms rollouts without an advantage have a gradient too.
-    learns_R = np.asarray(rollouts.length_R if g.kl_coef or g.entropy_coef else experience.advantage_R) != 0
-    packed = pack_rollouts(rollouts, learns_R, config)
-    tokens, first = gather(rollouts, packed), packed.first
-  of, old_logp, ref_logp = _learnt(rollouts, learns_R), None, None
-  if not has_own_ratios(g):
-    old_logp = tokens.sampler_logp_BT
-  elif config.epochs * config.minibatches > 1:
-    old_logp = _scored(state.params, base, tokens, first[-1], policy_config, config, of)
-  if g.kl_coef:
-    ref_logp = _scored(base, {}, tokens, first[-1], policy.without_lora(policy_config), config, of)
-  tokens = tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp)
+  measured = []
+  experience, tokens, packed, of = read(state.params, rollouts, reward_R, base, policy_config, config, past, key)
+  first = packed.first
   with phases.phase('update'):
     for u in [*range(config.minibatches)] * config.epochs:
       state, measured_u = programs.run(_step, state, base, experience, tokens, first[u:u + 2], policy_config, config,
@@ -245,6 +241,28 @@ def step(state: types.TrainState, rollouts: types.Rollouts, reward_R: Array, bas
     _count_update(of, packed, policy_config, times=config.epochs)
   measured[0] |= pack.waste(packed) | {'advantage_R': experience.advantage_R}
   return state._replace(step=state.step + 1), measured
+
+
+def read(trained: Any, rollouts: types.Rollouts, reward_R: Array, base: Any, policy_config: policy.Config,
+         config: Config, past: grpo.Past | None, key: Array | None
+         ) -> tuple[Experience, Tokens, pack.Packed, arithmetic.Lengths]:
+  """What the updates of a batch read: figures of rollouts, tokens of all microbatches, their packing, and the lengths
+  of the rollouts that are learnt from. Arguments and errors are those of `step`."""
+  g = config.grpo
+  with phases.phase('pack'):
+    experience = _experience(rollouts, reward_R, config, past, key)
+    # With these terms rollouts without an advantage have a gradient too.
+    learns_R = np.asarray(rollouts.length_R if g.kl_coef or g.entropy_coef else experience.advantage_R) != 0
+    packed = pack_rollouts(rollouts, learns_R, config)
+    tokens, end = gather(rollouts, packed), packed.first[-1]
+  of, old_logp, ref_logp = _learnt(rollouts, learns_R), None, None
+  if not has_own_ratios(g):
+    old_logp = tokens.sampler_logp_BT
+  elif config.epochs * config.minibatches > 1:
+    old_logp = _scored(trained, base, tokens, end, policy_config, config, of)
+  if g.kl_coef:
+    ref_logp = _scored(base, {}, tokens, end, policy.without_lora(policy_config), config, of)
+  return experience, tokens._replace(old_logp_BT=old_logp, ref_logp_BT=ref_logp), packed, of
 
 
 def _learnt(rollouts: types.Rollouts, learns_R: np.ndarray) -> arithmetic.Lengths:
@@ -298,7 +316,7 @@ def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: po
   params = policy.join(policy_config, trained, base)
 
   def put(i, logp):
-    logp_BT, *_ = score(policy_config, params, _microbatch(tokens, i), config)
+    logp_BT, *_ = score(policy_config, params, microbatch_of(tokens, i), config)
     return sharding.constrain_rows(jax.lax.dynamic_update_index_in_dim(logp, logp_BT, i, axis=0), axis=1)
 
   with jax.named_scope(MICROBATCHES):
@@ -309,14 +327,18 @@ def logps(trained: Any, base: Any, tokens: Tokens, end: Array, policy_config: po
 def _step(state: types.TrainState, base: Any, experience: Experience, tokens: Tokens, first_and_end: Array,
           policy_config: policy.Config, config: Config) -> tuple[types.TrainState, dict[str, Array]]:
   """The update of the microbatches first, ..., end - 1, and its measurements."""
-  def loss_and_counts(trained, arguments, microbatch):
-    base, experience = arguments
-    params = policy.join(policy_config, trained, base)
-    *scores, load_LE = score(policy_config, params, microbatch, config)
-    loss, counts = _loss(*scores, microbatch, experience, config.grpo)
-    return loss, counts if load_LE is None else counts | {'load': load_LE}
+  return _update(state, functools.partial(loss_and_counts, policy_config, config), (base, experience), tokens,
+                 *first_and_end, config)
 
-  return _update(state, loss_and_counts, (base, experience), tokens, *first_and_end, config)
+
+def loss_and_counts(policy_config: policy.Config, config: Config, trained: Any, arguments: tuple[Any, Experience],
+                    microbatch: Tokens) -> tuple[Array, dict[str, Array]]:
+  """The loss of a microbatch, and sums over its completion tokens. arguments: the base, and figures of rollouts."""
+  base, experience = arguments
+  params = policy.join(policy_config, trained, base)
+  *scores, load_LE = score(policy_config, params, microbatch, config)
+  loss, counts = _loss(*scores, microbatch, experience, config.grpo)
+  return loss, counts if load_LE is None else counts | {'load': load_LE}
 
 
 def _sampler_errors(log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
@@ -348,8 +370,8 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
       'tokens_updated': jnp.sum(mask_BT), 'clipped_low': total(low_BT), 'clipped_high': total(high_BT),
       'policy_entropy': total(entropy_BT), **_sampler_errors(logp_BT - sampler_logp_BT, mask_BT),
       'argmax_known': total(likely_BT | sampler_likely_BT), 'argmax_same': total(likely_BT & sampler_likely_BT),
-      'ratios': jnp.zeros(len(LOG_RATIO_EDGES) + 1, jnp.int32).at[
-          jnp.searchsorted(LOG_RATIO_EDGES, log_ratio_BT)].add(mask_BT)}
+      'ratios': jnp.zeros(len(measurements.LOG_RATIO_EDGES) + 1, jnp.int32).at[
+          jnp.searchsorted(measurements.LOG_RATIO_EDGES, log_ratio_BT)].add(mask_BT)}
   if config.tis_cap:
     tis_BT = jnp.minimum(jnp.exp(jnp.minimum(old_logp_BT - sampler_logp_BT, 30.0)), config.tis_cap)
     loss_BT *= jax.lax.stop_gradient(tis_BT)
@@ -361,62 +383,6 @@ def _loss(logp_BT: Array, entropy_BT: Array, tokens: Tokens, experience: Experie
   if config.entropy_coef:
     loss_BT -= config.entropy_coef * entropy_BT
   return total(experience.weight_R[rollout_BT] * loss_BT), counts
-
-
-def summarize(measured: Sequence[dict[str, Array]]) -> dict[str, float | None]:
-  """One record of the updates of a batch, fetched from the device.
-
-  Returns:
-    loss, grad_norm (before the clip): means over the updates.
-    padding_waste, attention_waste: of pack.waste.
-    tokens_updated: the number of tokens with a gradient, of all updates. The figures below are means over them.
-    clip_fraction_first: the clipped share of the first update alone, before the policy has moved; where it is not
-      near 0, the clip takes rounding between sampler and trainer for movement of the policy.
-    policy_entropy, in nats; clip_fraction_low and clip_fraction_high; kl and tis_weight, where they are in the loss.
-    logp_error: |logp - the sampler's logp|, of the first update alone, before the policy has moved.
-    policy_fidelity: 1 - sqrt(JS), of the divergence in bits between the policies of sampler and trainer, of the same
-      tokens: 1 where they are one policy; None where there is no token.
-    argmax_agreement: of these tokens, among those that sampler or trainer gives a probability above 1/2, the share that
-      both do. Such a token is surely the likeliest; where only one is above 1/2, the other may still agree, so that
-      the share is the least that agree. None where there is no such token.
-    ratio_p01, ratio_p50, ratio_p99: quantiles of the ratio to the old policy; their log is exact to 10 %.
-    expert_load: tokens that the busiest expert of a layer was sent over those of the mean expert, a mean over layers;
-      experts_unused: share of all layers' experts that no token was sent to; both where there are experts.
-  """
-  measured = jax.device_get(measured)
-  sums = {name: np.sum([m[name] for m in measured], axis=0) for name in measured[-1]}
-  tokens = max(int(sums['tokens_updated']), 1)
-  first, first_tokens = measured[0], max(int(measured[0]['tokens_updated']), 1)
-  record = {'loss': sums['loss'] / len(measured), 'grad_norm': sums['grad_norm'] / len(measured),
-            'tokens_updated': sums['tokens_updated'],
-            'padding_waste': first['padding_waste'], 'attention_waste': first['attention_waste'],
-            'logp_error': first['logp_error'] / first_tokens,
-            'clip_fraction_first': (first['clipped_low'] + first['clipped_high']) / first_tokens,
-            'clip_fraction_low': sums['clipped_low'] / tokens, 'clip_fraction_high': sums['clipped_high'] / tokens}
-  record |= _fidelity(first)
-  record |= {name: sums[name] / tokens for name in ('policy_entropy', 'kl', 'tis_weight') if name in sums}
-  if 'load' in sums:
-    load_LE = sums['load']
-    record['expert_load'] = np.mean(load_LE.max(axis=1) / np.maximum(load_LE.mean(axis=1), 1e-9))
-    record['experts_unused'] = np.mean(load_LE == 0)
-  return {name: np.asarray(x).item() for name, x in record.items()} | ratio_quantiles(sums['ratios'])
-
-
-def _fidelity(first: dict[str, np.ndarray]) -> dict[str, float | None]:
-  """policy_fidelity and argmax_agreement, from the counts of the first update."""
-  tokens, known = int(first['tokens_updated']), int(first['argmax_known'])
-  # A mean over few tokens may be above 1, which the divergence is not.
-  return {'policy_fidelity': 1 - np.sqrt(min(float(first['divergence']) / tokens, 1.0)) if tokens else None,
-          'argmax_agreement': int(first['argmax_same']) / known if known else None}
-
-
-def ratio_quantiles(count: np.ndarray) -> dict[str, float]:
-  """Quantiles of the ratio from the counts in the bins of LOG_RATIO_EDGES; 1 where all counts are 0."""
-  edges = LOG_RATIO_EDGES
-  middle = np.concatenate([edges[:1], (edges[1:] + edges[:-1]) / 2, edges[-1:]])
-  below = np.cumsum(count) / max(count.sum(), 1)
-  return {f'ratio_p{round(100 * q):02}': float(np.exp(middle[np.searchsorted(below, q)])) if count.sum() else 1.0
-          for q in (0.01, 0.5, 0.99)}
 
 
 def sft(state: types.TrainState, rollouts: types.Rollouts, policy_config: policy.Config, config: Config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import math
+import functools
 import time
 from typing import Any
 
@@ -24,7 +24,8 @@ from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.learning import grpo
-from kr_jax.learning import update
+from kr_jax.learning import measurements
+from kr_jax.record import bad_steps
 from kr_jax.record import calibration
 from kr_jax.record import metrics
 from kr_jax.record import rollouts as rollouts_lib
@@ -135,12 +136,15 @@ class Record:
     answers: as rollouts.Sampler takes it.
     began: unix time at which the process did; None: now.
     on_line: as metrics.Writer takes it.
+    names: of the arrays that an update measures.
+    last_good: names the latest checkpoint; None: there is none.
   """
 
   def __init__(self, config: knobs.Config, workdir: str, first_step: int, decode: Callable[[np.ndarray], str],
                learning_rate: optax.Schedule, answers: Callable[..., rewards.Answers] | None = None,
-               began: float | None = None, on_line: Callable[[dict[str, Any]], None] | None = None):
-    self._config, self._decode, self._first_step = config, decode, first_step
+               began: float | None = None, on_line: Callable[[dict[str, Any]], None] | None = None, *,
+               names: bad_steps.Names, last_good: Callable[[], str | None] = lambda: None):
+    self._config, self._decode, self._first_step, self.last_good = config, decode, first_step, last_good
     updates = config.optimizer.epochs * config.optimizer.minibatches
     # All at once and now, as the devices are busy later.
     self._rate_S = np.asarray(learning_rate(jnp.arange(config.num_steps) * updates))
@@ -164,9 +168,15 @@ class Record:
         ((record['step'], record['verification']) for record in self._writer.records if 'verification' in record),
         seed=config.seed)
     self._seen = calibration.Seen().add(self._writer.records)
+    self._bad = bad_steps.Watch(workdir, config.train.max_bad_steps, self._writer.records, names, last_good)
+    evaluations = [record for record in self._writer.records if f'eval/{self._score}' in record]
+    # By the steps before which it was evaluated.
+    self._success = {record['step']: record[f'eval/{self._score}'] for record in evaluations}
+    self._last_evaluation = evaluations[-1] if evaluations else None
     # wall_s counts seconds from here, and leaves out the time in which a run was stopped.
-    before = [record['wall_s'] for record in self._writer.records]
+    before = [record.get('wall_s', 0.0) for record in self._writer.records]
     self._start = time.monotonic() - max(before, default=0.0)
+    self._writer.records.clear()  # a run of many steps has many
     self._mark = time.monotonic()  # the end of the last step or evaluation
     self._compiled_s = 0.0  # when the bar heard of it last
 
@@ -185,10 +195,11 @@ class Record:
     return f'avg@{self._config.evaluate.rollouts}'
 
   def has_evaluation(self, step: int) -> bool:
-    return any(record['step'] == step for record in self._evaluations())
+    return step in self._success
 
-  def _evaluations(self) -> list[dict[str, Any]]:
-    return [record for record in self._writer.records if f'eval/{self._score}' in record]
+  def success(self, step: int) -> float | None:
+    """Held-out success before a step, avg@n; None: it was not evaluated, or this is not the first process."""
+    return self._success.get(step)
 
   @contextlib.contextmanager
   def evaluating(self) -> Iterator[Callable[[int, int], None]]:
@@ -216,7 +227,8 @@ class Record:
     """Writes an evaluation that was taken before a step. measured: as of evaluate.record."""
     self.flush()
     record = {'step': step, 'wall_s': self._wall_s(), **measured}
-    before = next(iter(self._evaluations()[-1:]), None)
+    before, self._last_evaluation = self._last_evaluation, record
+    self._success[step] = measured[f'eval/{self._score}']
     self._writer.write(record)
     self._shown['eval'] = _number(measured[f'eval/{self._score}'], '.3f')
     self._bar.write(terminal.evaluation(record, before, self._score))
@@ -244,7 +256,8 @@ class Record:
     advantage_R = measured[0].get('advantage_R')
     self._rollouts.step(step, stats, tasks_M, budget_M, rollouts, scores,
                         None if advantage_R is None else np.asarray(advantage_R))
-    self._last, self._mark = (step, figures, histograms, measured), now
+    batch = functools.partial(bad_steps.batch, step, stats, tasks_M, budget_M, rollouts, scores)
+    self._last, self._mark = (step, figures, histograms, measured, batch), now
 
   def _verified(self, step: int, tasks_M: Sequence[types.Task], rollouts: types.Rollouts, scores: rewards.Scores
                 ) -> dict[str, Any]:
@@ -283,22 +296,22 @@ class Record:
       self._bar.compiling()
 
   def flush(self) -> None:
-    """Writes the last step's record. Raises FloatingPointError if its update was not finite."""
+    """Writes the last step's record. Raises guard.Diverged once the updates of too many steps were skipped."""
     if self._last is None:
       return
-    step, figures, histograms, measured = self._last
+    step, figures, histograms, measured, batch = self._last
     self._last = None
-    of_update = update.summarize(measured)
-    for name in ('loss', 'grad_norm'):
-      if not math.isfinite(of_update[name]):
-        raise FloatingPointError(
-            f'{name} is {of_update[name]} at step {step}; the last checkpoint is from before. '
-            'Lower optimizer.learning_rate or optimizer.max_grad_norm, in another --workdir')
-    if step == 0 and (clipped := of_update.get('clip_fraction_first', 0.0)) > _CLIPPED:
+    of_update = measurements.summarize(measured)
+    alarms = self._bad.step(of_update['skipped'], measured, batch, step, figures['learning_rate'])
+    for message in alarms:
+      figures['alarms'].append(message)
+      self._bar.write(message, alarm=True)
+    if step == 0 and (clipped := of_update['clip_fraction_first'] or 0.0) > _CLIPPED:
       figures['alarms'].append(self._clipped(clipped))
       self._bar.write(figures['alarms'][-1], alarm=True)
     self._writer.write({'step': step, 'wall_s': self._wall_s(), **figures, **of_update,
                         'compile_count': self._compiles.count}, histograms)
+    self._bad.check()
     unverified = {'unverified': f'{figures["unverified"]:.0%}'} if figures['unverified'] else {}
     self._bar.set_postfix(
         reward=_number(figures['reward_mean'], '.2f'), **unverified,

@@ -29,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kr_jax import types
+from kr_jax.learning import measurements
 from kr_jax.learning import update
 from kr_jax.model import policy
 from tests import knobs
@@ -71,7 +72,7 @@ class Ours:
     jax.block_until_ready(self.state)
     seconds = time.perf_counter() - start
     expected = M * N * C // (1 if kind == 'full' else 2)
-    tokens = update.summarize(measured)['tokens_updated']
+    tokens = measurements.summarize(measured)['tokens_updated']
     assert tokens == expected, f'{tokens} tokens had a gradient, not {expected}'
     return seconds
 

@@ -22,6 +22,8 @@ from kr_jax import sharding
 from kr_jax import types
 from kr_jax.costs import arithmetic
 from kr_jax.learning import grpo
+from kr_jax.learning import guard
+from kr_jax.learning import measurements
 from kr_jax.learning import pack
 from kr_jax.learning import update
 from kr_jax.model import policy
@@ -180,7 +182,7 @@ def fidelity_by_hand(logp_X, sampler_logp_X):
 
 def reference(params, rollouts, reward_R, config, *, ref_params=None, old_RC=None, kept_R=MIXED_R,
               times=1, policy_config=POLICY, advantage_R=None):
-  """The gradient of the kept rollouts times `times`, what update.summarize says of them, and the log ratios.
+  """The gradient of the kept rollouts times `times`, what measurements.summarize says of them, and the log ratios.
 
   old_RC: None as in a single update: the sampler's log-probabilities, or the policy's own.
   advantage_R: None: by the loop over groups.
@@ -219,7 +221,7 @@ def gradient_of(config, rollouts, reward_R, *, trained=None, base={}, policy_con
     if mesh is not None:
       state, base = (jax.device_put(x, sharding.of(mesh, x)) for x in (state, base))
     state, measured = update.step(state, rollouts, reward_R, base, policy_config, config, past=PAST, key=key)
-  return state.opt_state[0].trace, update.summarize(measured), state
+  return state.opt_state[0].trace, measurements.summarize(measured), state
 
 
 def padded(rollouts, reward_R, more=3):
@@ -297,7 +299,7 @@ def test_loss_and_gradient_equal_a_loop_over_rollouts(changed, beyond):
   record['tokens_updated'] *= config.epochs
   assert_record(recorded, record, log_ratio)
   assert set(recorded) == {*record, 'padding_waste', 'attention_waste', 'ratio_p01', 'ratio_p50',
-                           'ratio_p99'}
+                           'ratio_p99', 'skipped'}
   if not config.grpo.tis_cap:
     assert 0 < recorded['clip_fraction_low'] < 1 and 0 < recorded['clip_fraction_high'] < 1
   else:
@@ -460,7 +462,7 @@ def test_narrow_limits_clip_nothing_before_the_policy_has_moved(epochs):
   for name, rule in (('own', update.has_own_ratios), ("the sampler's", lambda _: False)):
     with mock.patch.object(update, 'has_own_ratios', rule):
       state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, BFLOAT16, config)
-    first[name] = update.summarize(measured)['clip_fraction_first']
+    first[name] = measurements.summarize(measured)['clip_fraction_first']
   assert first['own'] == 0
   assert first["the sampler's"] > 0.2
 
@@ -663,7 +665,7 @@ def test_updates_are_those_of_a_loop_over_minibatches(momentum, changed):
   if not all_kept and config.minibatches == 3:
     assert [int(m['tokens_updated']) > 0 for m in measured] == [True, True, False] * config.epochs
     assert_close(state.opt_state[0].trace, opt_state[0].trace, 1e-4)
-  record = update.summarize(measured)
+  record = measurements.summarize(measured)
   assert record['tokens_updated'] == tokens == config.epochs * rollouts.length_R[kept_R].sum()
   for name in ('clip_fraction_high', 'kl', 'tis_weight'):
     if name in record:
@@ -742,7 +744,7 @@ def test_without_a_mixed_group_nothing_moves(momentum, changed, all_left_out):
   state, measured = update.step(state, rollouts, reward_R, base, POLICY, config)
   jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
   assert int(state.step) == 2
-  record = update.summarize(measured)
+  record = measurements.summarize(measured)
   assert record['tokens_updated'] == record['loss'] == record['grad_norm'] == 0
   assert record['ratio_p50'] == 1 and record['padding_waste'] == record['logp_error'] == 0
   assert record['policy_fidelity'] is record['argmax_agreement'] is None  # as nothing is known
@@ -776,7 +778,7 @@ def test_what_updates_take_is_counted(momentum, clock):
   packed = update.pack_rollouts(rollouts, MIXED_R, config)
   used, found = packed.first[-1], counts['update']
   assert found['flops_useful'] == 2 * arithmetic.update_flops(c, of)
-  assert found['tokens_updated'] == 2 * length_R.sum() == update.summarize(measured)['tokens_updated']
+  assert found['tokens_updated'] == 2 * length_R.sum() == measurements.summarize(measured)['tokens_updated']
   computed = np.count_nonzero(packed.microbatches.rollout_BT >= 0)
   assert (found['tokens_computed'], found['tokens_padded']) == (2 * computed, 2 * (32 * used - computed))
   token = 2 * (c.num_layers * arithmetic.layer_weights(c) + c.width * c.vocab_size)
@@ -818,8 +820,8 @@ def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):
   rollouts = rollouts._replace(logp_RC=of(params_of()))
   config = marked(minibatches=3, epochs=2)
   state, measured = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)
-  assert update.summarize(measured[:1])['clip_fraction_high'] == 0
-  assert update.summarize(measured)['logp_error'] < 1e-5
+  assert measurements.summarize(measured[:1])['clip_fraction_high'] == 0
+  assert measurements.summarize(measured)['logp_error'] < 1e-5
   change_R = np.sum((of(state.params) - of(params_of()))
                     * (np.arange(C)[None] < rollouts.length_R[:, None]), axis=1)
   advantage_R = grpo_test.advantage_by_loops(REWARD_R, rollouts.task_R, len(BUDGET_M), 'std')
@@ -827,43 +829,49 @@ def test_updates_raise_what_was_right_and_lower_what_was_wrong(momentum):
     assert (advantage_R * change_R)[rollouts.task_R == task].sum() > 0.1
 
 
-# The record of updates.
+# Updates that are skipped.
 
 
-def test_summarize_by_hand():
-  """Two updates of 4 and of 6 tokens; the ratios are 1 but for one of e^0.1 in the second."""
-  ratios = np.zeros((2, 241), int)
-  ratios[0, 120], ratios[1, 120] = 4, 5
-  ratios[1, np.searchsorted(update.LOG_RATIO_EDGES, 0.1)] = 1
-  first = {'loss': 0.5, 'grad_norm': 2.0, 'tokens_updated': 4, 'clipped_low': 1, 'clipped_high': 0,
-           'policy_entropy': 4.0, 'logp_error': 0.4, 'kl': 0.8, 'tis_weight': 4.0, 'ratios': ratios[0],
-           'divergence': 1.0, 'argmax_known': 3, 'argmax_same': 2}
-  second = {'loss': 1.5, 'grad_norm': 4.0, 'tokens_updated': 6, 'clipped_low': 2, 'clipped_high': 5,
-            'policy_entropy': 3.0, 'logp_error': 6.0, 'kl': 0.2, 'tis_weight': 5.0, 'ratios': ratios[1],
-            'divergence': 6.0, 'argmax_known': 6, 'argmax_same': 0}
-  record = update.summarize([first | {'padding_waste': 0.25, 'attention_waste': 0.5}, second])
-  quantiles = {name: record.pop(name) for name in ('ratio_p01', 'ratio_p50', 'ratio_p99')}
-  assert record == pytest.approx({
-      'loss': 1.0, 'grad_norm': 3.0, 'tokens_updated': 10, 'padding_waste': 0.25, 'attention_waste': 0.5,
-      'logp_error': 0.1, 'clip_fraction_first': 0.25, 'clip_fraction_low': 0.3, 'clip_fraction_high': 0.5,
-      'policy_entropy': 0.7, 'kl': 0.1, 'tis_weight': 0.9, 'policy_fidelity': 1 - 0.25 ** 0.5,
-      'argmax_agreement': 2 / 3})
-  assert {type(x) for x in record.values()} == {float, int}
-  assert quantiles['ratio_p01'] == quantiles['ratio_p50'] == 1
-  assert np.log(quantiles['ratio_p99']) == pytest.approx(0.1, rel=0.1)
+def poisoned(rollouts, *tasks):
+  """Rollouts whose old log-probabilities are no numbers, of these tasks."""
+  return rollouts._replace(logp_RC=np.where(np.isin(rollouts.task_R, tasks)[:, None], np.nan, rollouts.logp_RC))
 
 
-def test_summarize_the_load_of_experts_by_hand():
-  """Two layers of four experts, of which the second has one that no update sent a token to."""
-  measured = {'loss': 0.0, 'grad_norm': 0.0, 'tokens_updated': 2, 'clipped_low': 0, 'clipped_high': 0,
-              'policy_entropy': 0.0, 'logp_error': 0.0, 'ratios': np.zeros(241, int), 'divergence': 0.0,
-              'argmax_known': 0, 'argmax_same': 0}
-  load = lambda *rows: {'load': np.array(rows, np.int32)}
-  waste = {'padding_waste': 0.0, 'attention_waste': 0.0}
-  record = update.summarize([measured | waste | load([1, 1, 1, 1], [4, 0, 0, 0]),
-                             measured | load([1, 1, 1, 1], [2, 1, 0, 1])])
-  assert (record['expert_load'], record['experts_unused']) == ((1 + 3) / 2, 1 / 8)
-  assert (record['policy_fidelity'], record['argmax_agreement']) == (1, None)
+@pytest.mark.parametrize('tasks, skipped', [((0,), 1), ((0, 5), 2), ((1, 3), 0)])
+def test_a_loss_that_is_not_finite_is_not_learnt_from(momentum, tasks, skipped):
+  """Of each pass over three mini-batches, which hold task 0, task 5 and nothing; the others have no advantage."""
+  config, rollouts = marked(minibatches=3, epochs=2), make_rollouts()
+  state, _ = update.step(state_of(config), rollouts, REWARD_R, {}, POLICY, config)  # gives momentum
+  before = jax.tree.map(np.array, state._replace(key=None))
+  state, measured = update.step(state, poisoned(rollouts, *tasks), REWARD_R, {}, POLICY, config)
+  assert [bool(m['skipped']) for m in measured].count(True) == 2 * skipped
+  assert all(np.isfinite(m['loss']) != m['skipped'] for m in measured)
+  same = jax.tree.map(np.array_equal, before.params, state.params)
+  assert int(state.step) == 2 and all(jax.tree.leaves(same)) == (skipped == 2)
+  assert guard.first_bad((state.params, state.opt_state)) is None
+  if skipped == 2:
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, state.opt_state)
+    record = measurements.summarize(measured)
+    assert record['skipped'] == 4 and record['loss'] is record['grad_norm'] is record['logp_error'] is None
+
+
+@pytest.mark.parametrize('bad', [np.inf, 4e15])
+def test_an_update_to_what_is_not_sound_is_not_made(momentum, bad):
+  """Though loss and gradient are finite: momentum of the last norm is too large for a parameter, or infinite."""
+  config, rollouts = marked(minibatches=3, epochs=2), make_rollouts()
+  state = state_of(config)
+  trace = {**state.opt_state[0].trace, 'norm_D': np.full(POLICY.width, bad / 3e-3, np.float32)}
+  state = state._replace(opt_state=(state.opt_state[0]._replace(trace=trace), *state.opt_state[1:]))
+  before = jax.tree.map(np.array, (state.params, state.opt_state))
+  state, measured = update.step(state, rollouts, REWARD_R, {}, POLICY, config)
+  jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
+  assert all(np.isfinite(m['loss']) and np.isfinite(m['grad_norm']) for m in measured)
+  assert [bool(m['skipped']) for m in measured] == [True, True, False] * 2  # the third has nothing to learn from
+  bad = np.array(guard.state_names(state.params, state.opt_state))[~guard.sound(measured[0]['largest'], state.params)]
+  assert {name.rpartition('.')[2] for name in bad} == {'norm_D'} and bad[0] == 'params.norm_D'
+
+
+# The fidelity of sampler and trainer.
 
 
 def test_divergence_by_hand():
@@ -903,15 +911,6 @@ def test_divergence_over_a_small_vocabulary():
     for one_V, other_V in ((p_V, q_V), (q_V, p_V)):
       found_V = of(np.log(one_V / other_V).astype(np.float32))
       assert np.sum(other_V * np.asarray(found_V, float)) == pytest.approx(want, rel=1e-4) and 0 < want < 1
-
-
-@pytest.mark.parametrize('sigma', [0.001, 0.1, 2.0])
-def test_quantiles_of_ratios_are_within_a_tenth_of_their_log(sigma):
-  log_ratio = np.random.default_rng(0).normal(0.3 * sigma, sigma, 5000).astype(np.float32)
-  count = np.bincount(np.searchsorted(update.LOG_RATIO_EDGES, log_ratio), minlength=len(update.LOG_RATIO_EDGES) + 1)
-  for name, ratio in update.ratio_quantiles(count).items():
-    exact = np.quantile(log_ratio, int(name[-2:]) / 100, method='inverted_cdf')
-    assert np.log(ratio) == pytest.approx(exact, rel=0.1, abs=1e-4), name
 
 
 @pytest.mark.parametrize('prompt_sharing, tokens', [(1.0, 48), (0.6, 32)])

@@ -13,6 +13,8 @@ from kr_jax import rewards
 from kr_jax import types
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
+from kr_jax.learning import guard
+from kr_jax.record import bad_steps
 from kr_jax.record import rollouts as rollouts_lib
 from kr_jax.record import steps
 
@@ -37,8 +39,10 @@ TASKS = [types.Task(id=f't{i}', index=i, prompt='', answer=f'{i}!', difficulty=0
          for i, (source, verifier) in enumerate([('sums', ''), ('quiz', 'choice'), ('sums', '')])]
 FIRST = {'loss': np.float32(2), 'grad_norm': np.float32(1), 'tokens_updated': 4, 'clipped_low': 0.0,
          'clipped_high': 0.0, 'policy_entropy': 2.0, 'logp_error': 0.5, 'ratios': np.zeros(241, int),
-         'divergence': 0.25, 'argmax_known': 2, 'argmax_same': 1,
+         'divergence': 0.25, 'argmax_known': 2, 'argmax_same': 1, 'skipped': False,
+         'largest': np.float32([3, 0.5, 2]), 'grad_norms': np.float32([1, 0]),
          'padding_waste': 0.25, 'attention_waste': 0.5}
+NAMES = bad_steps.Names(('w', 'b'), ('params.w', 'params.b', 'opt_state.mu'))
 UPDATE = [FIRST, FIRST | {'clipped_low': 2.0}]
 EVALUATION = {'eval/avg@8': 0.5, 'eval/avg@8_stderr': 0.1, 'eval/unverified': 0.0}
 
@@ -153,7 +157,8 @@ def test_rewards_are_unknown_where_nothing_is_verified():
 def record_of(workdir, first_step=0):
   decode = lambda token_C: f'{len(token_C)} tokens'
   return steps.Record(
-      knobs.Config(num_steps=99, rewards=knobs.Rewards(verifier='ends_with')), str(workdir), first_step, decode, optax.linear_schedule(0.5, 0.0, 4))
+      knobs.Config(num_steps=99, rewards=knobs.Rewards(verifier='ends_with')), str(workdir), first_step, decode,
+      optax.linear_schedule(0.5, 0.0, 4), names=NAMES, last_good=lambda: 'ckpt/3')
 
 
 def lines(workdir):
@@ -180,13 +185,43 @@ def test_a_step_is_written_one_step_late(tmp_path):
     assert record.has_evaluation(2) and not record.has_evaluation(1)
 
 
-def test_a_loss_that_is_not_finite_is_never_written(tmp_path):
-  for broken in ({'loss': np.float32('nan')}, {'grad_norm': np.float32('inf')}):
-    with record_of(tmp_path) as record:
-      note(record, 4, [UPDATE[0] | broken])
-      with pytest.raises(FloatingPointError, match=rf'{[*broken][0]} is (nan|inf) at step 4; .*learning_rate'):
-        record.flush()
-    assert lines(tmp_path) == []
+SKIPPED = FIRST | {'loss': np.float32('nan'), 'grad_norm': np.float32('inf'), 'skipped': True,
+                   'grad_norms': np.float32([1, np.inf])}
+
+
+def test_a_step_that_was_skipped_is_recorded_and_its_batch_is_kept(tmp_path, capsys):
+  with record_of(tmp_path) as record:
+    note(record, 0, [SKIPPED, FIRST])
+    record.flush()
+    note(record, 1)
+    record.flush()
+  row, after = lines(tmp_path)
+  assert (row['skipped'], row['loss'], row['grad_norm'], after['skipped']) == (1, 2, 1, 0)
+  assert row['alarms'] == [
+      'step 0: 1 of 2 updates skipped: the loss is nan and the gradient\'s norm is inf, first in b; the largest '
+      'parameter is 3, in params.w; learning rate 0.5, rewards 0 to 1, the sampler\'s log-probabilities -4 to -1. '
+      'Look at it: '
+      f'kr_jax --mode=replay --workdir={tmp_path} --step=0'] and after['alarms'] == []
+  assert row['alarms'][0] in capsys.readouterr().out
+  assert bad_steps.kept(str(tmp_path)) == [0]
+
+
+@pytest.mark.parametrize('resumed', [False, True])
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, resumed):
+  """Which its record counts, over a start."""
+  record = record_of(tmp_path)
+  for step, update in enumerate([[SKIPPED], UPDATE, [SKIPPED, FIRST], [SKIPPED]]):
+    note(record, step, update)
+    record.flush()
+  if resumed:
+    record.__exit__()
+    record = record_of(tmp_path, first_step=4)
+  note(record, 4, [SKIPPED])
+  with record, pytest.raises(guard.Diverged, match=(
+      r'the updates of steps 2 to 4 were skipped, train.max_bad_steps=3 in a row. At step 4 the loss is nan .* '
+      r'The last good checkpoint is ckpt/3.*--mode=replay --workdir=\S+ --step=4; then lower optimizer.learning_rate')):
+    record.flush()
+  assert [row['loss'] for row in lines(tmp_path)] == [None, 2, 2, None, None]
 
 
 def test_a_resumed_run_keeps_what_it_will_not_repeat(tmp_path):
