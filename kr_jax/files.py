@@ -1,14 +1,17 @@
 """Files of this machine and of buckets by one name: a path, or a URL such as gs://BUCKET/PATH.
 
 A bucket is read and written through fsspec, for gs:// with gcsfs, as Orbax does it too. What a library reads by itself
-is copied to this machine first (`local`). Whatever fails says why in one sentence, within seconds.
+is copied to this machine first (`local`). Whatever fails says why in one sentence, within seconds; `explained` says it
+of a disk that is full, read-only or gone.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import functools
@@ -22,6 +25,8 @@ import secrets
 import shutil
 import sys
 from typing import Any, NamedTuple
+
+from kr_jax import disks
 
 # Orbax and this module use the same client, whether TensorFlow is there or not, and plain HTTP. Zonal buckets need
 # gRPC: set GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT=true.
@@ -43,10 +48,10 @@ class File(NamedTuple):
 
   size: int
   version: str  # another one whenever the file is written
+  md5: str = ''  # in base 64; '': the bucket does not tell
 
 
-class Unsaved(OSError):
-  """What stands on this machine could not be copied to its bucket."""
+Unsaved = disks.Unsaved  # what a run leaves could not be written to its disk or bucket
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -103,6 +108,12 @@ def _call(url: str, method: str, *arguments: Any, limit_s: float | None = None, 
     raise kind(f'{url}: {_reason(error, url, limit_s)}') from error
 
 
+def call(url: str, method: str, *arguments: Any, **named: Any) -> Any:
+  """What a method of a bucket's client returns. Raises OSError that says why it fails, with the client's own error as
+  its cause; FileNotFoundError where nothing is there."""
+  return _call(url, method, *arguments, **named)
+
+
 def _reason(error: Exception, url: str, limit_s: float) -> str:
   """Why a bucket cannot be used, and what to do about it."""
   text, code = ' '.join(str(error).split())[:300], str(getattr(error, 'code', '') or getattr(error, 'status', ''))
@@ -143,19 +154,35 @@ def listed(url: str) -> dict[str, File]:
 
 def _file(about: Mapping[str, Any]) -> File:
   times = (about.get(key) for key in ('generation', 'etag', 'ETag', 'mtime', 'created'))
-  return File(int(about.get('size') or 0), str(next(filter(None, times), '')))
+  return File(int(about.get('size') or 0), str(next(filter(None, times), '')), str(about.get('md5Hash') or ''))
 
 
-def fetch(url: str, path: str) -> None:
-  """Copies a file of a bucket to this machine, the whole file or nothing. Raises OSError."""
+def fetch(url: str, path: str, file: File | None = None) -> None:
+  """Copies a file of a bucket to this machine, the whole file or nothing. Raises OSError.
+
+  file: what the bucket says of it; what came is refused where it has another size or checksum. None: it is not asked.
+  """
   os.makedirs(os.path.dirname(path), exist_ok=True)
   unfinished = f'{path}.{secrets.token_hex(4)}.tmp'
   try:
     _call(url, 'get_file', url, unfinished, limit_s=_COPY_S)
+    if file is not None and (wrong := _damage(unfinished, file)):
+      raise OSError(f'{url}: {wrong}. It was cut short or overwritten on its way; try again')
     os.replace(unfinished, path)
   finally:
     with contextlib.suppress(OSError):
       os.remove(unfinished)
+
+
+def _damage(path: str, file: File) -> str | None:
+  """How a copy differs from what the bucket says of the file; None where it does not."""
+  if (size := os.path.getsize(path)) != file.size:
+    return f'{size} bytes came, of {file.size}'
+  if not file.md5:
+    return None
+  with open(path, 'rb') as copy:
+    found = base64.b64encode(hashlib.file_digest(copy, 'md5').digest()).decode()
+  return None if found == file.md5 else f'its checksum is {found}, and the bucket says {file.md5}'
 
 
 def send(path: str, url: str) -> None:
@@ -186,7 +213,7 @@ def fetch_all(url: str, directory: str, *, last: str) -> None:
   try:
     found = listed(url)
     if last in found:
-      each(lambda name: fetch(join(url, name), os.path.join(unfinished, name)), found)
+      each(lambda name: fetch(join(url, name), os.path.join(unfinished, name), found[name]), found)
       with contextlib.suppress(FileExistsError):  # another process was faster
         os.rename(unfinished, directory)
   except OSError as error:
@@ -271,8 +298,13 @@ def unwritable(directory: str | os.PathLike) -> str | None:
       file.write(token)
     os.remove(path)
   except OSError as error:
-    return str(error).replace(path, directory) if is_remote(path) else f'{directory}: {error.strerror}'
+    return str(error).replace(path, directory) if is_remote(path) else f'{directory}: {_why(error, directory)}'
   return None
+
+
+def _why(error: OSError, directory: str) -> str:
+  """What the system says of an error, and how much is free where that is what matters."""
+  return f'{error.strerror} ({disks.room(directory)})' if error.errno == errno.ENOSPC else str(error.strerror)
 
 
 def _of_google(url: str) -> str | None:
@@ -328,7 +360,7 @@ def version(copy: str | os.PathLike) -> str:
 def _copied(path: str, url: str, found: Mapping[str, File]) -> str:
   """The local copy of these files of a directory or of one file, made if it is not there. path: as it was asked for."""
   last, root = url.rpartition('/')[2], cache('buckets', digest(path))
-  version = digest(repr([(name, *file) for name, file in found.items()]))
+  version = digest(repr([(name, file.size, file.version) for name, file in found.items()]))
   kept = os.path.join(root, version, last)
   if os.path.exists(kept):
     return kept
@@ -344,9 +376,25 @@ def _copied(path: str, url: str, found: Mapping[str, File]) -> str:
     needed = [name for name in found if not os.path.exists(path_of(name))]
     for name in needed:
       print(f'{url}: fetching {name or last}', file=sys.stderr)
-    each(lambda name: fetch(join(url, name) if name else url, path_of(name)), needed)
+    each(lambda name: fetch(join(url, name) if name else url, path_of(name), found[name]), needed)
     for old in os.listdir(root):
       if old not in ('lock', f'{version}.partial'):
         shutil.rmtree(os.path.join(root, old), ignore_errors=True)
     os.rename(os.path.dirname(partial), os.path.dirname(kept))
   return kept
+
+
+# Disks.
+
+
+def explained(error: Exception, directory: str | os.PathLike, what: str = 'the record', needed: int | None = None
+              ) -> Exception:
+  """disks.explained of a directory that was written; an error of a bucket, which says why itself, as it is."""
+  directory = expanded(directory)
+  return error if is_remote(directory) else disks.explained(error, directory, what, needed)
+
+
+def free_bytes(path: str | os.PathLike) -> int | None:
+  """Bytes that this user may still write where a path is or will be; None where nothing tells, as of a bucket."""
+  path = expanded(path)
+  return None if is_remote(path) else disks.free_bytes(path)

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from kr_jax import disks
 from kr_jax import files
 from kr_jax import processes
 
@@ -170,7 +171,8 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
 
   Raises:
     ValueError: nothing is there, or the bucket cannot be read.
-    files.Unsaved: at the end, what was written could not be copied; it stays on this machine.
+    files.Unsaved: at the end, what was written could not be copied; it stays on this machine. Or, with `create`, a disk
+      is full, read-only or gone: what was raised in it is said in a sentence, with the checkpoint that is left.
   """
   workdir, thread = files.expanded(workdir), threading.get_ident()
   if (thread, workdir) in _open or not files.is_remote(workdir):
@@ -179,6 +181,7 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
       yield place
     except Exception as error:
       _rename(error, place)
+      _raise_explained(error, place, create)
       raise
     return
   place = _fetched(workdir, create)
@@ -189,7 +192,9 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
   except BaseException as error:
     if place.has_failed:
       raise
-    _rename(error, place)
+    explained = _unsaved(error, place) if create else None
+    if explained is None:
+      _rename(error, place)
     try:
       place.close()
     except files.Unsaved as unsaved:  # what ends the run is raised
@@ -199,6 +204,8 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
         logging.getLogger('absl').error('%s', unsaved)
     else:
       place.remove()
+    if explained is not None and explained is not error:
+      raise explained from error
     raise
   else:
     place.remove()
@@ -211,6 +218,37 @@ def _rename(error: BaseException, place: Place) -> None:
   """Has an error name the workdir, as it was given, in the place of the directory."""
   if error.args and isinstance(error.args[0], str):
     error.args = (place.shown(error.args[0]), *error.args[1:])
+
+
+def _raise_explained(error: Exception, place: Place, writes: bool) -> None:
+  """Raises, in the place of an error of the disk that a run is written to, the sentence that says what to free."""
+  if writes and (unsaved := _unsaved(error, place)) is not None and unsaved is not error:
+    raise unsaved from error
+
+
+def _unsaved(error: BaseException, place: Place) -> files.Unsaved | None:
+  """The error of a disk with the checkpoint that a run goes on from once that is mended; None for any other error."""
+  if not isinstance(error, Exception) or str(error).startswith('cannot write to '):  # which says all of it
+    return None
+  found = files.explained(error, place.path)
+  if not isinstance(found, files.Unsaved) or found.again:
+    return None
+  if not found.names_checkpoint:
+    directory = _checkpoints(place)
+    step = None if files.is_remote(directory) else disks.last_checkpoint(directory)
+    goes_on = ('it goes on from the last checkpoint' if files.is_remote(directory) else
+               'there is no checkpoint of a step yet' if step is None else
+               f'it goes on from the checkpoint of step {step} in {directory}')
+    found.args, found.names_checkpoint = (f'{found}: {goes_on}',), True
+  return found
+
+
+def _checkpoints(place: Place) -> str:
+  """The directory of a run's checkpoints, as its config says; beside the record where that is not known."""
+  directory = ''
+  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    directory = str(json.loads(files.read(os.path.join(place.path, _CONFIG)))['checkpoint']['directory'])
+  return files.join(files.expanded(directory or place.url), 'checkpoints')
 
 
 def _here(workdir: str, create: bool) -> Place:
@@ -232,7 +270,7 @@ def _fetched(workdir: str, create: bool) -> Place:
 
   def fetch(name: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by a run that is at work
-      files.fetch(files.join(workdir, name), os.path.join(path, name))
+      files.fetch(files.join(workdir, name), os.path.join(path, name), found[name] if create else None)
 
   try:
     os.mkdir(path)
@@ -241,7 +279,10 @@ def _fetched(workdir: str, create: bool) -> Place:
       raise ValueError(f'{workdir} holds nothing; train first')
     files.each(fetch, [name for name in found if (_is_record(name) if is_first else name == _CONFIG)])
   except BaseException as error:
+    explained = files.explained(error, folder, f'the record of {workdir}') if isinstance(error, OSError) else error
     shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(explained, files.Unsaved):
+      raise ValueError(f'{explained}; or set TMPDIR to a directory of another disk') from error
     if isinstance(error, OSError):
       raise ValueError(str(error)) from error
     raise
@@ -249,7 +290,7 @@ def _fetched(workdir: str, create: bool) -> Place:
 
 
 def _is_record(name: str) -> bool:
-  return bool(name) and not any(part in _NOT_FETCHED for part in name.split('/')[:-1])
+  return bool(name) and name != 'lock' and not any(part in _NOT_FETCHED for part in name.split('/')[:-1])
 
 
 def url(path: str | os.PathLike) -> str:
@@ -322,7 +363,7 @@ def check_shared(directory: str) -> None:
     try:
       files.write(path, token)
     except OSError as found:
-      error = str(found)
+      error = str(files.explained(found, directory, 'what all processes read'))
   refused = processes.any_of(bool(error))  # none reads before it is written
   try:
     sees = files.read(path).decode() == token

@@ -1,22 +1,30 @@
 """How far something is: a bar in a terminal and in a notebook, plain lines elsewhere. Nothing of it can stop a run.
 
-What a stream cannot take (it is closed or full, or knows ASCII alone) is written as well as it goes, or not at all.
+What a stream cannot take (it is closed or full, or knows ASCII alone) is written as well as it goes, or not at all. A
+program whose own stdout and stderr shall be so too calls `harden` at its start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import atexit
+import codecs
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import importlib.util
+import logging
 import os
 import sys
 import time
 from typing import Any
 
+from absl import logging as absl_logging
 import tqdm
 
 _EVERY_S = 10  # seconds from one plain line to the next
 _ASCII = {'±': '+-', '…': '...', '–': '-', '—': '-', '→': '->', '·': '-', '−': '-', '×': 'x', '≥': '>=', '≤': '<='}
+_INSTEAD = 'kr_jax'  # the name of `_instead`, as open() takes it
+_ENDED = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO)  # what is at the other end takes nothing any more
 _ALARM, _PLAIN = '\x1b[1;33m', '\x1b[0m'  # bold and yellow; and as before
 
 
@@ -34,12 +42,12 @@ class Stream:
     return getattr(self._find(), name)
 
   def __eq__(self, other: Any) -> bool:  # tqdm asks so which of its bars are in the way of a line
-    return self._find() is (other._find() if isinstance(other, Stream) else other)
+    return _innermost(self) is _innermost(other)
 
   __hash__ = None
 
-  def write(self, text: str) -> None:
-    stream = self._find()
+  def write(self, text: str) -> int:
+    size, stream = len(text), self._find()
     try:
       try:
         stream.write(text)
@@ -47,12 +55,18 @@ class Stream:
         for character, instead in _ASCII.items():
           text = text.replace(character, instead)
         stream.write(text.encode('ascii', 'replace').decode())
-    except (OSError, ValueError, AttributeError):  # full or broken, closed, None
-      pass
+    except (OSError, ValueError, AttributeError) as error:  # full or broken, closed, None
+      self._has_failed(error)
+    return size  # as if all had been taken
 
   def flush(self) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    try:
       self._find().flush()
+    except (OSError, ValueError, AttributeError) as error:
+      self._has_failed(error)
+
+  def _has_failed(self, error: Exception) -> None:
+    """Is told of an error, of which nobody else hears."""
 
   def isatty(self) -> bool:
     try:
@@ -61,7 +75,95 @@ class Stream:
       return False
 
 
+def _innermost(stream: Any) -> Any:
+  """The stream that others are wrapped around."""
+  while isinstance(stream, Stream):
+    stream = stream._find()
+  return stream
+
+
 ERR, OUT = Stream(lambda: sys.stderr), Stream(lambda: sys.stdout)
+
+
+class _Standard(Stream):
+  """stdout or stderr of this process: once its other end is gone, what is written there goes nowhere."""
+
+  def _has_failed(self, error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno in _ENDED:
+      self.let_go()
+
+  def let_go(self) -> None:
+    """Has the stream, and all that writes past it, write to nowhere, so that its buffer can be emptied."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self._find().fileno())
+      os.close(nowhere)
+
+  def end(self) -> None:
+    """Writes what waits, or drops it: the interpreter would end with an error of its own."""
+    try:
+      self._find().flush()
+    except (OSError, ValueError, AttributeError):
+      self.let_go()
+
+
+def harden() -> None:
+  """Makes stdout and stderr of this process streams that take what they can and never raise, until its end.
+
+  It is for a program's start: nothing that it prints, logs or raises then ends it, and its exit status is its own.
+  """
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:  # closed: the next file that is opened would have its number, and get what is printed
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # as those of the processes that this one starts are
+  codecs.register_error(_INSTEAD, _instead)
+  for name, number in (('stdout', 1), ('stderr', 2)):
+    stream = getattr(sys, name)
+    if isinstance(stream, Stream):
+      continue
+    if stream is None:
+      stream = open(number, 'w', errors=_INSTEAD, closefd=False)
+    elif hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors=_INSTEAD)
+    standard = _Standard(lambda stream=stream: stream)
+    for handler in (*logging.root.handlers, absl_logging.get_absl_handler().python_handler):
+      if isinstance(handler, logging.StreamHandler) and handler.stream in (stream, None):
+        handler.setStream(standard)
+    setattr(sys, name, standard)
+    atexit.register(standard.end)
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+  """What is written of characters that a stream's encoding does not have, as codecs.register_error takes it."""
+  if not isinstance(error, UnicodeEncodeError):
+    raise error
+  text = error.object[error.start:error.end]
+  return ''.join(_ASCII.get(x) or x.encode('ascii', 'backslashreplace').decode() for x in text), error.end
+
+
+# Who else is told what is said, but for bars: a function of a text and whether it is an alarm.
+_listeners: list[Callable[[str, bool], None]] = []
+
+
+@contextlib.contextmanager
+def heard_by(listener: Callable[[str, bool], None]) -> Iterator[None]:
+  """While in it, a function is told each text that is said, and whether it is an alarm."""
+  _listeners.append(listener)
+  try:
+    yield
+  finally:
+    _listeners.remove(listener)
+
+
+def _tell(text: str, alarm: bool = False) -> None:
+  for listener in [*_listeners]:
+    listener(text, alarm)
+
+
+def note(text: str) -> None:
+  """Tells those who hear what is said a text that stands on the terminal already."""
+  _tell(text)
 
 
 def _is_notebook() -> bool:
@@ -84,6 +186,7 @@ def has_colours(stream: Stream) -> bool:
 
 def say(text: str, *, alarm: bool = False) -> None:
   """Writes a text to stdout, above any bar, at once. alarm: so that it stands out."""
+  _tell(text, alarm)
   if alarm:
     text = f'{_ALARM}ALARM{_PLAIN}: {text}' if has_colours(OUT) else f'ALARM: {text}'
   with tqdm.tqdm.external_write_mode(file=OUT):
@@ -114,6 +217,8 @@ class Progress:
       shown = {'file': ERR, 'dynamic_ncols': True} if not _is_notebook() else {}
       self._bar = _kind()(desc=name, initial=first, total=last, unit=unit, leave=leave, mininterval=0.5, **of_scale,
                           **shown)
+      self._bar._time = time.monotonic  # a machine's clock may be set meanwhile, and tqdm takes that one
+      self._bar.start_t = self._bar.last_print_t = time.monotonic()
 
   def __enter__(self) -> Progress:
     return self
@@ -147,7 +252,7 @@ class Progress:
     if self._bar is not None:
       self._bar.start_t += seconds
       # The time since is what the next unit is taken to need.
-      self._bar.last_print_t = min(self._bar.last_print_t + seconds, time.time())
+      self._bar.last_print_t = min(self._bar.last_print_t + seconds, now)
 
   def set_postfix(self, refresh: bool = True, **shown: Any) -> None:
     """What is shown beside how far it is."""
@@ -186,6 +291,7 @@ class Progress:
     self._said_at = time.monotonic()
     if not self.disable:
       self._said = self._text()
+      _tell(self._said)
       ERR.write(f'{self._said}\n')
       ERR.flush()
 

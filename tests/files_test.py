@@ -68,17 +68,43 @@ def test_a_copy_without_what_a_kill_left_of_it(bucket, monkeypatch):
   put(bucket, data__a='1', data__b='2')
   fetch = files.fetch
 
-  def killed(url, path):
+  def killed(url, path, file):
     if path.endswith('b.txt'):
       files.write(f'{path}.0a1b2c3d.tmp', 'half')
       raise KeyboardInterrupt
-    fetch(url, path)
+    fetch(url, path, file)
 
   monkeypatch.setattr(files, 'fetch', killed)
   with pytest.raises(KeyboardInterrupt):
     files.local(f'{bucket}/data')
   monkeypatch.setattr(files, 'fetch', fetch)
   assert sorted(os.listdir(files.local(f'{bucket}/data'))) == ['a.txt', 'b.txt']
+
+
+def test_a_copy_that_is_not_what_the_bucket_says_is_refused(bucket, tmp_path, monkeypatch):
+  """Short reads and other bytes of the same length, of a file and of a directory; nothing of it is left to be taken."""
+  put(bucket, data__a='12345')
+  url, file, here = f'{bucket}/data/a.txt', files.listed(f'{bucket}/data')['a.txt'], tmp_path / 'new' / 'a'
+  for wrong, why in ((file._replace(size=6), '5 bytes came, of 6'), (file._replace(md5='00=='), 'its checksum is')):
+    with pytest.raises(OSError, match=f'{url}: {why}.*try again'):
+      files.fetch(url, str(here), wrong)
+  assert os.listdir(here.parent) == []
+  call = files._call
+
+  def short(url, method, *arguments, **named):
+    found = call(url, method, *arguments, **named)
+    if method == 'get_file':
+      os.truncate(arguments[1], 3)
+    return found
+
+  for get in (lambda: files.local(f'{bucket}/data'),
+              lambda: files.fetch_all(f'{bucket}/data', str(tmp_path / 'all'), last='a.txt')):
+    monkeypatch.setattr(files, '_call', short)
+    with pytest.raises(ValueError, match='3 bytes came, of 5'):
+      get()
+    monkeypatch.setattr(files, '_call', call)
+    get()
+  assert files.read(f'{files.local(f"{bucket}/data")}/a.txt') == files.read(tmp_path / 'all' / 'a.txt') == b'12345'
 
 
 def test_some_of_a_directory_or_a_single_file(bucket):

@@ -204,6 +204,12 @@ def test_no_place_on_this_machine(bucket, scratch, monkeypatch):
     with mirror.opened(f'{bucket}/run', create=True):
       pass
   assert not os.listdir(scratch)
+  full = OSError(errno.ENOSPC, 'No space left on device', str(scratch / 'x'))
+  monkeypatch.setattr(files, 'listed', lambda _: (_ for _ in ()).throw(full))
+  with pytest.raises(ValueError, match=f'^the record of {bucket}/run cannot be written: the disk of .*full .*TMPDIR'):
+    with mirror.opened(f'{bucket}/run', create=True):
+      pass
+  assert not os.listdir(scratch)
   scratch.rmdir()
   with pytest.raises(ValueError, match=f'the record of {bucket}/run has no place on this machine: .*set TMPDIR'):
     with mirror.opened(f'{bucket}/run', create=True):

@@ -1,6 +1,8 @@
 """Bars and plain lines: what is shown where, and that no stream can stop a run."""
 
 import io
+import os
+import subprocess
 import sys
 import types
 
@@ -184,3 +186,77 @@ def test_a_terminal_without_columns_gets_lines(monkeypatch, columns, is_terminal
   stream = types.SimpleNamespace(isatty=lambda: True, fileno=lambda: 7)
   monkeypatch.setattr(progress.os, 'get_terminal_size', lambda fd: types.SimpleNamespace(columns=columns))
   assert progress._is_terminal(progress.Stream(lambda: stream)) == is_terminal
+
+
+PROGRAM = """
+import os, sys
+from kr_jax import progress
+progress.harden()
+progress.harden()
+from absl import logging
+assert open(os.devnull).fileno() > 2
+for i in range(3000):
+  print('grün ± 中', i)
+logging.warning('wärning')
+progress.say('0.5 ± 0.1 ü')
+with progress.Progress('bar', 0, 3) as bar:
+  bar.update(3)
+os.system('echo of a child; echo of a child >&2')
+print('the end')
+if len(sys.argv) > 1:
+  raise ValueError('Ümlaut')
+sys.exit(7)
+"""
+
+
+def hardened(shell, *arguments, **environment):
+  """The status and output of PROGRAM by a line of the shell, in which $P is it."""
+  found = subprocess.run(
+      ['bash', '-c', shell], capture_output=True, timeout=60, cwd=os.path.dirname(os.path.dirname(__file__)),
+      env=os.environ | {'P': f'{sys.executable} - {" ".join(arguments)}', 'PROGRAM': PROGRAM} | environment)
+  return found.returncode, found.stdout.decode(), found.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shell, arguments', [
+    ('$P | head -1; exit ${PIPESTATUS[0]}', ''), ('$P >&- 2>&-', ''), ('$P >/dev/full 2>/dev/full', 'raise'),
+    *(pytest.param(shell, argument, marks=pytest.mark.exhaustive) for argument in ('', 'raise') for shell in (
+        '$P >&-', '$P 2>&-', '$P >/dev/full', '$P 2>/dev/full',
+        '{ $P 2>&1 >&3; } 3>&1 | head -c 1; exit ${PIPESTATUS[0]}'))])
+def test_a_broken_stream_changes_no_exit_status(shell, arguments):
+  status, _, errors = hardened(shell.replace('$P', '$P <<<"$PROGRAM"', 1), *filter(None, [arguments]))
+  assert status == (1 if arguments else 7) and 'BrokenPipe' not in errors and 'Exception ignored' not in errors
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'ascii:strict', 'utf-8'])
+def test_a_stream_of_any_encoding(encoding):
+  status, output, errors = hardened('$P 2>&1 <<<"$PROGRAM"', 'raise', PYTHONIOENCODING=encoding)
+  if encoding.startswith('ascii'):
+    expected = ['gr\\xfcn +- \\u4e2d 2999', '0.5 +- 0.1 \\xfc', 'the end', 'ValueError: \\xdcmlaut']
+  else:
+    expected = ['grün ± 中 2999', '0.5 ± 0.1 ü', 'the end', 'ValueError: Ümlaut']
+  assert status == 1 and set(expected) <= set(output.splitlines())
+
+
+def test_who_hears_what_is_said(capsys):
+  heard = []
+  with progress.heard_by(lambda text, alarm: heard.append((text, alarm))):
+    progress.say('x')
+    progress.say('y', alarm=True)
+    with progress.Progress('bar', 0, 1):
+      pass
+  progress.say('z')
+  assert heard == [('x', False), ('y', True), ('bar: 0 of 1 steps', False)]
+
+
+def test_a_clock_that_is_set_changes_no_bar(monkeypatch, terminal):
+  """By hours, back and forth: tqdm takes the time of day, unless it is told another."""
+  terminal()
+  import time
+  day = time.time
+  with progress.Progress('knapsack', 0, 100) as bar:
+    for hours in (-5, 5, 0):
+      monkeypatch.setattr(time, 'time', lambda: day() + 3600 * hours)
+      bar.leave_out(0.0)
+      bar.update()
+      assert 0 <= bar._bar.format_dict['elapsed'] < 60 and bar._bar.start_t <= bar._bar._time()

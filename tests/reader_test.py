@@ -97,8 +97,7 @@ def test_the_tasks_of_a_run(finished):
   for status, right, verified in zip(tasks['status'], tasks['last_right'], tasks['last_verified']):
     assert status in reader.STATUSES and (status == 'extremely easy') == (right == verified > 0)
   # The last checkpoint holds the statistics themselves.
-  with checkpoint.Checkpoints(os.path.join(finished, 'checkpoints')) as checkpoints:
-    saved = checkpoints._orbax.restore(checkpoints.require())['stats']
+  saved = checkpoint.ocp.PyTreeCheckpointer().restore(os.path.join(finished, 'checkpoints', '4', 'stats'))
   zero = estimate.init(len(saved['rollouts_I']), groups=len(saved['forecast_H4']))
   belief = estimate.posterior(zero._replace(**saved), tasks['index'])
   np.testing.assert_allclose(tasks['estimate_mean'], estimate.mean_rate(belief), rtol=1e-9)

@@ -6,8 +6,8 @@ Productive is the time of steps that were not repeated, and of the warm start. A
 each. The kinds and the productive time add up to the wall time, which is the sum over attempts; the time between two
 attempts, in which nothing was held, is told apart.
 
-A step is repeated where a kill came before it was saved: the next attempt begins with an earlier step. Its seconds are
-wasted progress, whatever their phase.
+A step is repeated where a kill came before it was saved, or a stop left it: the next attempt begins with an earlier step,
+or with the same. Its seconds are wasted progress, whatever their phase.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def is_wasted(entry: Mapping[str, Any], first_step: Mapping[int, int], evaluated
   again = min((first for attempt, first in first_step.items() if attempt > entry['attempt']), default=None)
   if again is None or entry['phase'] in _ONCE or entry['step'] < again:
     return False
-  # An evaluation is taken before its step, and so is the page. It is kept, unless it was stopped.
-  is_kept = {'evaluate': evaluated.get(again) == entry['attempt'], 'report': True}.get(entry['phase'], False)
+  # An evaluation is taken before its step, and so is the page. It is kept, unless it was stopped. A step that was left
+  # saves the step before.
+  is_kept = {'evaluate': evaluated.get(again) == entry['attempt'], 'report': True,
+             'checkpoint': not entry.get('cut')}.get(entry['phase'], False)
   return not (is_kept and entry['step'] == again)
 
 

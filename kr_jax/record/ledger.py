@@ -30,11 +30,13 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import psutil
 
 from kr_jax import phases
 from kr_jax import processes
+from kr_jax.record import lines as lines_lib
 
 _NAME, _NOW = 'ledger.jsonl', 'ledger.now.json'
 _EVERY_S = 0.5  # between two writes of what a step has taken so far
@@ -57,26 +59,21 @@ def read(workdir: str) -> Ledger:
   found = Ledger([], [], [], [])
   path = os.path.join(workdir, _NAME)
   try:
-    with open(path, 'rb') as file:
-      *lines, rest = file.read().split(b'\n')
+    lines = lines_lib.read(path, is_record)
   except OSError as error:
     found.problems.append(f'{path} cannot be read: {error.strerror}')
     return found
-  unread = bool(rest)
-  for line in lines:
-    try:
-      record = json.loads(line)
-      if not isinstance(record, dict):
-        raise ValueError
-      kind = (found.attempts if 'started' in record else found.ends if 'ended' in record else found.entries)
-      if kind is found.entries and not {'attempt', 'step', 'phase', 'wall_s'} <= set(record):
-        raise ValueError
-      kind.append(record)
-    except (ValueError, RecursionError):
-      unread += 1
-  if unread:
-    found.problems.append(f'{path}: {unread:d} of {len(lines) + bool(rest)} lines are no records and were left out')
+  for record in lines.records:
+    kind = found.attempts if 'started' in record else found.ends if 'ended' in record else found.entries
+    kind.append(record)
+  if unread := len(lines.unread) + lines.is_cut:
+    found.problems.append(f'{path}: {unread} of {len(lines.records) + unread} lines are no records and were left out')
   return found
+
+
+def is_record(record: dict[str, Any]) -> bool:
+  """Whether an object is a line of a ledger: of a phase, or the first or the last of an attempt."""
+  return 'started' in record or 'ended' in record or {'attempt', 'step', 'phase', 'wall_s'} <= record.keys()
 
 
 def environment() -> dict[str, Any]:
@@ -156,23 +153,39 @@ class Writer:
     """Appends what a kill has cut, and finds the number of this attempt."""
     if os.path.exists(self._path):
       with open(self._path, 'rb+') as file:
-        file.truncate(file.read().rfind(b'\n') + 1)  # a line that was cut short
+        size = file.truncate(file.read().rfind(b'\n') + 1)  # a line that was cut short
+      lines = lines_lib.read(self._path, is_record)
+      if lines.unread:
+        logging.warning('%s is damaged: %s cannot be read as records. The file is kept as %s, and the run goes on with '
+                        'the other %d lines', self._path, lines_lib.numbered(lines.unread),
+                        lines_lib.set_aside(self._path), len(lines.records))
+        lines_lib.replace(self._path, ''.join(json.dumps(record) + '\n' for record in lines.records))
     else:
       open(self._path, 'ab').close()
+      size = 0
     numbers = (attempt.get('attempt') for attempt in read(workdir).attempts)
     self.attempt = max((n for n in numbers if type(n) is int), default=-1) + 1
     try:
       with open(self._now) as file:
         now = json.load(file)
       # If lines were appended after it was written, they hold what it holds.
-      if now['size'] == os.path.getsize(self._path):
-        self._append([entry | {'cut': True} for entry in now['entries']])
-    except (OSError, ValueError, KeyError, TypeError):
+      if now['size'] == size:
+        self._append([entry | {'cut': True} for entry in now['entries'] if is_record(entry)])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
       pass  # there is none, or nothing in it
 
   def _append(self, records: list[dict[str, Any]]) -> None:
     with open(self._path, 'ab') as file:
       file.write(''.join(json.dumps(record) + '\n' for record in records).encode())
+
+  def go_back(self, step: int) -> None:
+    """Corrects the step that the attempt begins with, before any of its lines: an older checkpoint had to be taken."""
+    with self._lock:
+      self.about['first_step'] = self._step = step
+      if self._is_first:
+        with open(self._path, 'rb+') as file:
+          file.truncate(file.read().rstrip(b'\n').rfind(b'\n') + 1)  # the last line, which is the attempt's first
+        self._append([self.about])
 
   def _entries(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{'attempt': self.attempt, 'step': self._step, **row, 'wall_s': round(row['wall_s'], 6),
@@ -247,6 +260,6 @@ class Writer:
     with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
       self.step(self._step)
       self.flush()
-      self._append([{'attempt': self.attempt, 'ended': round(time.time(), 3), 'reason': reason}])
+      self._append([{'attempt': self.attempt, 'ended': round(self._clock.now, 3), 'reason': reason}])
       with contextlib.suppress(FileNotFoundError):
         os.remove(self._now)

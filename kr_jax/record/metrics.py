@@ -1,21 +1,27 @@
 """The record of a run: one JSON object a line, the same for other sinks (sinks.py), and compile counts.
 
-`metrics.jsonl` is the truth; a resumed run first drops the records of the steps it will repeat.
+`metrics.jsonl` is the truth; a resumed run first drops the records of the steps it will repeat. What of it cannot be
+read is kept in a file beside it, and named, and the run goes on with the rest (lines.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import json
+import math
 import os
 from typing import Any
 
+from absl import logging
 import jax
 
+from kr_jax import files
+from kr_jax import health
 from kr_jax import knobs
 from kr_jax import processes
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.costs import pricing
+from kr_jax.record import lines
 from kr_jax.record import sinks
 
 
@@ -42,14 +48,54 @@ class CompileCount:
 
 
 def read(path: str) -> list[dict[str, Any]]:
-  """The records of a metrics.jsonl. A last line cut short by a kill is dropped."""
-  records = []
-  if os.path.exists(path):
-    with open(path) as file:
-      lines = file.read().split('\n')
-    for line in lines[:-1]:  # what follows the last line break is empty, or half a record
-      records.append(json.loads(line))
-  return records
+  """The records of a metrics.jsonl; what is none is left out, and so is a last line cut short by a kill. Empty where
+  there is no file. Raises OSError."""
+  return lines.read(path, is_record).records if os.path.exists(path) else []
+
+
+def is_record(record: dict[str, Any]) -> bool:
+  """Whether an object is a record of a step or an evaluation, with what a run that goes on reads of it."""
+  is_number = lambda x: type(x) in (int, float) and math.isfinite(x)
+  verification, tasks = record.get('verification', {}), record.get('eval_tasks') or {'right': [], 'verified': []}
+  return (type(record.get('step')) is int and 0 <= record['step'] < 2 ** 53 and is_number(record.get('wall_s', 0))
+          and isinstance(verification, dict) and all(
+              isinstance(of, dict) and of.keys() >= set(health.UNVERIFIED) and all(type(n) is int for n in of.values())
+              for of in verification.values())
+          and isinstance(rows := record.get('reliability', []), list) and all(
+              isinstance(row, list) and len(row) > 2 and all(map(is_number, row[:3])) for row in rows)
+          and isinstance(tasks, dict) and isinstance(tasks.get('right'), list)
+          and isinstance(tasks.get('verified'), list) and len(tasks['right']) == len(tasks['verified']))
+
+
+def _is_step(record: Mapping[str, Any]) -> bool:
+  return 'reward_mean' in record
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+  return any(name.startswith('eval/') for name in record)
+
+
+def repaired(path: str) -> list[dict[str, Any]]:
+  """The records of a metrics.jsonl, of each step and each evaluation the last, for a run that goes on.
+
+  Where there is more in the file than such records and a last line cut short, the file is kept under another name, and
+  it is said. Raises OSError.
+  """
+  if not os.path.exists(path):
+    return []
+  found = lines.read(path, is_record)
+  last = {(record['step'], kind): number for record, number in zip(found.records, found.numbers)
+          for kind in (_is_step, _is_evaluation) if kind(record)}
+  is_last = lambda record, number: all(
+      last[record['step'], kind] == number for kind in (_is_step, _is_evaluation) if kind(record))
+  kept = [record for record, number in zip(found.records, found.numbers) if is_last(record, number)]
+  repeated = [number for record, number in zip(found.records, found.numbers) if not is_last(record, number)]
+  if found.unread or repeated:
+    why = {'cannot be read as records': found.unread, 'are of a step that is written again later': repeated}
+    what = [f'{lines.numbered(numbers)} {text}' for text, numbers in why.items() if numbers]
+    logging.warning('%s is damaged: %s. The file is kept as %s, and the run goes on with the other %d records', path,
+                    '; '.join(what), lines.set_aside(path), len(kept))
+  return kept
 
 
 def costs(entries: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any], hardware: hardware_lib.Hardware | None
@@ -89,6 +135,9 @@ class Writer:
     record: which sinks are asked for besides TensorBoard.
     config: of the run, nested dicts of plain values, which Weights & Biases shows.
     on_line: called with each record that is written, as it will be read.
+
+  Attributes:
+    records: those that were there and are kept. What is written is not held in memory as well.
   """
 
   def __init__(self, directory: str, *, keep: Callable[[dict[str, Any]], bool], first_step: int,
@@ -100,11 +149,8 @@ class Writer:
       return
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, 'metrics.jsonl')
-    self.records = [r for r in read(path) if keep(r)]
-    rewritten = f'{path}.tmp'
-    with open(rewritten, 'w') as file:
-      file.writelines(json.dumps(r) + '\n' for r in self.records)
-    os.replace(rewritten, path)  # a kill leaves the old file or the new one, whole
+    self.records, self._path = [r for r in repaired(path) if keep(r)], path
+    lines.replace(path, ''.join(json.dumps(r) + '\n' for r in self.records))
     self._file = open(path, 'a')
     self._sinks = sinks.of_run(directory, first_step, record, config or {})
 
@@ -119,11 +165,16 @@ class Writer:
 
     Args:
       histograms: arrays by name, which sinks alone get: 'budgets', 'lengths', 'rewards'.
+
+    Raises OSError where the record cannot be written, and files.Unsaved where it was removed: without it a run could
+    not go on.
     """
     if self._file is None:
       return
-    self.records.append(record)
     line = json.dumps(record)
+    if not os.fstat(self._file.fileno()).st_nlink:  # what is written there would be lost without an error
+      raise files.Unsaved(f'{self._path} was removed while the run was at work. Put back what its workdir held, and '
+                          'give the same command again', again=False)
     self._file.write(f'{line}\n')
     self._file.flush()
     self._sinks.write(record, histograms)
@@ -140,6 +191,8 @@ class Writer:
     self._sinks.event(name, step, at)
 
   def close(self) -> None:
-    if self._file is not None:
-      self._file.close()
-    self._sinks.close()
+    try:
+      if self._file is not None:
+        self._file.close()  # which writes, on a disk that was full, what it could not before
+    finally:
+      self._sinks.close()

@@ -32,7 +32,7 @@ from kr_jax import knobs
 GROUPS: dict[str, tuple[str, ...]] = {
     'train': ('loss', 'grad_norm', 'learning_rate', 'reward_mean', 'rewards', 'success_rate', 'clip_fraction*', 'kl*',
               'ratio_*', 'logp_error', 'tis_*', 'policy_entropy', 'policy_fidelity', 'argmax_agreement',
-              'padding_waste', 'attention_waste', 'tokens_updated', 'expert*'),
+              'padding_waste', 'attention_waste', 'tokens_updated', 'expert*', 'skipped*'),
     'alloc': ('budget*', 'rollouts_total', 'nu', '*objective', '*gradient_ratio', '*mixed_tasks', '*log_loss',
               '*brier'),
     'sample': ('entropy', 'length*', 'tokens_generated', 'tokens_prefilled', 'truncated', 'slot_utilization',
@@ -79,7 +79,7 @@ def run_id(workdir: str) -> str:
   """The name of the run in a workdir, the same whenever it goes on; kept in a file there."""
   path = os.path.join(workdir, _RUN_ID)
   if os.path.exists(path):
-    with open(path) as file:
+    with open(path, errors='replace') as file:
       if found := re.sub(r'\W', '', file.read()):
         return found
   found = secrets.token_hex(6)

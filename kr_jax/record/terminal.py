@@ -75,24 +75,6 @@ def dollars_per_hour(about: Mapping[str, Any], hardware: hardware_lib.Hardware |
   return chips * profile.dollars_per_hour, f'{each} ({source})' if source else each
 
 
-def least_bytes(*, parameters: int, trained: int, learn_devices: int, sample_itemsize: int, sample_devices: int,
-                cache_bytes: int = 0) -> int:
-  """Memory that a device needs at least: of what is learnt, and the larger of gradients and the sampler's part.
-
-  Activations and the programs' own room are not in it; --mode=preflight measures them.
-
-  Args:
-    parameters: of the whole policy; float32 where they learn.
-    trained: those of them that learn, with gradients and two moments in float32.
-    learn_devices, sample_devices: that share a copy.
-    sample_itemsize: bytes of a parameter that the sampler reads.
-    cache_bytes: of the keys and values of a device.
-  """
-  gradients = 4 * trained / learn_devices
-  sampler = sample_itemsize * parameters / sample_devices + cache_bytes
-  return math.ceil((4 * parameters + 8 * trained) / learn_devices + max(gradients, sampler))
-
-
 def opening(config: knobs.Config, about: Mapping[str, Any], *, train_tasks: int, test_tasks: int, first_step: int = 0,
             memory_bytes: int | None = None, hardware: hardware_lib.Hardware | None = None,
             programs: str | None = None) -> str:

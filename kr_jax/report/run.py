@@ -149,7 +149,7 @@ def _config(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
       raise ValueError('it is no object')
     return config
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     missing.append(f'config.json {_why(error)}: rule, seed, model and data are unknown')
   return {}
 
@@ -165,7 +165,7 @@ def _evaluation(path: pathlib.Path, missing: list[str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
   except FileNotFoundError:
     return {}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     missing.append(f'evaluation.json {_why(error)}')
     return {}
 

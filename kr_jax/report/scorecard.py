@@ -24,8 +24,8 @@ from kr_jax.report.run import figure
 from kr_jax.report.run import number
 
 # Knobs of where, how often and how safely a run works, not of what it learns: they make no other group.
-_ASIDE = ('seed', 'topologies', 'checkpoint', 'record', 'tasks.data_dir', 'tasks.files', 'hub', 'evaluate.pass_at',
-          'evaluate.maj_at', 'evaluate.perturb', *(
+_ASIDE = ('seed', 'topologies', 'checkpoint', 'record', 'train', 'tasks.data_dir', 'tasks.files', 'hub', 'changed',
+          'task_digests', 'evaluate.pass_at', 'evaluate.maj_at', 'evaluate.perturb', *(
     f'rewards.{name}' for name in ('workers', 'timeout_s', 'memory_mb', 'max_faulty_steps', 'network', 'readable')))
 _MOST_KNOBS = 8  # that are named in a sentence
 _IN_A_LABEL = 3
@@ -140,6 +140,11 @@ def _short(x: Any) -> str:
   return text if len(text) <= 40 else f'{text[:39]}…'
 
 
+def _change(x: dict[str, Any]) -> str:
+  """A knob that a run went on with changed (record/claim.py)."""
+  return f'{x.get("knob")} was {_short(x.get("was"))}, and is {_short(x.get("is"))} from step {x.get("step")} on'
+
+
 def header(run: run_lib.Run) -> list[list[str]]:
   """What a run was: [name, text] of what is known."""
   attempts, knob = run.ledger.attempts, run.knob
@@ -164,6 +169,7 @@ def header(run: run_lib.Run) -> list[list[str]]:
       ('rule', f'{run.rule}, {knob("alloc.rollouts_per_step")} rollouts of {knob("tasks.per_step")} tasks a step'
        if run.config else ''),
       ('steps', f'{run.steps[-1]["step"] + 1} of {knob("num_steps") or "?"}' if run.steps else ''),
+      ('changed', '; '.join(_change(x) for x in knob('changed') or () if isinstance(x, dict))),
       ('hardware', f'{each("devices")} × {each("device_kind")}' if attempts else ''),
       ('prices', prices),
       ('when', f'{_date(attempts[0]["started"])}' + (f' to {_date(max(until))}' if until else '') if attempts else ''),

@@ -54,6 +54,15 @@ def test_what_is_kept_of_the_step_that_an_attempt_ends_before():
       'wasted_progress': 1.0 + 2 + 16, 'evaluation': 4.0, 'record': 8.0}
 
 
+def test_a_step_that_a_stop_left_is_wasted_but_for_what_it_saved():
+  attempts = [{'attempt': n, 'first_step': step, 'started': 100.0 * n} for n, step in enumerate((0, 2, 2))]
+  entries = [entry(0, 2, 'sample', 1.0), entry(0, 2, 'checkpoint', 2.0), entry(1, 2, 'sample', 4.0),
+             entry(1, 2, 'checkpoint', 8.0, cut=True), entry(2, 2, 'sample', 16.0), entry(2, 2, 'checkpoint', 32.0)]
+  found = goodput.goodput(ledger.Ledger(attempts, entries, [], []))
+  assert found['productive_s'] == 16 and found['badput'] == dict.fromkeys(goodput.KINDS, 0.0) | {
+      'wasted_progress': 1.0 + 4 + 8, 'checkpoint_save': 2.0 + 32}
+
+
 def test_nothing():
   found = goodput.goodput(ledger.Ledger([], [], [], []))
   assert found['wall_s'] == 0 and found['goodput'] is None and found['device_wait_share'] is None

@@ -84,12 +84,14 @@ def test_a_heartbeat_from_before_the_last_line_counts_once(tmp_path, clock):
   assert not [e for e in ledger.read(str(tmp_path)).entries if e.get('cut')]
 
 
-@pytest.mark.parametrize('now', ['', '[]', '{"size": 0}', '{"size": "x", "entries": 3}'])
+@pytest.mark.parametrize('now', ['', '[]', '{"size": 0}', '{"size": "x", "entries": 3}', '[' * 100_000,
+                                 '{"size": 0, "entries": [{"a": 1}]}', '{"size": 0, "entries": [3]}'])
 def test_a_heartbeat_that_is_none_is_left_out(tmp_path, clock, now):
   (tmp_path / 'ledger.now.json').write_text(now)
   with ledger.Writer(str(tmp_path), clock, 0, {}):
     pass
-  assert len(ledger.read(str(tmp_path)).attempts) == 1
+  found = ledger.read(str(tmp_path))
+  assert len(found.attempts) == 1 and not found.problems and not any('cut' in entry for entry in found.entries)
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
@@ -100,6 +102,39 @@ def test_what_cannot_be_read_is_said(tmp_path):
       json.dumps(good).encode() + b'\n\x00\xff\n[]\n3\n"started"\n{"a": 1}\n' + json.dumps(good).encode()[:20])
   found = ledger.read(str(tmp_path))
   assert found.entries == [good] and '6 of 7 lines are no records' in found.problems[0]
+
+
+@pytest.mark.parametrize('hours', [-5, 5])
+def test_a_clock_that_is_set_changes_no_seconds(tmp_path, monkeypatch, hours):
+  """The machine's clock jumps during the run: what the ledger says of times goes on evenly."""
+  day, jumps = time.time, [0.0]
+  monkeypatch.setattr(phases.time, 'time', lambda: day() + jumps[0])
+  clock = phases.Clock(since=day() + 1)  # and it was set back since the process began
+  with ledger.Writer(str(tmp_path), clock, 0, {}) as written:
+    with_phase = lambda name: (clock.enter(name), clock.leave())
+    with_phase('sample')
+    jumps[0] = 3600.0 * hours
+    with_phase('update')
+    written.step(0)
+  found = ledger.read(str(tmp_path))
+  assert all(0 <= entry['wall_s'] < 60 and abs(entry['began'] - day()) < 60 for entry in found.entries)
+  assert {'sample', 'update'} <= {entry['phase'] for entry in found.entries}
+  assert 0 <= found.ends[0]['ended'] - found.attempts[0]['started'] < 60
+
+
+def test_a_damaged_ledger_is_repaired(tmp_path, clock, caplog):
+  """What cannot be read is kept beside it; what an unfinished step had taken is not lost with it."""
+  good = [{'attempt': 4, 'started': 1.0}, {'attempt': 4, 'step': 1, 'phase': 'verify', 'wall_s': 1.0}]
+  lines = [json.dumps(x).encode() for x in good]
+  content = lines[0] + b'\n\x00\xff\n[]\n\n' + lines[1] + b'\n'
+  (tmp_path / 'ledger.jsonl').write_bytes(content + lines[1][:9])
+  (tmp_path / 'ledger.now.json').write_text(json.dumps({'size': len(content), 'entries': [good[1]]}))
+  with ledger.Writer(str(tmp_path), clock, 0, {}) as written:
+    assert written.attempt == 5
+  found = ledger.read(str(tmp_path))
+  assert found.attempts[0] == good[0] and found.entries[:2] == [good[1], good[1] | {'cut': True}] and not found.problems
+  assert (tmp_path / 'ledger.jsonl.unreadable-1').read_bytes() == content
+  assert 'ledger.jsonl is damaged: lines 2, 3 cannot be read as records' in caplog.text
 
 
 def test_an_attempt_has_a_number_of_its_own(tmp_path, clock):

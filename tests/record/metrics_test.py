@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from kr_jax import files
 from kr_jax import processes
 from kr_jax.costs import hardware
 from kr_jax.record import metrics
@@ -60,7 +61,8 @@ def test_a_record_can_be_read_as_soon_as_it_is_written(tmp_path):
   with metrics.Writer(str(tmp_path), keep=lambda record: True, first_step=0) as writer:
     for i, record in enumerate(RECORDS, start=1):
       writer.write(record)
-      assert read(tmp_path) == writer.records == RECORDS[:i]
+      assert read(tmp_path) == RECORDS[:i]
+    assert writer.records == []  # memory does not grow with the steps
 
 
 def test_no_file_is_no_record(tmp_path):
@@ -75,6 +77,48 @@ def test_a_last_line_cut_short_is_dropped(tmp_path, cut):
   assert read(tmp_path) == RECORDS[:-1]
   assert write(tmp_path, RECORDS[-1:]) == RECORDS[:-1]
   assert read(tmp_path) == RECORDS
+
+
+STEP = {'step': 1, 'wall_s': 2.5, 'reward_mean': 0.5, 'verification': {}, 'reliability': [[1, 0.5, 1, 1, 0]]}
+EVALUATION = {'step': 1, 'wall_s': 1.5, 'eval/avg@8': 0.25, 'eval_tasks': {'right': [1], 'verified': [8]}}
+
+
+@pytest.mark.parametrize('damage, repeated', [
+    (b'garbage', 0), (b'\0\0\0', 0), (b'{"step": 1, "x": "\xff\xfe"}', 0), (b'[{"step": 1}]', 0), (b'', 0),
+    (b'{"loss": 1}', 0), (b'{"step": "1"}', 0), (b'{"step": 1.5}', 0), (b'{"step": true}', 0),
+    (b'{"step": -1}', 0), (b'{"step": null}', 0),
+    (b'{"step": 1, "wall_s": NaN}', 0), (b'{"step": 1, "wall_s": "2"}', 0), (b'{"step": 1, "verification": [1]}', 0),
+    (b'{"step": 1, "verification": {"math": {"right": 1}}}', 0), (b'{"step": 1, "reliability": [[1, 2]]}', 0),
+    (b'{"step": 1, "eval/avg@8": 1, "eval_tasks": {"right": [1]}}', 0), (b'{"step": ' + b'9' * 5000 + b'}', 0),
+    (json.dumps(STEP | {'reward_mean': 0.75}).encode(), 1), (json.dumps(EVALUATION | {'wall_s': 9}).encode(), 1)])
+def test_a_damaged_record_is_repaired(tmp_path, caplog, damage, repeated):
+  """What can be read is kept, of a step that is there twice the last; the damaged file stays beside, and is named."""
+  path, after = tmp_path / 'metrics.jsonl', {'step': 2, 'wall_s': 4.0, 'reward_mean': 1.0}
+  content = b'\n'.join([damage, *(json.dumps(x).encode() for x in (EVALUATION, STEP, after)), b'{"step": 3, "wal'])
+  path.write_bytes(content)
+  assert write(tmp_path, [RECORDS[3]]) == [EVALUATION, STEP, after]
+  assert read(tmp_path) == [EVALUATION, STEP, after, RECORDS[3]]
+  if damage.strip(b'\0'):
+    assert (tmp_path / 'metrics.jsonl.unreadable-1').read_bytes() == content
+    why = 'are of a step that is written again later' if repeated else 'cannot be read as records'
+    assert f'{path} is damaged: line 1 {why}. The file is kept as {path}.unreadable-1' in caplog.text
+  else:  # nothing is lost
+    assert not caplog.text and not (tmp_path / 'metrics.jsonl.unreadable-1').exists()
+
+
+def test_readers_move_nothing(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'\xff\n' + json.dumps(STEP).encode() + b'\n')
+  assert read(tmp_path) == [STEP]
+  assert os.listdir(tmp_path) == ['metrics.jsonl']
+
+
+def test_a_record_that_was_removed_is_not_written_into_nothing(tmp_path):
+  with metrics.Writer(str(tmp_path), keep=lambda record: True, first_step=0) as writer:
+    writer.write(RECORDS[0])
+    os.remove(tmp_path / 'metrics.jsonl')
+    with pytest.raises(files.Unsaved, match='metrics.jsonl was removed while the run was at work. Put back') as error:
+      writer.write(RECORDS[1])
+  assert not error.value.again
 
 
 def test_records_that_are_not_kept_are_dropped(tmp_path):

@@ -46,13 +46,6 @@ def test_an_hour_of_devices():
     assert terminal.dollars_per_hour(virtual, unknown) is None
 
 
-def test_least_memory():
-  """10 parameters of which 4 learn on 2 devices: (40 + 32) / 2, and 8 of gradients, or 20 and 7 of the sampler."""
-  least = dict(parameters=10, trained=4, learn_devices=2, sample_itemsize=2, sample_devices=1)
-  assert terminal.least_bytes(**least, cache_bytes=7) == 36 + 27
-  assert terminal.least_bytes(**least | {'sample_devices': 20}) == 36 + 8
-
-
 def test_opening():
   config = knobs.Config(policy=knobs.Policy(checkpoint='checkpoints/Qwen3-4B', dtype='bfloat16'),
                         tasks=knobs.Tasks(mixture=(('gsm8k', 2.0), ('champ', 1.0))))

@@ -94,7 +94,7 @@ def _config(rule, seed, steps, every, per_step, rollouts, changed) -> dict[str, 
            'evaluate': {'rollouts': 4, 'every': every}}
   for values in (given, changed):
     for section, x in values.items():
-      config[section] = config[section] | x if isinstance(x, dict) else x
+      config[section] = config.get(section, {}) | x if isinstance(x, dict) else x
   return config
 
 

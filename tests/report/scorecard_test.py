@@ -81,6 +81,19 @@ def test_the_header(runs):
   assert header['when'] == '2023-11-14 22:13 UTC to 2023-11-14 22:14 UTC'
 
 
+def test_the_header_names_what_changed(tmp_path):
+  change = {'step': 4, 'knob': 'optimizer.learning_rate', 'was': 1e-4, 'is': .5}
+  made_with = lambda changed: dict(scorecard.header(made(tmp_path / 'a', changed=changed)))
+  assert made_with([change, 'x'])['changed'] == 'optimizer.learning_rate was 0.0001, and is 0.5 from step 4 on'
+  assert 'changed' not in made_with([])
+
+
+def test_what_is_recorded_of_tasks_and_changes_makes_no_other_group(tmp_path):
+  other = made(tmp_path / 'b', seed=1, changed=[{'step': 1}], task_digests={'train': {'id': 'x'}})
+  labels, missing = scorecard.label([made(tmp_path / 'a'), other])
+  assert [of['group'] for of in labels] == ['knapsack'] * 2 and missing == []
+
+
 def test_runs_of_other_configs_say_so(tmp_path):
   other = made(tmp_path / 'b', grpo={'keep': 0.5}, train_ids='1' * 64)
   labels, missing = scorecard.label([made(tmp_path / 'a'), other])
