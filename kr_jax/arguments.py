@@ -21,9 +21,13 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
 
+from kr_jax import checks
 from kr_jax import exits
 from kr_jax import shipped
 from kr_jax.sections import nearest
+
+
+_LINE = 1000  # characters of an error
 
 
 class Mode(NamedTuple):
@@ -33,6 +37,7 @@ class Mode(NamedTuple):
   needs: tuple[str, ...]
   takes: tuple[str, ...] = ()  # as well
   fills: tuple[str, ...] = ()  # those of them that have their default where they are not given
+  of_run: bool = False  # whether it is of a run, whose own config is taken where none is given
 
 
 def began() -> float:
@@ -56,6 +61,11 @@ def values(argv: Sequence[str], name: str) -> list[str]:
   return found
 
 
+def is_given(argv: Sequence[str], name: str) -> bool:
+  """Whether a command line gives a config file, or sets knobs of it."""
+  return bool(values(argv, name) or _overrides(argv, name))
+
+
 def profiled(text: str | None, num_steps: int | None = None) -> tuple[int, int] | None:
   """The first and the last step of --profile=FIRST:LAST. Raises ValueError for what is no such pair, and for steps that
   a run of num_steps does not have."""
@@ -73,7 +83,8 @@ def profiled(text: str | None, num_steps: int | None = None) -> tuple[int, int] 
 
 
 def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str], everywhere: Sequence[str],
-          defaults: Mapping[str, str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+          defaults: Mapping[str, str], run_config: str = '', flag_values: flags.FlagValues = flags.FLAGS
+          ) -> list[str]:
   """Parses the flags, or prints the help, or all that is wrong, and ends the process.
 
   Args:
@@ -82,6 +93,7 @@ def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str],
     configs: names of the flags that are config files.
     everywhere: flags that every mode takes, also where it makes no use of them.
     defaults: of config files that are not given, where the mode fills them or knobs of them are set.
+    run_config: a config file whose variant is a workdir: the config of the run in it. For modes that are of a run.
     flag_values: all flags, as they are defined.
 
   Returns:
@@ -99,9 +111,11 @@ def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str],
   wrong = [] if mode in modes else [f'--mode={mode} is not one of {", ".join(modes)}{nearest(mode, modes)}']
   argv = argv[:1] + [f'--{name}={path}' for name, path in defaults.items() if not values(argv, name) and (
       mode in modes and name in modes[mode].fills or _overrides(argv, name))] + argv[1:]
+  if mode in modes and modes[mode].of_run and not values(argv, 'config') and (workdirs := values(argv, 'workdir')):
+    argv = [*argv[:1], f'--config={run_config}:{workdirs[-1]}', *argv[1:]]
   bad = ['mode'] * len(wrong)  # what absl is not shown
   for name in configs:
-    if found := _config_problems(argv, name):
+    if found := _config_problems(argv, name, run_config):
       wrong += found
       bad.append(name)
   rest, left = [], iter(argv)
@@ -126,7 +140,9 @@ def parse(argv: list[str], modes: Mapping[str, Mode], *, configs: Sequence[str],
 
 def _end(wrong: Sequence[str]) -> NoReturn:
   for problem in dict.fromkeys(wrong):
-    print(f'error: {" ".join(problem.split())}', file=sys.stderr)
+    text = ' '.join(problem.split())
+    print(f'error: {text}' if len(text) <= _LINE else f'error: {text[:_LINE // 2]} ... {text[-_LINE // 2:]}',
+          file=sys.stderr)
   print('-h shows the modes and their flags', file=sys.stderr)
   sys.exit(exits.WRONG_USAGE)
 
@@ -162,6 +178,43 @@ def _of_mode(mode: str, modes: Mapping[str, Mode], given: set[str], everywhere: 
   return wrong
 
 
+# Paths and slices.
+
+
+def path_problems(given: Mapping[str, str | Sequence[str] | None], written: Sequence[str] = ()) -> list[str]:
+  """What is wrong with flags that are paths, before anything is looked for there.
+
+  Args:
+    given: their values, by name.
+    written: those of them that are written to.
+  """
+  found = []
+  for name, paths in given.items():
+    for path in [paths] if isinstance(paths, str) else paths or ():
+      problem = 'is empty' if not path else checks.text_problem(path) or checks.path_problem(
+          path, written=name in written)
+      if not problem and name == 'json' and os.path.isdir(path):
+        problem = 'is a directory; name a file'
+      found += [f'--{name}={path and checks.shown(path)} {problem}'] if problem else []
+  return found
+
+
+def topology_problems(topologies: Sequence[str], hardware: Any) -> list[str]:
+  """What is wrong with the slices of a preflight, of which each takes minutes. hardware: a costs.hardware.Hardware."""
+  if not topologies:
+    return ['the config names no topologies; say one: --topology=v5e:4x4']
+  found = []
+  for name in topologies:
+    try:
+      if not re.fullmatch(r'\w+:[1-9]\d{0,3}(x[1-9]\d{0,3})*', name):
+        found.append(f'--topology={checks.shown(name)} is no slice of TPUs; write v5e:4x4 or v5p:2x2x4')
+      elif hardware:
+        hardware.of_topology(name)
+    except ValueError as error:
+      found.append(f'--topology={name}: {error}')
+  return found
+
+
 # Config files.
 
 
@@ -183,13 +236,14 @@ def _located(argv: Sequence[str], names: Sequence[str]) -> list[str]:
   return found
 
 
-def _config_problems(argv: Sequence[str], name: str) -> list[str]:
-  """What is wrong with a config file, its variant and the knobs that are set of it."""
+def _config_problems(argv: Sequence[str], name: str, run_config: str = '') -> list[str]:
+  """What is wrong with a config file, its variant and the knobs that are set of it. run_config: as of `parse`."""
   given = values(argv, name)
   overrides = _overrides(argv, name)
   if not given:
     return [f'--{name}.{overrides[0]} needs --{name}=FILE'] if overrides else []
-  flag = f'--{name}={given[-1]}'
+  is_of_run = bool(run_config) and given[-1].startswith(f'{run_config}:')
+  flag = f'--workdir={given[-1].removeprefix(f"{run_config}:")}' if is_of_run else f'--{name}={given[-1]}'
   try:
     place = shipped.located(given[-1])
   except ValueError as error:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from kr_jax import completions
+from kr_jax import memory
 from kr_jax import sample
 from kr_jax import tasks as tasks_lib
 from kr_jax import types
@@ -43,6 +44,8 @@ def texts(path: str | os.PathLike, prompts: Sequence[str], *, temperature: float
       completion_length=max_tokens, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, cache='',
       stop_strings=(), stop_ids=tokenizer.stop_ids)
   longest = max(map(len, tokens)) + max_tokens
+  memory.check_generation(weights.config(path, dtype=dtype, length=longest), len(tokens), config.prompt_length,
+                          max_tokens, config.slots, memory.machine(jax.devices()[:1]))
   policy_config, params = weights.load(path, dtype=dtype, length=longest)
   if 0 < (context := families.longest(policy_config)) < longest:
     logging.warning('%d tokens of a prompt and of max_tokens are more than the %d that %s was made to read '

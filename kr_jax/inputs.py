@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import glob
 import importlib.util
@@ -30,7 +31,7 @@ CHECKPOINTS = ('smollm2-135m-instruct',)  # that come by pip
 
 def problems(c: knobs.Config, *, of_data: bool = True, of_checkpoint: bool = True) -> list[str]:
   """What of a config's inputs is missing, each in a line."""
-  found = [*_of_data(c)] if of_data else []
+  found = [*_of_data(c), *_of_data_dir(c.tasks.data_dir)] if of_data else []
   if of_checkpoint and c.policy.checkpoint:
     found += checkpoint_problems(c.policy.checkpoint, 'policy.checkpoint')
   return list(dict.fromkeys(found))
@@ -81,6 +82,42 @@ def _of_data(c: knobs.Config) -> Iterator[str]:
   elif prior and not files.is_remote(prior) and not os.path.isfile(os.path.expanduser(prior)):
     yield f'tasks.prior={c.tasks.prior!r}: there is no file {prior!r}'
   yield from _of_verifier(c.rewards.verifier)
+
+
+def _of_data_dir(path: str) -> Iterator[str]:
+  """Of the directory of data: it is there and can be read, or it can be made."""
+  whose = f'tasks.data_dir={path!r}'
+  path = files.expanded(path or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  if files.is_remote(path):
+    if files.missing(path) and (problem := files.unwritable(path)):
+      yield f'{whose}: {problem}'
+  elif os.path.isdir(path):
+    if not os.access(path, os.R_OK | os.X_OK):
+      yield f'{whose}: {path} cannot be read; name another directory'
+  elif problem := _unmade(path):
+    yield f'{whose}: {path} cannot be made: {problem}; name a directory that can be written'
+
+
+def _unmade(path: str) -> str | None:
+  """Why a directory cannot be made; None where it can: it was made, and removed."""
+  missing = []
+  while path and not os.path.lexists(path):
+    missing.append(path)
+    path = os.path.dirname(path)
+  if not missing:
+    return 'it is no directory'
+  made = []
+  try:
+    for folder in reversed(missing):
+      os.mkdir(folder)
+      made.append(folder)
+    return None
+  except OSError as error:
+    return error.strerror
+  finally:
+    for folder in reversed(made):
+      with contextlib.suppress(OSError):  # another process has written there
+        os.rmdir(folder)
 
 
 def _of_dataset(name: str, c: knobs.Config) -> Iterator[str]:

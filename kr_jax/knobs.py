@@ -13,57 +13,14 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from kr_jax import checks
 from kr_jax import sections
-from kr_jax.sections import Section, as_dict, knob, nearest, section  # others find all of a config here
+from kr_jax.checks import shown
+from kr_jax.data_knobs import Columns, Files, ReasoningGym
+from kr_jax.sections import ANY, SEED, Section, as_dict, knob, nearest, section  # others find all of a config here
 
-
-@section
-class Files(Section):
-  """Published files that datasets are read from (kr_jax/datasets/README.md); 'DIRECTORY/*.jsonl' is several.
-
-  Also of buckets, 'gs://BUCKET/PATH', and of the Hugging Face hub, 'hf:ORG/NAME/PATH@REVISION'. '': where the hub has
-  them, if huggingface_hub is installed; of gsm8k, TFDS's own.
-  """
-
-  SECTION = 'tasks.files'
-  aime_2024: str = knob('', 'path')
-  aime_2025: str = knob('', 'path')
-  amc_2023: str = knob('', 'path')
-  dapo_math_17k: str = knob('', 'path')
-  gpqa_diamond: str = knob('', 'path')
-  gsm8k: str = knob('', 'path')
-  human_eval: str = knob('', 'path')
-  live_code_bench: str = knob('', 'path')
-  math_500: str = knob('', 'path')
-  mbpp: str = knob('', 'path')
-  mbpp_sanitized: str = knob('', 'path')
-  minerva_math: str = knob('', 'path')
-  olympiad_bench: str = knob('', 'path')
-
-
-@section
-class Columns(Section):
-  """Columns of 'file:PATH' (kr_jax/datasets/README.md); '': the column is found by what it is commonly called."""
-
-  SECTION = 'tasks.columns'
-  problem: str = knob('', 'text of the problem')
-  answer: str = knob('', 'what is right')
-  after: str = knob('', "text in that column after which the answer stands: '####' as in GSM8K; '': it is the answer")
-  id: str = knob('', 'of the task, which never changes; without the column a digest of the problem')
-  difficulty: str = knob('', 'whole number')
-  solution: str = knob('', 'worked completion, for a warm start')
-  verifier: str = knob('', "name of a shipped verifier, of rows that need another; '': no column")
-  info: str = knob('', "what the verifier reads as task.info, such as tests; '': no column")
-
-
-@section
-class ReasoningGym(Section):
-  """What reasoning_gym/TASK generates."""
-
-  SECTION = 'tasks.reasoning_gym'
-  train: int = knob(4096, 'tasks to generate, at most', low=1)
-  test: int = knob(512, 'tasks to generate, at most', low=1)
-  seed: int = knob(0, 'of the tasks')
+_SIZE = 2 ** 24  # of a dimension of a policy, at the most
+_RATE = 1e3  # of Adam, whose updates have about the size of the rate
 
 
 @section
@@ -72,13 +29,13 @@ class Tasks(Section):
   dataset: str = knob('arithmetic', "what to train on: a name of kr_jax/datasets, 'reasoning_gym/TASK', 'file:PATH' of "
                       "problems and answers (.csv, .jsonl, .json, .parquet), or your own builder's 'PATH.py'")
   mixture: tuple = knob((), "datasets to train on instead, with weights: (('gsm8k', 2.0), ('champ:test[:200]', 1.0))")
-  test: tuple = knob((), "datasets to evaluate on instead: ('math_500', 'champ:test[200:]')")
+  test: tuple = knob((), "datasets to evaluate on instead: ('math_500', 'champ:test[200:]')", of=str)
   template: str = knob('{problem}', 'the prompt of a problem; other braces are doubled')
   chat: bool = knob(True, "whether a prompt is a user's message in the checkpoint's chat template")
   system: str = knob('', "system message of that chat; '': what the template has without one")
   thinking: bool | None = knob(None, "enable_thinking of templates that know it (Qwen3); None: the template's own "
                                'default')
-  data_dir: str = knob('', "where TFDS keeps the data, gs://BUCKET/PATH too; '': its own place")
+  data_dir: str = knob('', "where TFDS keeps the data, gs://BUCKET/PATH too; '': its own place", path='written')
   train_split: str = knob('train', "TFDS split; sub-splits are allowed: 'train[:100]'")
   test_split: str = knob('test', 'TFDS split')
   warm_start_split: str = knob('warm_start', 'TFDS split')
@@ -87,13 +44,21 @@ class Tasks(Section):
       0, 'tasks that a step considers, of which per_step at the most get rollouts; 0: per_step, which all get some',
       low=0)
   prior: str = knob('', "success rates known before training: 'FILE.json' of id -> rate, or 'FILE.jsonl:COLUMN' (.csv, "
-                    ".parquet) beside a column id; '': none")
-  prior_rollouts: float = knob(4.0, 'rollouts of a task that its rate in tasks.prior is worth', above=0)
+                    ".parquet) beside a column id; '': none", path='read')
+  prior_rollouts: float = knob(4.0, 'rollouts of a task that its rate in tasks.prior is worth', above=0, high=1e6)
   files: Files = Files()
   columns: Columns = Columns()
   reasoning_gym: ReasoningGym = ReasoningGym()
 
   def conflicts(self):
+    if problem := checks.template_problem(self.template):
+      yield f'tasks.template={shown(self.template)} {problem}'
+    for name in ('train_split', 'test_split', 'warm_start_split'):
+      if problem := checks.split_problem(getattr(self, name)):
+        yield f'tasks.{name}={shown(getattr(self, name))} {problem}'
+    for pair in self.mixture:
+      if problem := checks.pair_problem(pair):
+        yield f'tasks.mixture holds {shown(pair)}, {problem}'
     if 0 < self.candidates_per_step < self.per_step:
       yield (f'tasks.candidates_per_step={self.candidates_per_step} is below tasks.per_step={self.per_step}; set it to '
              '0, or to at least that')
@@ -105,7 +70,7 @@ class Alloc(Section):
   rule: str = knob('knapsack', 'who gets how many rollouts', choices=('knapsack', 'uniform'))
   rollouts_per_step: int = knob(256, 'R; where the cost is tokens, R at the most', low=1)
   low: int = knob(2, 'least rollouts of a task, each of which must be observed; 0: a task may get none', low=0)
-  high: int = knob(128, 'most rollouts of a task', low=1)
+  high: int = knob(128, 'most rollouts of a task', low=1, high=65_536)
   estimate: str = knob('posterior', "of success rates; 'window' is the paper's", choices=('posterior', 'window'))
   pass_discount: float = knob(
       0.75, 'share of the evidence on success rates that a pass over the split leaves', above=0, high=1)
@@ -114,8 +79,9 @@ class Alloc(Section):
                     choices=('infogain', 'variance', 'snr', 'mixed', 'hit', 'coba'))
   waves: int = knob(1, "parts of a step's rollouts, each with budgets by the verdicts of those before",
                     choices=(1, 2, 3))
-  nu: float = knob(2.0, "noise-to-signal ratio of a rollout's gradient, of 'snr', until it is measured", above=0)
-  nu_every: int = knob(0, 'steps from one measurement of nu, of 1.6 updates, to the next; 0: none', low=0)
+  nu: float = knob(2.0, "noise-to-signal ratio of a rollout's gradient, of 'snr', until it is measured", above=0,
+                   high=1e15)
+  nu_every: int = knob(0, 'steps from one measurement of nu, of 1.6 updates, to the next; 0: none', low=0, high=ANY)
   solver: str = knob('dp', "of the knapsack; 'greedy' is for tens of thousands of tasks", choices=('dp', 'greedy'))
   cost: str = knob('rollouts', 'what a step has a fixed number of', choices=('rollouts', 'tokens'))
   tokens_per_step: int = knob(0, 'expected completion tokens of a step, where the cost is tokens', low=0)
@@ -140,25 +106,25 @@ class Sizes(Section):
   SECTION = 'policy'
   vocab_size: int = knob(
       0, "V; 0: the tokenizer's or the checkpoint's; else all sizes below, to tie_embeddings, are declared: a "
-      'preflight needs no checkpoint, and a checkpoint of other sizes is refused', low=0)
-  num_layers: int = knob(4, 'L', low=1)
-  width: int = knob(128, 'D', low=1)
-  num_heads: int = knob(4, 'N, a multiple of num_kv_heads', low=1)
-  num_kv_heads: int = knob(2, 'K', low=1)
-  head_width: int = knob(32, 'H, even', low=1)
-  hidden_width: int = knob(512, 'F, of each expert where there are experts', low=1)
-  num_experts: int = knob(0, 'E; 0: the MLP is one, of all tokens', low=0)
+      'preflight needs no checkpoint, and a checkpoint of other sizes is refused', low=0, high=_SIZE)
+  num_layers: int = knob(4, 'L', low=1, high=10_000)
+  width: int = knob(128, 'D', low=1, high=_SIZE)
+  num_heads: int = knob(4, 'N, a multiple of num_kv_heads', low=1, high=_SIZE)
+  num_kv_heads: int = knob(2, 'K', low=1, high=_SIZE)
+  head_width: int = knob(32, 'H, even', low=1, high=_SIZE)
+  hidden_width: int = knob(512, 'F, of each expert where there are experts', low=1, high=_SIZE)
+  num_experts: int = knob(0, 'E; 0: the MLP is one, of all tokens', low=0, high=_SIZE)
   experts_per_token: int = knob(8, 'that a token is sent to, where there are experts', low=1)
-  rope_theta: float = knob(10_000.0, 'base of the rotary frequencies', above=0)
-  norm_eps: float = knob(1e-6, 'added to mean squares by the norms', above=0)
+  rope_theta: float = knob(10_000.0, 'base of the rotary frequencies', above=1, high=1e12)
+  norm_eps: float = knob(1e-6, 'added to mean squares by the norms', above=0, high=1)
   qk_norm: bool = knob(True, 'norms of queries and keys')
   qkv_bias: bool = knob(False, 'biases of queries, keys and values')
   tie_embeddings: bool = knob(True, 'whether the output matrix is the embedding')
   dtype: str = knob('float32', 'of the computation', choices=('float32', 'bfloat16'))
   remat: str = knob('none', 'what training computes again to save memory',
                     choices=('none', 'dots', 'attention', 'full'))
-  lora_rank: int = knob(0, 'of adapters, which alone are trained then; 0: all is trained', low=0)
-  lora_alpha: float = knob(16.0, 'adapters are scaled by lora_alpha / lora_rank', above=0)
+  lora_rank: int = knob(0, 'of adapters, which alone are trained then; 0: all is trained', low=0, high=_SIZE)
+  lora_alpha: float = knob(16.0, 'adapters are scaled by lora_alpha / lora_rank', above=0, high=1e6)
 
   def conflicts(self):
     if self.num_heads % self.num_kv_heads:
@@ -172,9 +138,10 @@ class Sizes(Section):
 @section
 class Policy(Sizes):
   checkpoint: str = knob('', 'what training starts from: a directory with config.json and safetensors, a .gguf file, '
-                         "'hf:ORG/NAME@REVISION', gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch")
+                         "'hf:ORG/NAME@REVISION', gs://BUCKET/PATH, or 'smollm2-135m-instruct'; '': from scratch",
+                         path='read')
   yarn: float = knob(0.0, "factor by which yarn stretches the checkpoint's context, for sequences beyond it; 0: it is "
-                     'read as it was published', low=0)
+                     'read as it was published', low=0, high=1e4)
 
   def conflicts(self):
     yield from super().conflicts()
@@ -200,9 +167,9 @@ class WarmStart(Section):
   SECTION = 'warm_start'
   num_steps: int = knob(0, 'updates of supervised fine-tuning before reinforcement learning', low=0)
   per_step: int = knob(64, 'solutions of an update', low=1)
-  learning_rate: float = knob(1e-3, 'of Adam', low=0)
+  learning_rate: float = knob(1e-3, 'of Adam', low=0, high=_RATE)
   warmup_steps: int = knob(20, 'updates over which the rate rises', low=0)
-  checkpoint_every: int = knob(100, 'updates', low=1)
+  checkpoint_every: int = knob(100, 'updates', low=1, high=ANY)
 
   def conflicts(self):
     if 0 < self.num_steps <= self.warmup_steps:
@@ -214,10 +181,15 @@ class Filters(Section):
   """How a token is drawn from the policy's distribution."""
 
   SECTION = 'evaluate'
-  temperature: float = knob(1.0, '0 is greedy', low=0)
+  temperature: float = knob(1.0, '0 is greedy', low=0, high=100)
   top_k: int = knob(0, 'likeliest tokens that may be sampled; 0: all', low=0)
   top_p: float = knob(1.0, 'of the likeliest tokens the fewest that hold this probability; 1: all', above=0, high=1)
   min_p: float = knob(0.0, "tokens of at least this share of the likeliest's probability; 0: all", low=0, below=1)
+
+  def conflicts(self):
+    yield from super().conflicts()
+    if 0 < self.temperature < 0.001:
+      yield f'evaluate.temperature={self.temperature:g} is all but greedy; set it to 0, which is, or to 0.001 or more'
 
 
 _UNFILTERED = 'rollouts that learn come from the policy itself: filters are for evaluate'
@@ -226,23 +198,21 @@ _UNFILTERED = 'rollouts that learn come from the policy itself: filters are for 
 @section
 class Sample(Section):
   SECTION = 'sample'
-  slots: int = knob(64, 'S, rollouts that a device decodes at once', low=1)
+  slots: int = knob(64, 'S, rollouts that a device decodes at once', low=1, high=ANY)
   refill: int = knob(1, 'free slots to wait for before new rollouts start', low=1)
-  prefill: int = knob(64, 'prompts read at once', low=1)
+  prefill: int = knob(64, 'prompts read at once', low=1, high=ANY)
   prompt_length: int = knob(64, 'P, tokens of the longest prompt', low=1)
   completion_length: int = knob(64, 'C, tokens at which a completion is truncated', low=1)
-  temperature: float = knob(1.0, 'rollouts of a greedy policy would all be the same', above=0)
+  temperature: float = knob(1.0, 'rollouts of a greedy policy would all be the same', low=0.001, high=100)
   top_k: int = knob(0, _UNFILTERED, choices=(0,))
   top_p: float = knob(1.0, _UNFILTERED, choices=(1.0,))
   min_p: float = knob(0.0, _UNFILTERED, choices=(0.0,))
-  stop_strings: tuple = knob((), 'texts that end a completion, as the stop token does')
+  stop_strings: tuple = knob((), 'texts that end a completion, as the stop token does', of=str)
   cache: str = knob('', "dtype of cached keys and values; '': that of the computation", choices=('', 'int8'))
 
   def conflicts(self):
     if self.refill > self.slots:
       yield f'sample.refill={self.refill} is not in 1..sample.slots={self.slots}'
-    if not all(isinstance(x, str) and x for x in self.stop_strings):
-      yield f'sample.stop_strings={self.stop_strings} must be texts, none of them empty'
 
 
 @section
@@ -250,16 +220,18 @@ class Rewards(Section):
   SECTION = 'rewards'
   verifier: str = knob('', "of tasks that name none: 'ends_with', 'math', 'choice', 'reasoning_gym', 'python_tests', "
                        "your own 'module:function' or 'PATH.py:function'; '': the dataset's, 'math' or 'ends_with'")
-  workers: int = knob(0, 'processes; 0: as many as the processors that the run may use, at most 64', low=0)
-  timeout_s: float = knob(5.0, 'seconds of a verdict, at most', above=0)
+  workers: int = knob(0, 'processes; 0: as many as the processors that the run may use, at most 64', low=0, high=1024)
+  timeout_s: float = knob(5.0, 'seconds of a verdict, at most', low=0.001, high=86_400)
   memory_mb: int = knob(1024, 'MiB that a process may take beyond what it starts with', low=1)
-  max_faulty_steps: int = knob(3, 'steps in a row without any verdict of a verifier, which end the run', low=1)
+  max_faulty_steps: int = knob(3, 'steps in a row without any verdict of a verifier, which end the run', low=1,
+                              high=ANY)
   network: bool = knob(False, 'whether verifiers may use the network')
-  readable: tuple = knob((), 'folders that verifiers may read, in addition to the packages that are imported')
+  readable: tuple = knob((), 'folders that verifiers may read, in addition to the packages that are imported',
+                         of=str)
   pattern: str = knob('', "regex of which verifiers see the last match (its group 1); '': the whole completion")
   partial_credit: bool = knob(False, "whether reasoning_gym's scores, and python_tests' shares, are the rewards")
   format: str = knob('', 'regex; a completion it is found in earns format_weight more')
-  format_weight: float = knob(0.0, 'reward')
+  format_weight: float = knob(0.0, 'reward', low=-1e3, high=1e3)
   length_buffer: int = knob(0, 'last tokens of completion_length, over which the reward falls by 1', low=0)
 
   def conflicts(self):
@@ -268,8 +240,6 @@ class Rewards(Section):
         re.compile(getattr(self, name))
       except re.error as error:
         yield f'rewards.{name}={getattr(self, name)!r} is not a regex: {error}'
-    if not all(isinstance(x, str) for x in self.readable):
-      yield f'rewards.readable={self.readable!r} must hold texts, each the path of a folder'
     if bool(self.format) != bool(self.format_weight):
       yield (f'rewards.format={self.format!r} and rewards.format_weight={self.format_weight} go together: '
              'set both or none')
@@ -289,12 +259,12 @@ class Grpo(Section):
                         choices=('token', 'rollout', 'constant'))
   loss: str = knob('grpo', "a ratio a token; or 'gspo', a ratio a rollout; or 'cispo'",
                    choices=('grpo', 'gspo', 'cispo'))
-  clip_low: float = knob(0.2, 'the ratio to the old policy is clipped at 1 - clip_low', low=0)
+  clip_low: float = knob(0.2, 'the ratio to the old policy is clipped at 1 - clip_low; 1: no limit', low=0, high=1)
   clip_high: float = knob(0.28, 'the ratio to the old policy is clipped at 1 + clip_high', low=0)
   dual_clip: float = knob(0.0, 'most that a ratio multiplies a negative advantage by; 0: no limit', low=0)
   kl: str = knob('k3', 'estimate of the divergence from the initial policy', choices=('k1', 'k3'))
-  kl_coef: float = knob(0.0, 'its weight in the loss', low=0)
-  entropy_coef: float = knob(0.0, "weight of the policy's entropy, which is raised", low=0)
+  kl_coef: float = knob(0.0, 'its weight in the loss', low=0, high=1e4)
+  entropy_coef: float = knob(0.0, "weight of the policy's entropy, which is raised", low=0, high=1e4)
   tis_cap: float = knob(0.0, "cap of a token's importance weight, trainer over sampler; 0: no weight", low=0)
 
   @property
@@ -313,17 +283,17 @@ class Grpo(Section):
 @section
 class Optimizer(Section):
   SECTION = 'optimizer'
-  epochs: int = knob(1, "passes over a step's rollouts", low=1)
+  epochs: int = knob(1, "passes over a step's rollouts", low=1, high=1000)
   minibatches: int = knob(1, 'updates of a pass, each from whole tasks', low=1)
-  learning_rate: float = knob(1e-4, 'of Adam', low=0)
+  learning_rate: float = knob(1e-4, 'of Adam', low=0, high=_RATE)
   schedule: str = knob('constant', 'of the rate after the warm-up', choices=('constant', 'linear', 'cosine'))
   warmup_steps: int = knob(0, 'updates of linear warm-up', low=0)
   decay_steps: int = knob(0, 'updates after which the rate stands at its final share', low=0)
-  final_rate: float = knob(0.0, 'that share of learning_rate', low=0)
+  final_rate: float = knob(0.0, 'that share of learning_rate', low=0, high=1)
   b1: float = knob(0.9, 'of Adam', low=0, below=1)
   b2: float = knob(0.99, 'of Adam', low=0, below=1)
-  eps: float = knob(1e-8, 'of Adam', low=0)
-  weight_decay: float = knob(0.0, 'of matrices; norms and biases have none', low=0)
+  eps: float = knob(1e-8, 'of Adam; 0 would divide 0 by 0', above=0, high=1)
+  weight_decay: float = knob(0.0, 'of matrices; norms and biases have none', low=0, high=1e3)
   max_grad_norm: float = knob(1.0, 'global norm above which gradients are scaled down', above=0)
 
   def conflicts(self):
@@ -347,16 +317,18 @@ PERTURBATIONS = ('case', 'spaces', 'typos', 'opening')  # of prompts (evaluate.p
 
 @section
 class Evaluate(Filters):
-  every: int = knob(25, 'steps; 0: only before the first and after the last', low=0)
-  tasks: int = knob(1_000_000, 'held-out tasks of a dataset, at most', low=1)
-  rollouts: int = knob(8, 'n of avg@n: completions of a task', low=1)
-  pass_at: tuple = knob((), "the k of pass@k, each in 1..rollouts: '(1, 4)'")
-  maj_at: tuple = knob((), 'the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS')
-  tasks_per_batch: int = knob(128, 'tasks sampled by one program', low=1)
+  every: int = knob(25, 'steps; 0: only before the first and after the last', low=0, high=ANY)
+  tasks: int = knob(1_000_000, 'held-out tasks of a dataset, at most', low=1, high=ANY)
+  rollouts: int = knob(8, 'n of avg@n: completions of a task', low=1, high=1_000_000)
+  pass_at: tuple = knob((), "the k of pass@k, each in 1..rollouts: '(1, 4)'", of=int)
+  maj_at: tuple = knob((), 'the k of maj@k, each in 1..rollouts; for a verifier in kr_jax.rewards.ANSWERS',
+                       of=int)
+  tasks_per_batch: int = knob(128, 'tasks sampled by one program, at most', low=1, high=ANY)
   perturb: tuple = knob((), "ways to perturb prompts, of 'case', 'spaces', 'typos' and 'opening': ('typos',); the last "
-                        'evaluation of a run, and --mode=evaluate, then measure success on such prompts too')
+                        'evaluation of a run, and --mode=evaluate, then measure success on such prompts too', of=str)
 
   def conflicts(self):
+    yield from super().conflicts()
     if any(x not in PERTURBATIONS or self.perturb.count(x) > 1 for x in self.perturb):
       yield f'evaluate.perturb={self.perturb} must hold names of {PERTURBATIONS}, each once'
     if self.temperature == 0 and self.rollouts > 1:
@@ -364,7 +336,7 @@ class Evaluate(Filters):
              'evaluate.temperature=0; set evaluate.rollouts=1')
     for name in ('pass_at', 'maj_at'):
       for k in getattr(self, name):
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.rollouts:
+        if not 1 <= k <= self.rollouts:
           yield (f'evaluate.{name}={getattr(self, name)} holds {k!r}, which is not a whole number in '
                  f'1..evaluate.rollouts={self.rollouts}')
 
@@ -372,9 +344,21 @@ class Evaluate(Filters):
 @section
 class Checkpoint(Section):
   SECTION = 'checkpoint'
-  directory: str = knob('', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir")
-  every: int = knob(20, 'steps', low=1)
-  keep: int = knob(2, 'checkpoints', low=1)
+  directory: str = knob('', "where all processes write and read them: gs://BUCKET/PATH; '': in the workdir",
+                        path='written')
+  every: int = knob(20, 'steps', low=1, high=ANY)
+  minutes: float = knob(0.0, 'of work that may be lost, after which one is saved as well; 0: by steps alone', low=0,
+                        high=1e6)
+  keep: int = knob(2, 'checkpoints, the latest', low=1, high=ANY)
+  best: int = knob(0, 'checkpoints that are kept besides, those of the highest held-out success; one is saved at each '
+                   'evaluation then; 0: none', low=0, high=ANY)
+
+
+@section
+class Train(Section):
+  SECTION = 'train'
+  max_bad_steps: int = knob(3, 'steps in a row whose update is skipped, as it is not finite, which end the run; of the '
+                            'warm start too', low=1, high=ANY)
 
 
 @section
@@ -394,9 +378,10 @@ class Record(Section):
 class Config(Section):
   """All knobs of a run."""
 
-  seed: int = knob(0, 'of all that is random', low=0)
+  seed: int = knob(0, 'of all that is random', low=0, high=SEED)
   num_steps: int = knob(100, 'updates by reinforcement learning', low=0)
-  topologies: tuple = knob((), "TPU slices that the config is meant for, and preflight's unless given: ('v5e:4x4',)")
+  topologies: tuple = knob((), "TPU slices that the config is meant for, and preflight's unless given: ('v5e:4x4',)",
+                           of=str)
   tasks: Tasks = Tasks()
   alloc: Alloc = Alloc()
   policy: Policy = Policy()
@@ -407,9 +392,15 @@ class Config(Section):
   grpo: Grpo = Grpo()
   optimizer: Optimizer = Optimizer()
   pack: Pack = Pack()
+  train: Train = Train()
   evaluate: Evaluate = Evaluate()
   checkpoint: Checkpoint = Checkpoint()
   record: Record = Record()
+
+  def conflicts(self):
+    if self.optimizer.minibatches > self.tasks.per_step:
+      yield (f'optimizer.minibatches={self.optimizer.minibatches} is more than tasks.per_step={self.tasks.per_step}, '
+             'and a mini-batch is of whole tasks; lower it to at most that')
 
 
 def read(tree: Mapping[str, Any]) -> Config:

@@ -19,6 +19,7 @@ import numpy as np
 from kr_jax import evaluate
 from kr_jax import hub
 from kr_jax import knobs
+from kr_jax import memory
 from kr_jax import prior_rates
 from kr_jax import processes
 from kr_jax import rewards
@@ -36,12 +37,13 @@ from kr_jax.model import policy
 from kr_jax.model import pretrained
 from kr_jax.model import tokenizer as tokenizer_lib
 from kr_jax.model import weights
-from kr_jax.record import checkpoint as checkpoint_lib
+from kr_jax.record import claim as claim_lib
 
 # Knobs of the policy that are of a run, and not of a checkpoint; and sizes that a config may declare of one.
 _OF_RUN = ('dtype', 'remat', 'lora_rank', 'lora_alpha')
 _SIZES = ('vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_width', 'hidden_width',
           'num_experts', 'experts_per_token', 'qk_norm', 'qkv_bias', 'tie_embeddings')
+_FAR = 8  # times the memory of a device
 PINNED = 'hub'  # in config.json: Setup.pinned
 
 
@@ -72,15 +74,17 @@ class Setup(NamedTuple):
     return bool(self.trained.lora_rank or self.update.grpo.kl_coef)
 
 
-def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
+def prepare(config: Mapping[str, Any], workdir: str = '', *, trains: bool = True) -> Setup:
   """Reads the config and the data.
 
   Args:
     workdir: of a run that may be gone on with: of the hub it goes on with the commits that it began with, where the
       config says none.
+    trains: whether the run learns; else it evaluates alone, and needs less memory.
 
   Raises:
-    ValueError: a knob, a split or a prompt outside its limits, named with the limit.
+    ValueError: a knob, a split or a prompt outside its limits, named with the limit; or a run that takes more memory
+      than there is.
   """
   asked = knobs.read(config)
   config, pinned = _pinned(asked, workdir)
@@ -88,7 +92,7 @@ def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
   train, test = _datasets(config.tasks)
   tokenizer, trained = _policy(config)
   _warn_of_context(config, trained)
-  setup = _checked(config, tokenizer, trained)
+  setup = _checked(config, tokenizer, trained, trains=trains)
   read_tasks = functools.partial(
       _read_tasks, config=config, tokenizer=tokenizer, serves_all=bool(asked.rewards.verifier))
   setup = setup._replace(
@@ -99,17 +103,20 @@ def prepare(config: Mapping[str, Any], workdir: str = '') -> Setup:
       warm_start_tasks=_solved(config, [dataset for dataset, _ in train], read_tasks))
   setup = setup._replace(prior_rate_I=prior_rates.read(config.tasks.prior, setup.train_tasks))
   _check_tasks(setup)
+  _check_memory(setup.config, setup.trained, setup.learn_mesh, setup.sample_mesh, trains, len(setup.test_tasks))
   return setup
 
 
-def without_tasks(config: Mapping[str, Any], workdir: str = '') -> Setup:
+def without_tasks(config: Mapping[str, Any], workdir: str = '', *, trains: bool | None = None) -> Setup:
   """What `prepare` makes of a config on one device, without tasks: no data are read but for the alphabet of a policy
   from scratch, and no mesh has to fit.
+
+  trains: as of `prepare`; None: it neither learns nor samples, and memory is not looked at.
 
   Raises ValueError as `prepare` does.
   """
   config = _with_verifier(_pinned(knobs.read(config), workdir)[0]).replace(mesh=knobs.Mesh(devices=1))
-  return _checked(config, *_policy(config), devices=jax.devices()[:1])
+  return _checked(config, *_policy(config), devices=jax.devices()[:1], trains=trains)
 
 
 def abstract(config: Mapping[str, Any], devices: Sequence[Any]) -> Setup:
@@ -136,7 +143,7 @@ def _pinned(config: knobs.Config, workdir: str) -> tuple[knobs.Config, dict[str,
   The record of a run holds the commits of what comes of the hub, and a run goes on with no others. Of several processes
   the first may be the only one that has the record.
   """
-  record = checkpoint_lib.record(workdir) if workdir else {}
+  record = claim_lib.record(workdir) if workdir else {}
   began = json.loads(processes.of_first(json.dumps(record))).get
   found: dict[str, dict[str, str]] = {}
 
@@ -262,8 +269,12 @@ def _check_declared(c: knobs.Policy, found: policy.Config) -> None:
                      'correct them, or set policy.vocab_size=0, which declares none')
 
 
-def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: Sequence[Any] | None = None) -> Setup:
-  """A setup but for its tasks. Raises ValueError for knobs that no run could follow together."""
+def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: Sequence[Any] | None = None, *,
+             trains: bool | None = None) -> Setup:
+  """A setup but for its tasks. Raises ValueError for knobs that no run could follow together.
+
+  trains: as of `without_tasks`.
+  """
   c = config
   filters = lambda section: {name: getattr(section, name) for name in ('temperature', 'top_k', 'top_p', 'min_p')}
   sample_config = sample.Config(**knobs.as_dict(c.sample), stop_ids=tokenizer.stop_ids if tokenizer else (0,))
@@ -273,6 +284,11 @@ def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: S
   learn_mesh, sample_mesh = sharding.meshes(c.mesh, trained, rollouts=c.alloc.rollouts_per_step, devices=devices)
   rewards_config = rewards.Config(**knobs.as_dict(c.rewards))
   rewards.check(rewards_config, c.sample.completion_length)
+  if trained.lora_rank > trained.width:
+    raise ValueError(f'policy.lora_rank={trained.lora_rank} is more than the width {trained.width} of the policy, and '
+                     'adapters are of a lower rank than their matrices; lower it, or set it to 0 to train all')
+  if trains is not None:
+    _check_memory(c, trained, learn_mesh, sample_mesh, trains)
   _check_alloc(c)
   update.microbatch_shape(c.sample.prompt_length, c.sample.completion_length,
                           c.alloc.rollouts_per_step / c.tasks.per_step, update_config)
@@ -281,6 +297,30 @@ def _checked(config: knobs.Config, tokenizer, trained: policy.Config, devices: S
       sample=sample_config, evaluate=sample_config.replace(**filters(c.evaluate)), rewards=rewards_config,
       update=update_config, sft=_sft(c.warm_start, update_config), learn_mesh=learn_mesh,
       sample_mesh=sample_mesh)
+
+
+def needs(setup: Setup) -> memory.Needs:
+  """The memory that a run takes at the least."""
+  axes = lambda mesh: {} if mesh is None else dict(mesh.shape)
+  return memory.needs(setup.config, setup.trained, axes(setup.learn_mesh), axes(setup.sample_mesh),
+                      test_tasks=max(len(setup.test_tasks), 1))
+
+
+def check_slice(setup: Setup, device_bytes: int) -> None:
+  """Raises ValueError, as memory.check does, where devices that have so much memory are far from holding a run: a
+  compiler takes minutes to find that out, and its figures are of no use."""
+  axes = lambda mesh: {} if mesh is None else dict(mesh.shape)
+  memory.check(setup.config, setup.trained, axes(setup.learn_mesh), axes(setup.sample_mesh),
+               there=memory.Machine(_FAR * device_bytes, None, None, 1, False))
+
+
+def _check_memory(c: knobs.Config, trained: policy.Config, learn_mesh: Mesh | None, sample_mesh: Mesh | None,
+                  trains: bool, test_tasks: int = 1) -> None:
+  """Raises ValueError as memory.check does."""
+  devices = jax.local_devices()[:1] if learn_mesh is None else learn_mesh.local_devices
+  axes = lambda mesh: {} if mesh is None else dict(mesh.shape)
+  memory.check(c, trained, axes(learn_mesh), axes(sample_mesh), there=memory.machine(devices), test_tasks=test_tasks,
+               trains=trains)
 
 
 def _sft(c: knobs.WarmStart, like: update.Config) -> update.Config:
@@ -294,6 +334,7 @@ def _check_alloc(c: knobs.Config) -> None:
   """Raises ValueError for budgets that no step could follow."""
   M, R, C = c.tasks.per_step, c.alloc.rollouts_per_step, c.sample.completion_length
   allocate.check(M, R, c.alloc.low, c.alloc.high, c.alloc.rule, c.alloc.waves)
+  memory.check_budgets(c)
   if c.alloc.cost == 'tokens' and not c.alloc.low * M <= c.alloc.tokens_per_step <= R * C:
     raise ValueError(
         f'alloc.tokens_per_step={c.alloc.tokens_per_step} is not in {c.alloc.low * M}..{R * C}: from a '

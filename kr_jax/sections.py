@@ -2,6 +2,9 @@
 
 A section that is constructed with a wrong value raises a ValueError that names the knob, the value, the bounds and, of
 a misspelt choice, the nearest name. Imports nothing heavy: configs load this module before anything else.
+
+Numbers are computed with in 32 bits. So a whole number is at most MOST unless its knob says otherwise, and any other
+number is 0 or of a size that float32 holds.
 """
 
 from __future__ import annotations
@@ -9,9 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import difflib
-import math
 import numbers
 from typing import Any, ClassVar, Self
+
+from kr_jax import checks
+from kr_jax.checks import shown
+
+MOST = 2 ** 31 - 1  # the largest whole number of 32 bits
+ANY = 2 ** 63 - 1  # `high` of a whole number that is only compared with others: '20 at the most', 'every 20'
+SEED = 2 ** 32 - 1  # `high` of a seed: of a larger one jax.random.key reads the last 32 bits, so that two are one run
+_SMALL, _LARGE = 1e-30, 1e30  # sizes of other numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +33,8 @@ class Bounds:
   high: float | None = None  # the largest value
   below: float | None = None  # smaller than this
   choices: tuple[Any, ...] = ()  # one of these
+  of: type | None = None  # of the values of a tuple; texts are not empty
+  path: str = ''  # 'read' or 'written', of a text that is the path of a file or directory, or a URL
 
   def hold(self, value: Any) -> bool:
     if self.choices:
@@ -30,15 +42,20 @@ class Bounds:
     return ((self.low is None or value >= self.low) and (self.above is None or value > self.above)
             and (self.high is None or value <= self.high) and (self.below is None or value < self.below))
 
-  def __str__(self) -> str:
+  def as_text(self, value: Any) -> str:
+    """The bounds as an error says them of a value; limits of no meaning of their own, where it is above them alone."""
     if self.choices:
       return 'one of ' + ', '.join(map(repr, self.choices))
-    sides = (('at least', self.low), ('above', self.above), ('at most', self.high), ('below', self.below))
-    return ' and '.join(f'{side} {bound:g}' for side, bound in sides if bound is not None)
+    high = None if self.high in (MOST, ANY) and value <= self.high else self.high
+    sides = (('at least', self.low), ('above', self.above), ('at most', high), ('below', self.below))
+    return ' and '.join(f'{side} {bound if isinstance(bound, int) else f"{bound:g}"}' for side, bound in sides
+                        if bound is not None)
 
 
 def knob(default: Any, doc: str, **bounds: Any) -> Any:
-  """A field of a section. bounds: as of Bounds."""
+  """A field of a section. bounds: as of Bounds; a whole number without any on that side is at most MOST."""
+  if isinstance(default, int) and not isinstance(default, bool) and not {'high', 'below', 'choices'} & {*bounds}:
+    bounds['high'] = MOST
   return dataclasses.field(default=default, metadata={'doc': doc, 'bounds': Bounds(**bounds)})
 
 
@@ -54,21 +71,46 @@ def _is_of_type(value: Any, default: Any) -> bool:
   if isinstance(default, bool) or isinstance(value, bool):
     return isinstance(default, bool) and isinstance(value, bool)
   if isinstance(default, float):
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    return checks.is_finite(value)
   return isinstance(value, numbers.Integral if isinstance(default, int) else type(default))
+
+
+_KINDS = {'int': 'a whole number', 'float': 'a finite number', 'str': 'a text', 'bool': 'True or False',
+          'tuple': 'a tuple', 'NoneType': 'None, True or False'}
 
 
 def _wrong(name: str, value: Any, field: dataclasses.Field) -> str | None:
   """What is wrong with the value of a knob; None where nothing is."""
-  bounds, meaning = field.metadata['bounds'], f'{name}={value!r} ({field.metadata["doc"]})'
+  bounds, meaning = field.metadata['bounds'], f'{name}={shown(value)} ({field.metadata["doc"]})'
   if not _is_of_type(value, field.default):
-    kind = {'int': 'a whole number', 'float': 'a finite number', 'str': 'a text', 'bool': 'True or False',
-            'tuple': 'a tuple', 'NoneType': 'None, True or False'}[type(field.default).__name__]
-    return f'{meaning} must be {kind}'
-  if bounds.hold(value):
-    return None
-  hint = nearest(value, bounds.choices) if bounds.choices and isinstance(value, str) else ''
-  return f'{meaning} must be {bounds}{hint}'
+    hint = f'; ({shown(value)},) makes one' if isinstance(field.default, tuple) and isinstance(value, str) else ''
+    return f'{meaning} must be {_KINDS[type(field.default).__name__]}{hint}'
+  problem = None
+  if isinstance(value, str):
+    problem = checks.text_problem(value) or (
+        checks.path_problem(value, written=bounds.path == 'written') if bounds.path else None)
+  elif isinstance(value, tuple):
+    problem = next((problem for x in value if (problem := _of_element(x, bounds.of))), None)
+  if problem:
+    return f'{meaning} {problem}'
+  if not bounds.hold(value):
+    hint = nearest(value, bounds.choices) if bounds.choices and isinstance(value, str) else ''
+    return f'{meaning} must be {bounds.as_text(value)}{hint}'
+  if isinstance(field.default, float) and value and not _SMALL <= abs(value) <= _LARGE:
+    zero = '0, or ' if bounds.hold(0.0) else ''
+    return f'{meaning} must be {zero}of a size in {_SMALL:g}..{_LARGE:g}, as float32 holds it'
+  return None
+
+
+def _of_element(x: Any, of: type | None) -> str | None:
+  """What is wrong with a value of a tuple."""
+  if of is str and not (isinstance(x, str) and x):
+    return f'must hold texts, none of them empty, not {shown(x)}'
+  if of is int and not (isinstance(x, numbers.Integral) and not isinstance(x, bool)):
+    return f'must hold whole numbers, not {shown(x)}'
+  if isinstance(x, str) and (problem := checks.text_problem(x)):
+    return f'holds a text that {problem}'
+  return None
 
 
 class Section:
@@ -123,7 +165,7 @@ def read(tree: Mapping[str, Any], cls: Callable[..., Any]) -> Any:
   Raises ValueError that names every knob that is unknown, missing or out of its bounds.
   """
   if not hasattr(tree, 'keys'):
-    raise ValueError(f'{cls.SECTION}={tree!r} must be a section, which holds knobs by name')
+    raise ValueError(f'{cls.SECTION}={shown(tree)} must be a section, which holds knobs by name')
   fields = {field.name: field for field in dataclasses.fields(cls)}
   called = lambda name: '.'.join(filter(None, (cls.SECTION, str(name))))
   wrong = [f'there is no knob {called(name)}{nearest(name, fields)}' for name in tree if name not in fields]
@@ -139,7 +181,7 @@ def read(tree: Mapping[str, Any], cls: Callable[..., Any]) -> Any:
         value = field.default
     elif isinstance(field.default, tuple) and isinstance(value, list):
       value = tuple(value)
-    elif isinstance(field.default, float) and isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(field.default, float) and isinstance(value, int) and checks.is_finite(value):
       value = float(value)
     values[name] = value
   try:

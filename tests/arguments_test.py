@@ -170,3 +170,39 @@ def test_steps_to_trace():
 def test_steps_that_cannot_be_traced(text, message):
   with pytest.raises(ValueError, match=f'^--profile={text}.*{message}'):
     arguments.profiled(text, 4)
+
+
+def test_whether_a_config_file_is_given():
+  for argv in (['--hardware=x'], ['-hardware', 'x'], ['--hardware.profiles.v5e.pue=1']):
+    assert arguments.is_given(['main', '--mode=train', *argv], 'hardware')
+  assert not arguments.is_given(['main', '--workdir=hardware', '--hardwar=x'], 'hardware')
+
+
+def test_paths_are_looked_at_before_they_are_used(tmp_path):
+  problems = lambda **given: arguments.path_problems(given, written=('workdir', 'json'))
+  assert problems(workdir=['a', 'gs://b/c', str(tmp_path)], json=f'{tmp_path}/a.json', output=None) == []
+  assert problems(checkpoint='https://host/a') == [] and problems(workdir=['']) == ['--workdir= is empty']
+  assert problems(workdir=['gs://'], output='a/' + 'b' * 256) == [
+      "--workdir='gs://' names no bucket; give 'gs://BUCKET/PATH'",
+      f"--output='a/{'b' * 197}... has a part of more than the 255 bytes that the name of a file may have"]
+  assert problems(workdir=['http://host/a']) == [
+      "--workdir='http://host/a' cannot be written; name a directory, or gs://BUCKET/PATH"]
+  assert 'UTF-8' in problems(output='\udcff')[0] and 'is a directory; name a file' in problems(json=str(tmp_path))[0]
+
+
+def test_slices_are_looked_at_before_one_is_compiled_for():
+  class Hardware:
+    def of_topology(self, name):
+      if name.startswith('v9'):
+        raise ValueError('no figures')
+
+  problems = lambda *names: arguments.topology_problems(names, Hardware())
+  assert problems('v5e:4x4', 'v5p:2x2x4') == arguments.topology_problems(['v9:1'], None) == []
+  assert problems() == ['the config names no topologies; say one: --topology=v5e:4x4']
+  for name in ('', 'v5e', 'v5e:0x2', 'v5e:-1x2', 'v5e:10000x10000', 'v5e:2x', 'v5e:2x2 '):
+    assert problems('v5e:4x4', name) == [f'--topology={name!r} is no slice of TPUs; write v5e:4x4 or v5p:2x2x4']
+  assert problems('v9:2x2') == ['--topology=v9:2x2: no figures']
+
+
+def test_an_error_is_no_longer_than_a_screen(parse):
+  assert all(len(line) < 1100 for line in parse(f'--{"x" * 5000}=1'))

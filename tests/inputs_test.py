@@ -45,6 +45,20 @@ def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):
       bad, of_data=False, of_checkpoint=False) == []
 
 
+def test_the_directory_of_data_is_there_or_can_be_made(tmp_path, monkeypatch):
+  problems = lambda path: inputs.problems(config({'data_dir': str(path)}))
+  (tmp_path / 'file').touch()
+  (tmp_path / 'there').mkdir()
+  assert problems(tmp_path / 'there') == problems(tmp_path / 'a' / 'b') == []
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'there']  # nothing is left
+  for path, reason in ((tmp_path / 'file', 'it is no directory'), (tmp_path / 'file' / 'a', 'Not a directory'),
+                       ('/proc/nowhere/a', 'No such file or directory')):
+    assert problems(path) == [
+        f"tasks.data_dir='{path}': {path} cannot be made: {reason}; name a directory that can be written"]
+  monkeypatch.setattr(inputs.os, 'access', lambda path, mode: False)
+  assert 'cannot be read; name another directory' in problems(tmp_path / 'there')[0]
+
+
 def test_names_of_a_bucket_are_looked_up(bucket, storage):
   for name in ('part-1.jsonl', 'prior.csv', 'model/config.json'):
     files_lib.write(f'{bucket}/{name}', '')

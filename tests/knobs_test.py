@@ -30,7 +30,7 @@ def test_a_config_is_made_of_the_declarations():
 def at_its_bounds(field) -> tuple[list, list]:
   """Values of a knob that its bounds let in, and that they keep out."""
   bounds, kind = field.metadata['bounds'], type(field.default)
-  step = 1e-9 if kind is float else 1
+  step = 1e-9 * max(abs(bounds.high or 1), 1) if kind is float else 1
   let_in = [x for x in (bounds.low, bounds.high) if x is not None]
   kept_out = [x for x in (bounds.above, bounds.below) if x is not None]
   if bounds.low is not None:
@@ -72,12 +72,16 @@ def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
     ('sample', 'temperature', 0.0, r'sample.temperature=0.0 \(rollouts of a greedy policy would all be the same\)'),
     ('sample', 'top_k', 5, r'sample.top_k=5 \(rollouts that learn come from the policy itself: filters are for'),
     ('sample', 'refill', 65, r'sample.refill=65 is not in 1..sample.slots=64'),
-    ('sample', 'stop_strings', ('a', ''), r"sample.stop_strings=\('a', ''\) must be texts, none of them empty"),
+    ('sample', 'stop_strings', ('a', ''), r"sample.stop_strings=\('a', ''\) .* must hold texts, none of them"),
     ('evaluate', 'temperature', 0.0, 'evaluate.rollouts=8 completions of a task are all the same'),
     ('evaluate', 'pass_at', (9,), r'evaluate.pass_at=\(9,\) holds 9, which is not a whole number in 1..ev'),
-    ('evaluate', 'maj_at', (True,), 'evaluate.maj_at=.* holds True'),
+    ('evaluate', 'maj_at', (True,), 'evaluate.maj_at=.* must hold whole numbers, not True'),
     ('policy', 'num_kv_heads', 3, 'policy.num_heads=4 is not a multiple of policy.num_kv_heads=3'),
     ('policy', 'head_width', 5, 'policy.head_width=5 is odd'),
+    ('evaluate', 'temperature', 1e-4, 'evaluate.temperature=0.0001 is all but greedy; set it to 0'),
+    ('tasks', 'template', '{problem.real}', "tasks.template='{problem.real}' is no text around {problem}"),
+    ('tasks', 'mixture', (('a', 1.0, 2.0),), r"tasks.mixture holds \('a', 1.0, 2.0\), which is not \(DATASET, WEIGHT"),
+    ('optimizer', 'minibatches', 33, 'optimizer.minibatches=33 is more than tasks.per_step=32, and a mini-batch is of'),
     ('policy', 'yarn', 1.0, 'policy.yarn=1 stretches nothing; set it above 1'),
     ('policy', 'yarn', 4.0, 'policy.yarn=4 stretches the context of policy.checkpoint, and there is none'),
     ('rewards', 'pattern', '(', r"rewards.pattern='\(' is not a regex"),
@@ -97,6 +101,14 @@ def test_numbers_of_numpy_and_lists_are_taken():
   tree['optimizer']['learning_rate'] = 1
   config = knobs.read(tree)
   assert config.topologies == ('v5e:2x2',) and isinstance(config.optimizer.learning_rate, float)
+
+
+def test_two_seeds_are_two_runs():
+  import jax
+  data = lambda seed: tuple(jax.random.key_data(jax.random.key(seed)).tolist())
+  highest = next(f for f in dataclasses.fields(knobs.Config) if f.name == 'seed').metadata['bounds'].high
+  assert len({data(seed) for seed in (0, 1, 2 ** 31 - 1, 2 ** 31, highest)}) == 5
+  assert highest == 2 ** 32 - 1 and data(highest + 1) == data(0)
 
 
 def test_a_section_changed():

@@ -16,7 +16,7 @@ from kr_jax import tasks
 from kr_jax import warm_start
 from kr_jax.model import policy
 from kr_jax.model import pretrained
-from kr_jax.record import checkpoint
+from kr_jax.record import claim as claim_lib
 from kr_jax.record import metrics
 from tests import hub as hub_lib
 from tests.knobs import debug_config
@@ -44,6 +44,7 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
     ({'sample__completion_length': 19}, 'sample.completion_length=19'),
     ({'rewards__length_buffer': 23}, r'rewards.length_buffer=23 is not in 0..sample.completion_length=22'),
     ({'rewards__verifier': 'none'}, "rewards.verifier='none' is not one of"),
+    ({'policy__lora_rank': 33}, 'policy.lora_rank=33 is more than the width 32 of the policy'),
     ({'pack__row_length': 41}, 'pack.row_length=41 is below the 42 tokens'),
     ({'policy__vocab_size': 99}, r'has not the declared sizes: policy.vocab_size=99 where there is 16'),
     ({'tasks__dataset': 'none'}, "tasks.dataset='none' is not one of"),
@@ -53,12 +54,15 @@ CHECKPOINTS = pathlib.Path(__file__).parent / 'data' / 'checkpoints'
     ({'tasks__test': ('arithmetic:dev',)}, "dataset 'arithmetic' has no split 'dev'"),
     ({'tasks__test': ('arithmetic', 'arithmetic:test[:5]')}, 'and arithmetic/test.* share'),
     ({'tasks__template': 'Think.'}, "tasks.template='Think.' is no text around {problem}"),
+    ({'tasks__train_split': 'train[:500%]'}, r'arithmetic/train\[:500%\]: is no split'),
+    ({'tasks__test': ('arithmetic:test[x]',)}, r"arithmetic/test\[x\]: is no split; write 'train'"),
+    ({'tasks__train_split': 'train['}, r"tasks.train_split='train\[' is no split; write 'train'"),
     ({'tasks__train_split': 'training'}, "has no split 'training'"),
     ({'tasks__warm_start_split': 'solved'}, "has no split 'solved'.*tasks.warm_start_split.*warm_start.num_steps=0"),
     ({'tasks__train_split': 'train[:0]'}, 'holds no task'),
     ({'tasks__test_split': 'test[:0]'}, 'holds no task'),
     ({'tasks__train_split': 'train[:7]'}, 'a step of 8 tasks is more than the 7 tasks'),
-    ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.graders:has_a_one'"),
+    ({'evaluate__maj_at': (8,)}, r"evaluate.maj_at=\(8,\) votes on answers, and the verifier 'tests.graders:has_a_one"),
     ({'warm_start__per_step': 257}, 'warm_start.per_step=257 is more than the 256 tasks of its split')])
 def test_bad_input_is_refused_before_anything_is_computed(tmp_path, data_dir, monkeypatch, changed, message):
   for module, name in ((policy, 'init'), (warm_start, 'run')):
@@ -206,9 +210,9 @@ def test_the_record_has_the_digests_of_files_of_python(tmp_path, data_dir, monke
       warm_start__num_steps=0))
   for text, began in (('1', None), ('1', '6b86b273ff34fce1'), ('2', '6b86b273ff34fce1'), ('2', 'd4735e3a265e16ee')):
     (tmp_path / 'mine.py').write_text(text)
-    assert checkpoint.recorded(workdir, 'code../mine.py') == began
+    assert claim_lib.recorded(workdir, 'code../mine.py') == began
     attempt.claim(setup, workdir)
-    assert checkpoint.recorded(workdir, 'rewards.verifier') == './mine.py:even'
+    assert claim_lib.recorded(workdir, 'rewards.verifier') == './mine.py:even'
     assert ('./mine.py has changed since the run in' in caplog.text) == (text == '2')
 
 
@@ -273,7 +277,7 @@ def test_a_run_goes_on_with_the_commits_of_what_its_config_says(tmp_path, monkey
     of = lambda c: [c.policy.checkpoint, c.tasks.dataset.removeprefix('file:')]
     config, found = pinned()
     assert of(config) == names(first)
-    checkpoint.claim(str(tmp_path), {'hub': found}, may_change=())
+    claim_lib.claim(str(tmp_path), {'hub': found}, may_change=())
     moved = [served.push(name, {'a.csv': b'2'}) for name in ('org/x', 'datasets/org/x')]
     served.branches = {name: branches | {'v2': branches['main']} for name, branches in served.branches.items()}
     asked = len(served.asked)
@@ -295,7 +299,7 @@ def test_a_run_begins_and_goes_on_with_one_commit_of_the_hub(tmp_path, monkeypat
     setup = prepared('hf:org/model')
     assert setup.config.policy.checkpoint == f'hf:org/model@{first}'
     attempt.claim(setup, workdir)
-    assert checkpoint.recorded(workdir, 'policy.checkpoint') == f'hf:org/model@{first}'
+    assert claim_lib.recorded(workdir, 'policy.checkpoint') == f'hf:org/model@{first}'
     moved = hub.push('org/model', files | {'generation_config.json': b'{"eos_token_id": 2}'})
     other = prepared('hf:org/model')
     with pytest.raises(ValueError, match=f"policy.checkpoint was 'hf:org/model@{first}', is 'hf:org/model@{moved}'"):
@@ -317,10 +321,10 @@ def test_a_run_with_adapters_needs_the_checkpoint_of_the_bucket_that_it_began_wi
       pack__row_length=128, grpo__kl_coef=.1))
   workdir = str(tmp_path / 'run')
   attempt.claim(setup, workdir)
-  began = checkpoint.recorded(workdir, state.SOURCE_VERSION)
+  began = claim_lib.recorded(workdir, state.SOURCE_VERSION)
   put()
   attempt.claim(setup, workdir)
-  assert checkpoint.recorded(workdir, state.SOURCE_VERSION) == began != pretrained.version(f'{bucket}/source')
+  assert claim_lib.recorded(workdir, state.SOURCE_VERSION) == began != pretrained.version(f'{bucket}/source')
   with pytest.raises(ValueError, match=f"policy.checkpoint='{bucket}/source' has been overwritten since the run"):
     state.start(setup, workdir, None)
 

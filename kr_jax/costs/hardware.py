@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 from typing import Any, NamedTuple
 
+from kr_jax import checks
 from kr_jax import files
 from kr_jax import sections
 
@@ -175,7 +175,7 @@ def _wrong(name: str, value: Any, kind: str) -> str | None:
     return None if value in ('published', 'inferred') else "must be 'published', 'inferred' or None"
   if kind.startswith('str'):
     return None if isinstance(value, str) else 'must be a text'
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+  is_number = checks.is_finite(value)
   if not is_number or kind.startswith('int') and value != int(value):
     return 'must be a whole number' if kind.startswith('int') else 'must be a finite number; None where it is unknown'
   if name in _LEAST:
@@ -209,5 +209,5 @@ def load(workdir: str) -> Hardware | None:
     return read(tree)
   except FileNotFoundError:
     return None
-  except (ValueError, TypeError, AttributeError, OSError) as error:
+  except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
     raise ValueError(f'{path} cannot be read: {error}') from error

@@ -315,11 +315,11 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
   try:
     return lowered.compile(), 0
   except jax.errors.JaxRuntimeError as error:
-    found = re.search(r'Used ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)', str(error))
+    found = re.search(r'Used ([\d.]+)([KMGTP]) of|temporaries \(([\d.]+)([KMGTP])\)', str(error))
     if 'RESOURCE_EXHAUSTED' not in str(error) or not found:
       raise
     size, unit = [x for x in found.groups() if x]
-    return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30}[unit])
+    return None, int(float(size) * 2 ** {'K': 10, 'M': 20, 'G': 30, 'T': 40, 'P': 50}[unit])
 
 
 def measure(program: Program, device: hardware_lib.Device, efficiency: float) -> Phase:
@@ -365,10 +365,11 @@ def run(config: ml_collections.ConfigDict, topology: str, assumed: Assumed, hard
     dollars_per_step and useful_share_of_peak, which useful FLOPs have of the chips' peak; and run, which
     whole_run.cost says of all steps and evaluations. None where a program does not compile, or was left out.
 
-  Raises ValueError as `setup` and `programs` do, and for a chip without figures.
+  Raises ValueError as `setup`, `programs` and prepare.check_slice do, and for a chip without figures.
   """
   profile = hardware.of_topology(topology)
   device, found = hardware_lib.device(profile), setup(config, topology)
+  prepare.check_slice(found, device.hbm_bytes)
   wanted = [p for p in programs(found, assumed) if not phases or p.phase in phases]
   # Two compilations at a time, as each has phases that use one core. Of programs with experts two at a time end in a
   # segmentation fault of the compiler, in about half of the runs (libtpu 0.0.52).

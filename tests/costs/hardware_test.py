@@ -105,7 +105,7 @@ def test_profiles_are_kept_as_they_are(tmp_path):
     hardware.save(str(tmp_path / 'run'), kept)
     assert hardware.load(str(tmp_path / 'run')) == kept
   assert json.loads((tmp_path / 'run' / 'hardware.json').read_text()) == hardware.as_dict(kept)
-  for text in ('{"profiles": ', '[]', '{"profiles": {"x": 3}}', '{"profiles": {"x": {"tflops": "many"}}}'):
+  for text in ('{"profiles": ', '[]', '[' * 100_000, '{"profiles": {"x": 3}}', '{"profiles": {"x": {"tflops": "many"}}}'):
     (tmp_path / 'hardware.json').write_text(text)
     with pytest.raises(ValueError, match='hardware.json cannot be read'):
       hardware.load(str(tmp_path))

@@ -328,6 +328,21 @@ def test_a_program_that_the_compiler_refuses():
   assert phase.resident_bytes == 2 ** 36 and phase.peak_bytes >= 2 * 2 ** 36
 
 
+@pytest.mark.parametrize('message, needed', [
+    ('Used 1.50G of 15.75G hbm', 1.5 * 2 ** 30), ('HLO temporaries (54.01T) exceeds', 54.01 * 2 ** 40)])
+def test_what_the_compiler_says_of_memory(message, needed):
+  def compile_():
+    raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {message}')
+
+  assert preflight._compile(types.SimpleNamespace(compile=compile_)) == (None, int(needed))
+
+
+def test_what_is_far_too_large_is_not_compiled(monkeypatch):
+  monkeypatch.setattr(preflight, 'programs', lambda *_: pytest.fail('something was traced'))
+  with pytest.raises(ValueError, match='the run takes at least .* memory of a device, in sampling, .*policy.width'):
+    run(small(**TILED | {'policy.width': 2 ** 24}), 'v5e:2x2')
+
+
 @pytest.mark.parametrize('message', [
     'INTERNAL: Used 3.00G of 15.75G hbm', 'RESOURCE_EXHAUSTED: no threads are left'])
 def test_another_error_of_the_compiler_is_no_lack_of_memory(message):

@@ -1,0 +1,28 @@
+"""Whose an error is: the user's, who is told it in one line, or ours, whose traceback is kept.
+
+Checks raise ValueError, and so do numpy, JAX and the interpreter where this project uses them wrongly. The first are
+the user's: a `raise` statement of this package raised them. So are errors of reading what is no text, no JSON or no
+Parquet, and those of the system, such as a file that is not there.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_RAISE = dis.opmap['RAISE_VARARGS']
+_READERS = 'json.', 'pyarrow.', 'tokenizers.'  # whose errors say that data are not what they should be
+
+
+def is_users(error: BaseException) -> bool:
+  """Whether an error, which was caught, is the user's."""
+  if isinstance(error, (OSError, UnicodeError)) or f'{type(error).__module__}.'.startswith(_READERS):
+    return True
+  if not isinstance(error, ValueError) or error.__traceback__ is None:
+    return False
+  place = error.__traceback__
+  while place.tb_next:
+    place = place.tb_next
+  code = place.tb_frame.f_code
+  return os.path.abspath(code.co_filename).startswith(_PACKAGE) and code.co_code[place.tb_lasti] == _RAISE
