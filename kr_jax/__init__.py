@@ -30,7 +30,7 @@ def run(config, workdir, *, on_step=None, hardware=None):
     ImportError: the extra `train` is not installed.
     ValueError: knobs or files are wrong (all that is wrong is said at once), the workdir is another run's, or a run
       goes on in this process already.
-    FloatingPointError: the loss or the gradient is not finite.
+    FloatingPointError: the policy is not finite, or the updates of too many steps in a row (train.max_bad_steps).
   """
   return _module('library', 'run').run(config, workdir, on_step=on_step, hardware=hardware)
 

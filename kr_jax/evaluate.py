@@ -67,10 +67,6 @@ _CHANGED = 0.25  # chance of a word to be changed; one is in any case
 _SPELT = ('python_tests', 'reasoning_gym')  # verifiers of tasks whose letters and spaces may be the problem itself
 
 
-class Stopped(Exception):
-  """A stop signal came during an evaluation, of which there is no result."""
-
-
 class Outcomes(NamedTuple):
   """What R rollouts of each of I tasks came to."""
 
@@ -99,28 +95,27 @@ def check_verifiers(verifiers: Sequence[str], maj_at: Sequence[int]) -> None:
 
 def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Task], key: jax.Array,
              sample_config: sample.Config, workers: rewards.Workers, tokenizer, *, rollouts: int,
-             batch: int, answers: bool = False, stopping: Callable[[], bool] | None = None,
+             batch: int, answers: bool = False, stopping: processes.StopSignal = processes.NEVER,
              progress: Callable[[int], None] | None = None) -> Outcomes:
   """Samples and verifies R = rollouts completions of each task.
 
   Args:
     batch: tasks a compiled program takes; the last batch is filled up with tasks it then drops.
     answers: whether to extract answers, for a vote.
-    stopping: whether to stop, asked before each batch; all processes stop where one is to.
+    stopping: asked after each batch and while it is sampled and verified.
     progress: called after each batch with its number of rollouts.
 
-  Raises Stopped where it was to stop.
+  Raises processes.Stopped, in all processes, where it was to stop.
   """
   R = rollouts
   outcome_IR, answer_IR, failed = [], [], 0
   for i in range(0, len(tasks), batch):
-    if stopping and processes.any_of(stopping()):
-      raise Stopped(f'the evaluation was stopped after {i} of {len(tasks)} tasks')
     some = list(tasks[i:i + batch])
     filled = (some * batch)[:batch]
     sampled = sample.rollouts(
         policy_config, params, tasks_lib.prompts(filled, sample_config.prompt_length),
         np.full(batch, R), key, sample_config, total=batch * R)
+    stopping.wait(sampled.length_R)
     n = len(some) * R
     sampled = completions.apply_stop_strings(sampled, tokenizer.decode, sample_config)
     row_X, texts = completions.texts(sampled, tokenizer.decode)
@@ -128,9 +123,9 @@ def outcomes(policy_config: policy.Config, params: Any, tasks: Sequence[types.Ta
     task_X = [some[r // R] for r in row_X]
     texts, again = itertools.tee(itertools.islice(texts, len(row_X)))
     of_tasks = lambda x_X: processes.merge_rows(row_X, x_X, n).reshape(len(some), R)
-    outcome_IR.append(of_tasks(workers.score(texts, task_X).outcome_R))
+    outcome_IR.append(of_tasks(stopping.during(lambda: workers.score(texts, task_X)).outcome_R))
     if answers:
-      found = workers.answers(again, task_X)
+      found = stopping.during(lambda: workers.answers(again, task_X))
       answer_IR.append(of_tasks(np.array([_number(x) for x in found.answer_R], np.uint64)))
       failed += found.timeouts + found.errors
     if progress:

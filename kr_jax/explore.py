@@ -46,7 +46,8 @@ def chosen(c: knobs.Config, stats: types.TaskStats, considered: Sequence[types.T
 
 
 def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.TaskStats, tasks_M: Sequence[types.Task],
-             prompts: types.Prompts, budget_M: np.ndarray, key: jax.Array, meanwhile: Callable[[], None]) -> Explored:
+             prompts: types.Prompts, budget_M: np.ndarray, key: jax.Array, meanwhile: Callable[[], None],
+             stopping: processes.StopSignal) -> Explored:
   """Samples and verifies a step's rollouts, wave by wave; each but the first has budgets by the verdicts so far.
 
   Args:
@@ -54,6 +55,8 @@ def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
     budget_M: of the first wave.
     key: of the step.
     meanwhile: called while the devices sample.
+
+  Raises processes.Stopped where the run is to stop: nothing but the record of the step before has changed.
   """
   c, totals = setup.config, allocate.wave_rollouts(setup.config.alloc)
   expected_M = estimate.tokens(stats, prompts.index_M, default=0.0)
@@ -77,12 +80,12 @@ def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
       phases.devices_work(True)
       with phases.phase('record'):
         meanwhile()
-      jax.block_until_ready(drawn.length_R)
+      stopping.wait(drawn.length_R)
       phases.devices_work(False)
     sample_s += time.monotonic() - started
     with phases.phase('detokenise'):
       sampled = completions.apply_stop_strings(sharding.move(drawn), setup.tokenizer.decode, setup.sample)
-    scores = _scores(setup, pool, tasks_M, sampled)
+    scores = _scores(setup, pool, tasks_M, sampled, stopping)
     if phases.is_running():
       phases.count('sample', **waves.counters(drawn))
     task_R = np.asarray(sampled.task_R)
@@ -105,14 +108,15 @@ def rollouts(setup: Setup, params: Any, pool: rewards.Workers, stats: types.Task
 
 
 def _scores(setup: Setup, pool: rewards.Workers, tasks_M: Sequence[types.Task],
-            rollouts: types.Rollouts) -> rewards.Scores:
+            rollouts: types.Rollouts, stopping: processes.StopSignal) -> rewards.Scores:
   """What came of a step's rollouts, of all processes, and their rewards; 0 where there is no rollout.
 
-  The examples are of this process.
+  The examples are of this process. Raises processes.Stopped where the run is to stop.
   """
   task_R, length_R = np.asarray(rollouts.task_R), np.asarray(rollouts.length_R)
   row_X, texts = completions.texts(rollouts, setup.tokenizer.decode)
   with phases.phase('verify'):
-    scores = pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X])
+    scores = stopping.during(
+        lambda: pool.score(texts, [tasks_M[m] for m in task_R[row_X]], length_R[row_X]))
   merge = lambda x_X: processes.merge_rows(row_X, x_X, len(task_R))
   return scores._replace(outcome_R=merge(scores.outcome_R), reward_R=merge(scores.reward_R))

@@ -11,10 +11,12 @@ What is heavy is loaded once the config was found right.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import glob
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kr_jax import files
 from kr_jax import inputs
 from kr_jax import knobs
+from kr_jax import run_config
 from kr_jax import shipped
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 # Of the extra `train`, modules that every mode needs.
 _OF_TRAIN = ('etils', 'flax', 'jinja2', 'optax', 'orbax', 'pyarrow', 'tensorflow_datasets', 'tqdm')
+_GUARD = "put the call under if __name__ == '__main__':"
 _running = threading.Lock()
 
 
@@ -42,6 +46,7 @@ def run(config: Mapping[str, Any] | str, workdir: str | os.PathLike, *,
 
   In a thread that is not the main one no signal is heard.
   """
+  _check_started()
   config = shipped.config(config) if isinstance(config, str) else config
   if absent := missing():
     raise ImportError(f'training needs more than is installed: {absent[0]}')
@@ -52,22 +57,24 @@ def run(config: Mapping[str, Any] | str, workdir: str | os.PathLike, *,
   if not _running.acquire(blocking=False):
     raise ValueError('a run goes on in this process already; wait for its end, or start another process')
   try:
-    return _run(config, os.fspath(workdir), on_step, _hardware(hardware))
+    return _run(config, os.fspath(workdir), on_step, None if hardware is None else _hardware(hardware))
   finally:
     _running.release()
 
 
 def _run(config: Mapping[str, Any], workdir: str, on_step: Callable[[dict[str, Any]], None] | None,
-         hardware: hardware_lib.Hardware) -> reader.Run | None:
+         hardware: hardware_lib.Hardware | None) -> reader.Run | None:
   from kr_jax import mirror
   from kr_jax import phases
   from kr_jax import processes
   from kr_jax import progress
   from kr_jax import reader
   from kr_jax import train
+  from kr_jax.record import log
   quiet_libtpu()
   keep(workdir, config['checkpoint']['directory'])
-  with phases.running(), mirror.opened(workdir, create=True) as place:
+  with phases.running(), held(config, workdir), mirror.opened(workdir, create=True) as place, log.kept(place.path):
+    hardware = hardware or priced(place.path) or _hardware(None)
     setup = begin(config, place.path)
     try:
       with processes.watch():
@@ -139,13 +146,37 @@ def keep(*places: str) -> None:
     tfds.disable_progress_bar()
 
 
-def begin(config: Mapping[str, Any], workdir: str) -> prepare.Setup:
-  """The setup of a run, whose the workdir is from now on. Raises ValueError as prepare.prepare and attempt.claim do."""
+def held(config: Mapping[str, Any], workdir: str) -> contextlib.AbstractContextManager[None]:
+  """While in it, no other run is in the workdir or in the directory of its checkpoints. Raises ValueError as of
+  attempt.held."""
   from kr_jax import attempt
+  return attempt.held(workdir, config['checkpoint']['directory'])
+
+
+def begin(config: Mapping[str, Any], workdir: str) -> prepare.Setup:
+  """The setup of a run, whose the workdir is from now on: all that can be refused was refused before.
+
+  Raises ValueError as prepare.prepare and attempt.claim do, and for verifiers that their processes cannot import.
+  """
+  from kr_jax import attempt
+  from kr_jax import mirror
   from kr_jax import phases
   from kr_jax import prepare
+  from kr_jax import processes
+  from kr_jax import progress
+  from kr_jax import state
+  from kr_jax.record import claim
+  from kr_jax.record import unbegun
+  if processes.is_first():
+    url, asked = mirror.url(workdir), knobs.read(config)
+    if run_config.changes(asked, workdir) and (changed := unbegun.forget(workdir, knobs.as_dict(asked), url)):
+      progress.say(f'the run that {url} was claimed by made no step, and this one takes its place: '
+                   f'{"; ".join(changed)}')
   with phases.phase('data'):
     setup = prepare.prepare(config, workdir)
+  if claim.recorded(workdir, 'rewards.verifier') is None:  # a run that goes on finds out when it starts them
+    with phases.phase('verify'):
+      state.check_workers(setup)
   attempt.claim(setup, workdir)
   return setup
 
@@ -175,6 +206,42 @@ def summarize(workdir: str) -> dict[str, Any] | None:
     return None
 
 
+def _check_started() -> None:
+  """Raises RuntimeError where this program only runs as another process imports it, to find functions in it."""
+  if os.environ.get('KR_JAX_VERIFIER'):
+    who = 'the processes of verifiers import'
+  elif getattr(sys.modules.get('multiprocessing.process') and sys.modules['multiprocessing.process'].current_process(),
+               '_inheriting', False):  # as multiprocessing knows of a process that it spawns
+    who = 'a process of multiprocessing imports'
+  else:
+    return
+  raise RuntimeError(f'{who} the file that calls kr_jax.run, which would run again in each: {_GUARD}')
+
+
+def _would_run_again(path: str) -> bool:
+  """Whether this program is the file at the path, and whoever imports the file runs this call as well."""
+  frame = sys._getframe()
+  while frame and (frame.f_code.co_name, frame.f_globals.get('__name__')) != ('<module>', '__main__'):
+    frame = frame.f_back
+  if not path or frame is None or os.path.realpath(frame.f_code.co_filename) != os.path.realpath(path):
+    return False
+  with open(path, encoding='utf-8') as file:
+    tree = ast.parse(file.read())
+  return not any(isinstance(node, ast.If) and '__name__' in ast.unparse(node.test)
+                 and node.lineno <= frame.f_lineno <= node.end_lineno for node in tree.body)
+
+
+def priced(workdir: str) -> hardware_lib.Hardware | None:
+  """What the run in a workdir was priced by, which it goes on with unless another is given; None where that is not
+  known."""
+  from kr_jax.costs import hardware
+  try:
+    return hardware.load(workdir)
+  except ValueError as error:
+    logging.getLogger('absl').warning('%s; the run goes on with the profiles that it would begin with', error)
+    return None
+
+
 def _hardware(given: Any) -> hardware_lib.Hardware:
   """What a run is priced by."""
   from kr_jax.costs import hardware
@@ -188,6 +255,9 @@ def _of_functions(config: Mapping[str, Any]) -> Iterator[str]:
   verifier = None
   with contextlib.suppress(KeyError, TypeError, AttributeError):  # which `problems` says
     verifier = config['rewards']['verifier']
+  if isinstance(verifier, str) and _would_run_again(verifier.rpartition(':')[0]):
+    yield (f'rewards.verifier={verifier!r} is in the file that calls kr_jax.run, which would run again in each process '
+           f'of verifiers: {_GUARD}')
   name = getattr(verifier, '__name__', 'verify') if callable(verifier) else ''
   if isinstance(verifier, str) and verifier.startswith('__main__:'):
     name = verifier.partition(':')[2]

@@ -14,11 +14,19 @@ died, or its bucket could not be written; 130 where it was interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
+from typing import Any
+
+from kr_jax import stopping as stopping_lib
+
+if __name__ == '__main__' or os.path.basename(sys.argv[0]) == 'kr_jax':  # this process is the command line's
+  stopping_lib.hear(may_end=True)  # before what takes time to load
 
 from absl import app
 from absl import flags
@@ -26,11 +34,14 @@ from absl import logging
 from ml_collections import config_flags
 
 from kr_jax import arguments
+from kr_jax import errors
 from kr_jax import exits
 from kr_jax import files
 from kr_jax import inputs
 from kr_jax import knobs
 from kr_jax import library
+from kr_jax import progress
+from kr_jax import run_config
 from kr_jax import shipped
 from kr_jax.arguments import Mode
 
@@ -38,13 +49,16 @@ _BEGAN = arguments.began()
 MODES = {
     'train': Mode('the loop, then the report; the same command again goes on where it stopped', ('config', 'workdir'),
                   ('hardware', 'coordinator', 'processes', 'process', 'profile'), fills=('hardware',)),
-    'evaluate': Mode('the latest checkpoint on held-out tasks: a table and evaluation.json', ('config', 'workdir'),
-                     ('coordinator', 'processes', 'process')),
+    'evaluate': Mode('the latest checkpoint on held-out tasks: a table and evaluation.json', ('workdir',),
+                     ('config', 'step', 'coordinator', 'processes', 'process'), of_run=True),
     'report': Mode('report.html, report.md and summary.json of a run, or of several that are compared', ('workdir',),
                    ('hardware', 'target', 'output')),
     'rollouts': Mode('what the policy wrote, of the rollouts that a run keeps', ('workdir',),
                      ('step', 'task', 'status')),
-    'export': Mode('the latest checkpoint as transformers reads it', ('config', 'workdir'), ('output', 'dtype')),
+    'replay': Mode('the update of a step whose update was skipped, again: what is not finite, and where', ('workdir',),
+                   ('step',)),
+    'export': Mode('the latest checkpoint as transformers reads it', ('workdir',),
+                   ('config', 'step', 'output', 'dtype'), of_run=True),
     'generate': Mode('what a checkpoint writes after prompts', ('checkpoint', 'prompt'),
                      ('temperature', 'max_tokens', 'seed')),
     'preflight': Mode('what a config takes on TPU slices, by the TPU compiler', ('config', 'hardware'),
@@ -65,7 +79,8 @@ _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do, as above')
 _TARGET = flags.DEFINE_float(
     'target', None, 'report: held-out success to reach, fixed beforehand, of which the cost is compared', lower_bound=0,
     upper_bound=1)
-_STEP = flags.DEFINE_integer('step', None, 'rollouts: of this step; unless set, the newest', lower_bound=0)
+_STEP = flags.DEFINE_integer('step', None, 'rollouts, replay: of this step; evaluate, export: the checkpoint after so '
+                             'many steps; unless set, the newest', lower_bound=0)
 _TASK = flags.DEFINE_string('task', None, 'rollouts: of the task of this id')
 _STATUS = flags.DEFINE_string('status', None, "rollouts: of tasks of this status, or this verdict: 'mixed', 'wrong'")
 _OUTPUT = flags.DEFINE_string('output', None, 'export, report: directory to write, gs://BUCKET/PATH too; unless set, '
@@ -74,9 +89,11 @@ _DTYPE = flags.DEFINE_enum('dtype', None, ['float32', 'bfloat16', 'float16'],
                            "export: of the tensors; unless set, the checkpoint's that training began with")
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'generate: what config.policy.checkpoint takes')
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'generate: a text; may be given several times')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'generate: of sampling; 0 is greedy', lower_bound=0)
-_MAX_TOKENS = flags.DEFINE_integer('max_tokens', 64, 'generate: most tokens to write', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'generate: of sampling', lower_bound=0)
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'generate: of sampling; 0 is greedy', lower_bound=0,
+                                  upper_bound=100)
+_MAX_TOKENS = flags.DEFINE_integer('max_tokens', 64, 'generate: most tokens to write', lower_bound=1,
+                                   upper_bound=1_000_000)
+_SEED = flags.DEFINE_integer('seed', 0, 'generate: of sampling', lower_bound=0, upper_bound=2 ** 32 - 1)
 _TOPOLOGY = flags.DEFINE_multi_string(
     'topology', None, "preflight: a TPU slice, 'v5e:4x4'; may be given several times; unless set, those that the "
     'config is meant for')
@@ -84,8 +101,10 @@ _SUGGEST = flags.DEFINE_bool('suggest', False, 'preflight: search for the knobs 
 _JSON = flags.DEFINE_string('json', None, 'preflight: file to write the figures to')
 _EFFICIENCY = flags.DEFINE_float('efficiency', 0.4, "preflight: share of a chip's peak that programs reach",
                                  lower_bound=0.01, upper_bound=1)
-_MEAN_PROMPT = flags.DEFINE_integer('mean_prompt', 0, 'preflight: tokens; 0: as the longest', lower_bound=0)
-_MEAN_COMPLETION = flags.DEFINE_integer('mean_completion', 0, 'preflight: tokens; 0: as the longest', lower_bound=0)
+_MEAN_PROMPT = flags.DEFINE_integer('mean_prompt', 0, 'preflight: tokens; 0: as the longest', lower_bound=0,
+                                    upper_bound=10_000_000)
+_MEAN_COMPLETION = flags.DEFINE_integer('mean_completion', 0, 'preflight: tokens; 0: as the longest', lower_bound=0,
+                                        upper_bound=10_000_000)
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', None, "of several processes: 'HOST:PORT' of the first, or 'auto', which asks Cloud TPU, "
     'GKE or Slurm for all three')
@@ -93,18 +112,22 @@ _PROCESSES = flags.DEFINE_integer('processes', 0, 'how many there are')
 _PROCESS = flags.DEFINE_integer('process', -1, 'which this is, from 0')
 _PROFILE = flags.DEFINE_string('profile', None, "train: FIRST:LAST, steps whose trace JAX's profiler writes to "
                                'WORKDIR/profile')
+for _name in ('target', 'temperature', 'efficiency'):  # a bound lets nan in
+  flags.register_validator(_name, lambda x: x is None or math.isfinite(x), 'it must be a number')
 
 
 def parse(argv: list[str]) -> list[str]:
   """Parses the flags, or says all that is wrong with them and ends the process."""
   return arguments.parse(
       argv, MODES, configs=('config', 'hardware'), everywhere=('config', 'workdir', 'hardware'),
-      defaults={'hardware': f'{shipped.PREFIX}hardware'})
+      defaults={'hardware': f'{shipped.PREFIX}hardware'}, run_config=run_config.__file__)
 
 
 def _problems(mode: str) -> list[str]:
   """What is wrong with knobs, and with files and names that a mode needs."""
-  workdirs, found = _workdirs(), library.missing()
+  workdirs, found = _workdirs(), [*library.missing(), *arguments.path_problems({
+      'workdir': _WORKDIR.value, 'output': _OUTPUT.value, 'json': _JSON.value, 'checkpoint': _CHECKPOINT.value},
+      written=() if mode == 'report' else ('workdir', 'output', 'json'))]
   if len(workdirs) > 1 and mode != 'report':
     found.append(f'--workdir is given {len(workdirs)} times ({", ".join(workdirs)}); --mode=report compares several '
                  f'runs, --mode={mode} takes one')
@@ -120,7 +143,7 @@ def _problems(mode: str) -> list[str]:
       _hardware()
     except ValueError as error:
       found += library.lines(error)
-  if 'config' in MODES[mode].needs:
+  if 'config' in MODES[mode].needs + MODES[mode].takes:
     found += _config_problems(mode)
   if mode == 'generate':
     found += inputs.checkpoint_problems(_CHECKPOINT.value, '--checkpoint')
@@ -130,14 +153,17 @@ def _problems(mode: str) -> list[str]:
 def _config_problems(mode: str) -> list[str]:
   """What is wrong with the knobs of --config, or is not there of what it names."""
   try:
-    config = knobs.read(_CONFIG.value)
+    config = knobs.read(_config(mode))
   except ValueError as error:
     return library.lines(error)
-  found = _profile_problems(config) if mode == 'train' else []
+  found = _profile_problems(config) + run_config.problems(config, _workdirs()[0]) if mode == 'train' else []
   found += library.problems(_CONFIG.value) if mode == 'train' else inputs.problems(
       config, of_data=mode == 'evaluate', of_checkpoint=mode != 'preflight')
-  if mode == 'preflight' and not (_TOPOLOGY.value or config.topologies):
-    found.append('the config names no topologies; say one: --topology=v5e:4x4')
+  if mode == 'preflight':
+    hardware = None
+    with contextlib.suppress(ValueError):  # which is said elsewhere
+      hardware = _hardware()
+    found += arguments.topology_problems(_TOPOLOGY.value or config.topologies, hardware)
   if mode in ('evaluate', 'export') and not files.missing(_workdirs()[0]):
     directory = files.join(files.expanded(config.checkpoint.directory or _workdirs()[0]), 'checkpoints')
     if files.missing(directory):
@@ -145,15 +171,28 @@ def _config_problems(mode: str) -> list[str]:
   return found
 
 
+def _config(mode: str) -> Mapping[str, Any]:
+  """The config of the command line; of what is made of a run, the run's own, and what is given as far as it may be.
+
+  Raises ValueError as of run_config.of_run.
+  """
+  workdir = MODES[mode].of_run and _workdirs()[0]
+  if not workdir or files.missing(files.join(workdir, 'config.json')):  # there is no run, which is said elsewhere
+    return _CONFIG.value
+  return run_config.of_run(_CONFIG.value, workdir, config_flags.get_override_values(flags.FLAGS['config']))
+
+
 def _unwritable(mode: str) -> list[str]:
   """What of the directories that a mode writes cannot be written; they are made, and a small file is written."""
   written = {}
   if mode == 'train':
     written = {'--workdir': _workdirs()[0], 'checkpoint.directory': _CONFIG.value.checkpoint.directory}
-  elif mode == 'evaluate' and files.is_remote(_workdirs()[0]):
+  elif mode == 'evaluate' or mode in ('report', 'export') and not _OUTPUT.value:
     written = {'--workdir': _workdirs()[0]}
-  elif _OUTPUT.value and files.is_remote(_OUTPUT.value):
+  elif _OUTPUT.value:
     written = {'--output': _OUTPUT.value}
+  elif _JSON.value and not files.is_remote(_JSON.value):
+    written = {'--json': os.path.dirname(files.expanded(_JSON.value)) or '.'}
   return library.unwritable(written)
 
 
@@ -221,18 +260,32 @@ def _print_any(text: str) -> None:
 
 def _rollouts() -> None:
   from kr_jax import mirror
-  from kr_jax.record import rollouts
+  from kr_jax.record import rollouts_text
   with mirror.opened(_workdirs()[0]) as place:
-    for line in rollouts.show(place.path, step=_STEP.value, task=_TASK.value, status=_STATUS.value):
+    for line in rollouts_text.show(place.path, step=_STEP.value, task=_TASK.value, status=_STATUS.value):
+      _print_any(line)
+
+
+def _replay() -> None:
+  from kr_jax import compiled
+  from kr_jax import mirror
+  from kr_jax import replay
+  compiled.keep()
+  with mirror.opened(_workdirs()[0]) as place:
+    for line in replay.lines(place.path, _STEP.value):
       _print_any(line)
 
 
 def _generate() -> None:
   from kr_jax import compiled
   from kr_jax import generate
+  from kr_jax.record import rollouts_text
   compiled.keep()
-  _print_any('\n\n'.join(generate.texts(_CHECKPOINT.value, _PROMPT.value, temperature=_TEMPERATURE.value,
-                                        max_tokens=_MAX_TOKENS.value, seed=_SEED.value)))
+  texts = generate.texts(_CHECKPOINT.value, _PROMPT.value, temperature=_TEMPERATURE.value,
+                         max_tokens=_MAX_TOKENS.value, seed=_SEED.value)
+  if sys.stdout.isatty():  # which obeys control characters
+    texts = map(rollouts_text.visible, texts)
+  _print_any('\n\n'.join(texts))
 
 
 def _export() -> None:
@@ -243,13 +296,14 @@ def _export() -> None:
   workdir = _workdirs()[0]
   output = files.expanded(_OUTPUT.value or files.join(workdir, 'export'))
   with mirror.opened(workdir) as place:
-    setup = prepare.without_tasks(_CONFIG.value, place.path)
+    setup = prepare.without_tasks(_config('export'), place.path)
     with mirror.output(output, mark=export.MARK) as directory:
-      step = state.export_checkpoint(setup, place.path, directory, dtype=_DTYPE.value or '')
+      step = state.export_checkpoint(setup, place.path, directory, step=_STEP.value, dtype=_DTYPE.value or '')
   print(f'step {step}; see {output}')
 
 
 def _evaluate() -> None:
+  from kr_jax import attempt
   from kr_jax import evaluate
   from kr_jax import mirror
   from kr_jax import prepare
@@ -258,10 +312,13 @@ def _evaluate() -> None:
   from kr_jax.record import metrics
   from kr_jax.report import summary
   _start_processes()
-  with mirror.opened(_workdirs()[0]) as place:
-    setup, compiles = prepare.prepare(_CONFIG.value, place.path), metrics.CompileCount()
+  with processes.watch(), processes.StopSignal('the evaluation') as stopping, stopping.ends(), mirror.opened(
+      _workdirs()[0]) as place:
+    setup, compiles = prepare.prepare(_config('evaluate'), place.path, trains=False), metrics.CompileCount()
+    attempt.tell_of_changes(setup, place.path)
     with processes.progress_to('evaluate', 'rollout', compiled_s=lambda: compiles.seconds) as progress:
-      evaluation = state.evaluate_checkpoint(setup, place.path, progress=progress)
+      evaluation = state.evaluate_checkpoint(
+          setup, place.path, step=_STEP.value, progress=progress, stopping=stopping)
     if not processes.is_first():
       return
     print(f'step {evaluation["step"]}, temperature {setup.evaluate.temperature}\n{evaluate.table(evaluation)}')
@@ -274,7 +331,23 @@ def _start_processes() -> None:
   from kr_jax import processes
   if _COORDINATOR.value:
     processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  library.keep(_workdirs()[0], _CONFIG.value.checkpoint.directory)
+  library.keep(_workdirs()[0], _config(_MODE.value)['checkpoint']['directory'])
+
+
+@contextlib.contextmanager
+def _diverging() -> Iterator[None]:
+  """Says in a line what is not finite any more of what is learnt; of several processes all end alike."""
+  from kr_jax.learning import guard
+  try:
+    yield
+  except guard.Diverged as error:
+    sys.exit(f'error: {error}')
+
+
+def _end_if_users(error: BaseException) -> None:
+  """Ends the process with one line where an error is the user's."""
+  if errors.is_users(error):
+    sys.exit(f'error: {" ".join(str(error).split())}')
 
 
 def _train() -> None:
@@ -282,19 +355,29 @@ def _train() -> None:
   from kr_jax import phases
   from kr_jax import processes
   from kr_jax import train
+  from kr_jax.record import log
   phases.start(_BEGAN)
   try:
     hardware = _hardware()
     _start_processes()
-  except ValueError as error:  # the user's
-    sys.exit(f'error: {error}')
-  with processes.watch(), contextlib.ExitStack() as context:
+  except ValueError as error:
+    _end_if_users(error)
+    raise
+  with processes.watch(), _diverging(), contextlib.ExitStack() as context:
+    stopping = context.enter_context(processes.StopSignal())
+    with stopping.ends():
+      stopping.check()
     try:
+      context.enter_context(library.held(_CONFIG.value, _workdirs()[0]))
       place = context.enter_context(mirror.opened(_workdirs()[0], create=True))
+      context.enter_context(log.kept(place.path))
+      if not arguments.is_given(sys.argv, 'hardware'):
+        hardware = library.priced(place.path) or hardware
       setup = library.begin(_CONFIG.value, place.path)
     except ValueError as error:  # later ones are ours, and keep their traceback
-      sys.exit(f'error: {error}')
-    train.train(setup, place.path, hardware, profile=arguments.profiled(_PROFILE.value))
+      _end_if_users(error)
+      raise
+    train.train(setup, place.path, hardware, profile=arguments.profiled(_PROFILE.value), stopping=stopping)
     if processes.is_first():
       library.summarize(place.path)
       print(f'done: {setup.config.num_steps} steps; see {files.join(place.url, "summary.json")} and '
@@ -302,7 +385,8 @@ def _train() -> None:
       library.say_closing(setup.config, place.path, hardware)
 
 
-_RUN = {'train': _train, 'evaluate': _evaluate, 'report': _report, 'rollouts': _rollouts, 'export': _export,
+_RUN = {'train': _train, 'evaluate': _evaluate, 'report': _report, 'rollouts': _rollouts, 'replay': _replay,
+        'export': _export,
         'generate': _generate, 'preflight': _preflight}
 
 
@@ -316,24 +400,25 @@ def main(argv: list[str]) -> None:
     sys.exit(exits.FAILED)
   library.quiet_libtpu(uses_tpu=mode != 'preflight')
   try:
-    sys.exit(_RUN[mode]())
+    sys.exit(stopping_lib.uninterrupted(_RUN[mode]))
   except BrokenPipeError:
     raise
   except (ValueError, OSError) as error:  # such as a disk that is full or cannot be written
-    if mode == 'train' and not isinstance(error, files.Unsaved):
+    found = files.explained(error, next(iter([*filter(None, [_OUTPUT.value]), *_workdirs()]), '.'), 'the output')
+    if mode == 'train' and not isinstance(found, files.Unsaved):
       raise
     if mode != 'train':
-      sys.exit(f'error: {error}')
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(exits.AGAIN)  # a new start finds out at once whether the bucket can be written
+      if found is error:
+        _end_if_users(error)
+        raise
+      sys.exit(f'error: {found}')
+    print(f'error: {found}', file=sys.stderr)
+    # A new start finds out at once whether a bucket can be written; a disk is full until somebody frees some room.
+    sys.exit(exits.AGAIN if found.again else exits.FAILED)
   except SystemExit as stop:
-    if isinstance(stop.code, int) and isinstance(stop.args[0], str):  # of processes.StopSignal
+    if isinstance(stop.code, int) and stop.args and isinstance(stop.args[0], str):  # of processes.StopSignal
       print(stop.args[0], file=sys.stderr)
     raise
-  except KeyboardInterrupt:
-    again = '; the same command again goes on from the last checkpoint' if mode == 'train' else ''
-    print(f'interrupted{again}', file=sys.stderr)
-    sys.exit(exits.INTERRUPTED)
   finally:
     gc.freeze()  # the interpreter's end takes a third of a second otherwise, looking for garbage
 
@@ -346,10 +431,19 @@ def command() -> None:
 
 def start() -> None:
   """Runs the command line of this process."""
+  progress.harden()
+  listener = stopping_lib.interrupt()
   try:
     app.run(main, flags_parser=parse)
   except BrokenPipeError:  # whoever read the output has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except KeyboardInterrupt:
+    if not listener or not listener.told or listener.is_hurried:  # else it was said that it stops
+      is_train = flags.FLAGS.is_parsed() and _MODE.value == 'train'
+      print(f'interrupted{"; the same command again goes on from the last checkpoint" * is_train}', file=sys.stderr)
+    sys.exit(listener.code if listener and listener.told else exits.INTERRUPTED)
+  finally:
+    stopping_lib.ending(is_alone=not _COORDINATOR.present)
 
 
 if __name__ == '__main__':

@@ -60,12 +60,18 @@ class Clock:
   def __init__(self, since: float | None = None):
     self._offset = time.time() - time.monotonic()
     self._lock, self._thread = threading.RLock(), threading.get_ident()
-    self._mark = time.monotonic() if since is None else since - self._offset
+    now = time.monotonic()
+    self._mark = now if since is None else min(since - self._offset, now)  # the machine's clock may have been set back
     self._stack = [('start', False, False)]  # name, whether it is whole, whether the devices work in it
     self._rows: dict[str, _Row] = {}
     self._devices_work = False
     self._compiled: list[tuple[float, float]] = []  # intervals of the phase that runs
     self.began = self._mark + self._offset  # unix time of the clock's first moment
+
+  @property
+  def now(self) -> float:
+    """The unix time by this clock, which goes on evenly when the machine's clock is set."""
+    return time.monotonic() + self._offset
 
   @property
   def phase(self) -> str:

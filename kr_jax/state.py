@@ -6,7 +6,8 @@ draws what the uninterrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ from kr_jax import knobs
 from kr_jax import mirror
 from kr_jax import phases
 from kr_jax import prior_rates
+from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sharding
 from kr_jax import types
@@ -29,6 +31,7 @@ from kr_jax import warm_start
 from kr_jax.allocation import estimate
 from kr_jax.costs import arithmetic
 from kr_jax.costs import programs
+from kr_jax.learning import guard
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import export
@@ -38,6 +41,7 @@ from kr_jax.model import pretrained
 from kr_jax.model import weights
 from kr_jax.prepare import Setup
 from kr_jax.record import checkpoint
+from kr_jax.record import claim as claim_lib
 
 SOURCE_VERSION = 'source_version'  # in config.json: pretrained.version of policy.checkpoint, as the run began
 # Streams of random keys.
@@ -62,28 +66,41 @@ def workers(setup: Setup) -> rewards.Workers:
       verifiers=rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards))
 
 
-def _initial_params(setup: Setup, workdir: str, stopping: Callable[[], bool]) -> Any:
+def check_workers(setup: Setup) -> None:
+  """Raises ValueError where processes of verifiers do not start or cannot import a verifier of the user's."""
+  names = rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards)
+  if any(rewards.verifiers.is_imported(name) for name in names):
+    try:
+      workers(setup).close()
+    except RuntimeError as error:  # the import ended its process, or does not end
+      raise ValueError(f'rewards.verifier={setup.rewards.verifier!r}: {error}') from error
+
+
+def _initial_params(setup: Setup, workdir: str, stopping: processes.StopSignal) -> Any:
   """Parameters before reinforcement learning: a checkpoint's or random ones, after the warm start."""
   key = jax.random.fold_in(jax.random.key(setup.config.seed), INIT)
   source = setup.config.policy.checkpoint
   params = weights.params(source, setup.policy) if source else policy.init(setup.policy, key)
+  if source:
+    guard.check_params(params, f'policy.checkpoint={source!r}')
   if setup.warm_start_tasks:
     with phases.phase('warm_start', whole=True):
       params = warm_start.run(
           params, setup.warm_start_tasks, setup.tokenizer, setup.policy, setup.sample,
           setup.config.warm_start, setup.sft, os.path.join(workdir, 'warm_start'),
-          checkpoint_directory(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping)
+          checkpoint_directory(setup, workdir, 'warm_start'), seed=setup.config.seed, stopping=stopping,
+          max_bad_steps=setup.config.train.max_bad_steps, minutes=setup.config.checkpoint.minutes)
   return params
 
 
 def _check_revision(setup: Setup, workdir: str) -> None:
   """Raises ValueError where the published checkpoint has another revision than the run began with, or was overwritten
   in its bucket since, and is read again."""
-  began = checkpoint.recorded(workdir, 'policy.checkpoint')
+  began = claim_lib.recorded(workdir, 'policy.checkpoint')
   if pretrained.is_of_hub(began) and began != setup.config.policy.checkpoint:
     raise ValueError(f'the run in {workdir} began with {began}, not with {setup.config.policy.checkpoint!r}; set '
                      f'policy.checkpoint={began!r}')
-  source, began = setup.config.policy.checkpoint, checkpoint.recorded(workdir, SOURCE_VERSION)
+  source, began = setup.config.policy.checkpoint, claim_lib.recorded(workdir, SOURCE_VERSION)
   if began is not None and pretrained.version(source) != began:
     changed = f'policy.checkpoint={source!r} has been overwritten since the run in {workdir} began'
     if setup.needs_base:
@@ -102,7 +119,7 @@ def initial_stats(setup: Setup) -> types.TaskStats:
 
 
 def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
-          stopping: Callable[[], bool] = lambda: False
+          stopping: processes.StopSignal = processes.NEVER
           ) -> tuple[types.TrainState, types.TaskStats, Any]:
   """State and statistics of the latest checkpoint, or before any training; and the base.
 
@@ -129,7 +146,9 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
       return update.init(trained, key, setup.update)
 
     if is_new:
-      return sharding.place(begin(params)), stats, base
+      state = sharding.place(begin(params))
+      checkpoints.prepare(state)
+      return state, stats, base
     shapes = jax.eval_shape(lambda: begin(policy.init(setup.policy, init_key)))
     state, stats = checkpoints.restore(sharding.shapes_on(setup.learn_mesh, shapes), stats)
     return state, stats, base
@@ -139,6 +158,15 @@ def merged(setup: Setup, state: types.TrainState, base: Any) -> Any:
   """The policy's parameters, its adapters in them."""
   with sharding.on(setup.learn_mesh):
     return policy.merge(setup.trained, state.params, base)
+
+
+@contextlib.contextmanager
+def off_devices(setup: Setup, state: types.TrainState, base: Any) -> Iterator[tuple[types.TrainState, Any]]:
+  """State and base on a processor of this machine, where everything is computed while in this; of one process alone."""
+  cpu = jax.local_devices(backend='cpu')[0]
+  with jax.default_device(cpu):
+    key = jax.random.key(setup.config.seed)  # a copy would ask a program of the devices
+    yield jax.device_put(state._replace(key=key), cpu), jax.device_put(base, cpu)
 
 
 def sampling_params(setup: Setup, state: types.TrainState, base: Any) -> Any:
@@ -172,7 +200,7 @@ def perturbed_tasks(setup: Setup) -> dict[str, list[types.Task]]:
 
 
 def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers, *,
-               perturbed: Mapping[str, Sequence[types.Task]] = {}, stopping: Callable[[], bool] | None = None,
+               perturbed: Mapping[str, Sequence[types.Task]] = {}, stopping: processes.StopSignal = processes.NEVER,
                progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
   """evaluate.summarize of the test tasks, and 'perturbed': evaluate.robustness by name, where there are any.
 
@@ -183,7 +211,7 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers,
     stopping: as of evaluate.outcomes.
     progress: called at first and after each batch with the rollouts done and all that there are to do.
 
-  Raises evaluate.Stopped where it was to stop.
+  Raises processes.Stopped where it was to stop.
   """
   c, tasks, done = setup.config.evaluate, setup.test_tasks, 0
   with sharding.on(setup.learn_mesh):
@@ -213,40 +241,64 @@ def evaluation(setup: Setup, params: Any, key: jax.Array, pool: rewards.Workers,
   return summary
 
 
-def evaluate_checkpoint(setup: Setup, workdir: str, *, progress: Callable[[int, int], None] | None = None
-                        ) -> dict[str, Any]:
+def evaluate_checkpoint(setup: Setup, workdir: str, *, step: int | None = None,
+                        progress: Callable[[int, int], None] | None = None,
+                        stopping: processes.StopSignal = processes.NEVER) -> dict[str, Any]:
   """What evaluation.json holds of a workdir's latest checkpoint: step, path, the knobs that matter, and `evaluation`,
   with perturbed prompts where evaluate.perturb names any.
 
-  progress: as of `evaluation`.
+  Args:
+    step: of the checkpoint; None: the latest that is whole.
+    progress, stopping: as of `evaluation`.
 
   Raises ValueError where there is no checkpoint, or prompts cannot be perturbed.
   """
   directory, perturbed = checkpoint_directory(setup, workdir), perturbed_tasks(setup)
-  with checkpoint.Checkpoints(directory) as checkpoints:
-    latest = checkpoints.require()
+  with checkpoint.Checkpoints(directory, writes=False, step=step) as checkpoints:
+    checkpoints.require()
     state, _, base = start(setup, workdir, checkpoints)
   params = sampling_params(setup, state, base)
   config = json.loads(json.dumps(knobs.as_dict(setup.config)))  # tuples are lists, as they will be read
   with workers(setup) as pool:
+    pool.leave_by(stopping.leave)
     return {
         'step': int(state.step),
-        'checkpoint': os.path.join(checkpoint.absolute(directory), str(latest)),
+        'checkpoint': os.path.join(checkpoint.absolute(directory), str(int(state.step))),
         'config': {name: config[name]
                    for name in ('seed', 'tasks', 'policy', 'sample', 'rewards', 'evaluate')},
-        **evaluation(setup, params, state.key, pool, perturbed=perturbed, progress=progress)}
+        **evaluation(setup, params, state.key, pool, perturbed=perturbed, progress=progress,
+                     stopping=stopping)}
 
 
-def export_checkpoint(setup: Setup, workdir: str, directory: str, *, dtype: str = '') -> int:
+def _read_params(c: policy.Config, directory: str, mesh: Any, step: int | None = None) -> tuple[int, Any]:
+  """The step and the trained parameters of a checkpoint in a directory. step: None: the latest that is whole."""
+  shapes = jax.eval_shape(lambda: policy.split(c, policy.init(c, jax.random.key(0)))[0])
+  with checkpoint.Checkpoints(directory, writes=False, step=step) as checkpoints:
+    return checkpoints.params(sharding.shapes_on(mesh, shapes))
+
+
+def initial_policy(setup: Setup, workdir: str, mesh: Any) -> Any:
+  """The parameters that reinforcement learning began with: those of the warm start's checkpoint, or what training
+  started from.
+
+  setup: as prepare.without_tasks makes it.
+  """
+  if setup.config.warm_start.num_steps:
+    return _read_params(setup.policy, checkpoint_directory(setup, workdir, 'warm_start'), mesh)[1]
+  return _initial_params(setup, workdir, processes.NEVER)
+
+
+def export_checkpoint(setup: Setup, workdir: str, directory: str, *, step: int | None = None, dtype: str = '') -> int:
   """Writes a workdir's latest checkpoint as export.save does, and returns its step.
 
   Args:
     setup: as prepare.without_tasks makes it. The devices of this process are taken as they are, whichever the run had.
+    step: of the checkpoint; None: the latest that is whole.
     dtype: as export.save takes it.
 
   Raises ValueError where there is no checkpoint, the config is not the run's, or the policy is of no published family.
   """
-  if changed := checkpoint.changes(
+  if changed := claim_lib.changes(
       workdir, knobs.as_dict(setup.config), of=_OF_POLICY, may_change=_OF_COMPUTATION):
     raise ValueError(f'the run in {workdir} trained another policy: {"; ".join(changed)}; set these knobs back (where '
                      f'a checkpoint has moved, correct its path in {os.path.join(workdir, "config.json")})')
@@ -254,16 +306,9 @@ def export_checkpoint(setup: Setup, workdir: str, directory: str, *, dtype: str 
   families.published(setup.policy)  # refused before anything is read
   mesh = sharding.mesh(fsdp=jax.device_count()) if jax.device_count() > 1 else None
 
-  def latest(of: policy.Config, *stage: str) -> tuple[int, Any]:
-    shapes = jax.eval_shape(lambda: policy.split(of, policy.init(of, jax.random.key(0)))[0])
-    with checkpoint.Checkpoints(checkpoint_directory(setup, workdir, *stage)) as checkpoints:
-      return checkpoints.params(sharding.shapes_on(mesh, shapes))
-
   with sharding.on(mesh):
-    step, params = latest(c)
+    step, params = _read_params(c, checkpoint_directory(setup, workdir), mesh, step)
     if c.lora_rank:
-      is_warm = setup.config.warm_start.num_steps > 0
-      base = latest(setup.policy, 'warm_start')[1] if is_warm else _initial_params(setup, workdir, lambda: False)
-      params = policy.merge(c, params, base)
+      params = policy.merge(c, params, initial_policy(setup, workdir, mesh))
     export.save(directory, setup.policy, params, source=source or None, dtype=dtype, tokenizer=setup.tokenizer)
   return step

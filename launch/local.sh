@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the main job on this machine:
-#   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate|preflight]
-# CONFIG is configs/arithmetic.py unless given. The same command again goes on where it stopped.
+#   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate|export|preflight]
+# CONFIG is configs/arithmetic.py unless given; of a run that is evaluated or exported, its own. The same command again
+# goes on where it stopped.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-config="$root/configs/arithmetic.py"
+config="$root/configs/arithmetic.py" given=""
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
-  config="$1"; shift
+  config="$1" given=1; shift
   [ -e "${config%%:*}" ] || config="$root/$config"
 fi
 extras=""
@@ -17,6 +18,7 @@ case " $*" in
   *" --workdir"*) ;;
   *) name="$(basename "${config//.py/}")"; set -- "$@" "--workdir=$root/runs/${name//:/_}";;
 esac
-echo "launch/local.sh: python -m kr_jax.main --config=$config $*"
+if [ -n "$given" ] || [[ ! " $*" =~ " --mode="(evaluate|export) ]]; then set -- "--config=$config" "$@"; fi
+echo "launch/local.sh: python -m kr_jax.main $*"
 # configs/ is not installed; it is found beside this script from any directory.
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$root/.venv/bin/python" -m kr_jax.main --config="$config" "$@"
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$root/.venv/bin/python" -m kr_jax.main "$@"

@@ -167,7 +167,7 @@ def test_checkpoints_by_the_clients_of_orbax(bucket):
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written(bucket, storage):
   state = types.TrainState(step=jnp.asarray(3), params={'w': jnp.arange(6.0)}, opt_state=(), key=jax.random.key(1))
-  with pytest.raises(files.Unsaved, match=f'cannot be written to {bucket}/run: .*ordered by the test.*one before it'):
+  with pytest.raises(files.Unsaved, match=f'cannot be written to {bucket}/run: .*ordered by the test.*No checkpoint is there'):
     with checkpoint.Checkpoints(f'{bucket}/run') as checkpoints:
       storage.fail(403, 'POST')
       checkpoints.save(1, state, estimate.init(2))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kr_jax import evaluate
+from kr_jax import processes
 from kr_jax import knobs as knobs_lib
 from kr_jax import rewards
 from kr_jax import sample
@@ -332,16 +333,27 @@ def test_outcomes_keep_what_came_of_verifying_and_of_extracting():
   assert (found.answer_IR == 0).sum() == 2 and len(np.unique(found.answer_IR)) == 2
 
 
+class StopIf(processes.StopSignal):
+  """As told to stop once a function says so."""
+
+  def __init__(self, is_told):
+    super().__init__('the evaluation')
+    self._is_told = is_told
+
+  def __call__(self):
+    return self._is_told()
+
+
 def test_an_evaluation_tells_of_its_batches_and_stops_between_them():
   """Of ten tasks in two batches; what fills up the second is not counted. Asked to stop, it ends without a result."""
   params = decode.sampling_params(POLICY, policy.init(POLICY, jax.random.key(0)))
   tasks, done = make_tasks(10), []
   run = lambda **kwargs: evaluate.outcomes(POLICY, params, tasks, jax.random.key(5), SAMPLE, Abstains(), TOKENIZER,
                                            rollouts=6, batch=7, progress=done.append, **kwargs)
-  found = run(stopping=lambda: False)
+  found = run(stopping=StopIf(lambda: False))
   assert found.outcome_IR.shape == (10, 6) and done == [42, 18]
-  with pytest.raises(evaluate.Stopped, match='stopped after 7 of 10 tasks'):
-    run(stopping=lambda: len(done) > 2)
+  with pytest.raises(processes.Stopped, match='stopped in the evaluation'):
+    run(stopping=StopIf(lambda: len(done) > 2))
   assert done == [42, 18, 42]
 
 
@@ -404,7 +416,7 @@ def test_perturbed_tasks_and_what_cannot_be_perturbed():
           lambda: perturbed('spaces', length=17)}.items():
     with pytest.raises(ValueError, match=what):
       call()
-  for wrong in (('typo',), ('case', 'case'), ([],)):
+  for wrong in (('typo',), ('case', 'case')):
     with pytest.raises(ValueError, match=r"evaluate.perturb=\(.* must hold names of \('case', .*each once"):
       knobs_lib.Evaluate(perturb=wrong)
 

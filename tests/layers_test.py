@@ -8,18 +8,24 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From the ground up. A folder stands for its modules, whose own order is below.
 LAYERS = (
-    ('types', 'phases', 'sections', 'exits', 'progress', 'files', 'hub', 'modules'),
+    ('checks',),
+    ('disks',),
+    ('types', 'phases', 'sections', 'exits', 'errors', 'progress', 'files', 'hub', 'modules', 'scratch'),
+    ('rendezvous',),
+    ('stopping',),
+    ('data_knobs',),
     ('knobs', 'processes', 'shipped'),
     ('arguments', 'mirror', 'compiled', 'sharding', 'kernels', 'datasets', 'answers'),
     ('model', 'rewards'),
     ('costs',),
     ('inputs', 'tasks', 'prior_rates', 'learning', 'health', 'queues', 'draw', 'completions'),
     ('sample', 'allocation'),
+    ('memory',),
     ('record', 'evaluate', 'generate'),
     ('warm_start', 'report'),
-    ('prepare', 'reader'),
+    ('prepare', 'run_config', 'reader'),
     ('state',),
-    ('attempt', 'explore'),
+    ('attempt', 'explore', 'replay'),
     ('train', 'preflight'),
     ('library',),
     ('main',),
@@ -27,17 +33,20 @@ LAYERS = (
 INSIDE = {
     'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'),
                 ('equality',)),
-    'datasets': (('builder', 'names'), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'), ('sets', 'own')),
+    'datasets': (('builder', 'names', 'parquet_file'), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'),
+                 ('sets', 'own')),
     'allocation': (('value', 'solve'), ('scores', 'prior', 'recalibrate'), ('estimate',), ('allocate',), ('worlds',),
                    ('passes',), ('simulate',), ('allocator',), ('examples',)),
-    'model': (('gguf_file', 'gguf_vocabulary', 'attention', 'chat', 'moe'), ('llama_cpp', 'config_json', 'policy'),
-              ('pretrained', 'families', 'decode'), ('tokenizer', 'weights', 'export')),
-    'learning': (('grpo', 'pack'), ('update',), ('noise',)),
-    'rewards': (('verdicts', 'isolation', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
+    'model': (('gguf_file', 'gguf_vocabulary', 'attention', 'template', 'pipeline', 'safetensors_file', 'moe'),
+              ('llama_cpp', 'config_json', 'policy', 'chat'), ('pretrained', 'families', 'decode'),
+              ('tokenizer', 'weights', 'export')),
+    'learning': (('grpo', 'pack', 'guard', 'measurements', 'locate'), ('update',), ('noise',)),
+    'rewards': (('verdicts', 'isolation', 'orphans', 'calls', 'code_blocks'), ('choice', 'gym', 'walls'), ('programs',),
                 ('verifiers',), ('worker',), ('pool',), ('workers',), ('audit',)),
     'costs': (('arithmetic', 'hardware'), ('flops', 'pricing', 'meters'), ('hlo',), ('programs',)),
-    'record': (('sinks', 'rollouts', 'checkpoint', 'calibration', 'ledger'), ('metrics', 'goodput', 'split'),
-               ('terminal',), ('steps',)),
+    'record': (('lines', 'checksums', 'saved'), ('reading',),
+               ('sinks', 'rollouts', 'bad_steps', 'checkpoint', 'claim', 'lock', 'log', 'resume', 'fingerprint', 'calibration', 'ledger'),
+               ('metrics', 'goodput', 'split', 'unbegun', 'rollouts_text'), ('terminal',), ('steps',)),
     'report': (('run', 'drawing'), ('compare', 'charts'), ('panels', 'contents'), ('summary', 'figures'), ('verdicts',),
                ('scorecard',), ('page',), ('refresh',)),
     'preflight': (('whole_run',), ('preflight',), ('suggest',)),
@@ -104,6 +113,7 @@ def test_every_module_has_a_test_and_every_test_a_module():
   tests = {p.relative_to(ROOT / 'tests').with_name(p.name.removesuffix('_test.py'))
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
-      'bucket', 'layers', 'configs', 'gke', 'launch', 'sweep', 'mesh', 'notebooks', 'tpu', 'tpu_launch', 'docs', 'mutations',
-      'wheel', 'benchmarks/verdict_rates', 'rewards/attacks', 'rewards/cases', 'model/parity')}
+      'bucket', 'bad_inputs', 'layers', 'configs', 'gke', 'launch', 'sweep', 'mesh', 'notebooks', 'tpu', 'tpu_launch',
+      'docs', 'mutations', 'kills', 'wheel', 'fuzz', 'benchmarks/verdict_rates', 'rewards/attacks', 'rewards/cases',
+      'model/parity')}
   assert tests - of_the_project == modules

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ import pytest
 import kr_jax
 from kr_jax import library
 from kr_jax import train
+from kr_jax.rewards import worker
 from tests import knobs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -165,3 +167,72 @@ def test_a_script_without_a_main_guard(tmp_path, data_dir):
                         text=True, env={'PATH': '/usr/bin:/bin', 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
   assert done.returncode == 0, done.stderr
   assert done.stdout.count('begun __main__') == 1 and done.stdout.splitlines()[-1] == 'True'
+
+
+@pytest.mark.slow
+def test_a_verifier_is_refused_before_the_workdir_is_claimed(config, tmp_path):
+  """One that is not there, that ends its process, that cannot be called. The corrected config begins there."""
+  ending, wrong_call = tmp_path / 'ending.py', tmp_path / 'wrong_call.py'
+  ending.write_text('import sys; sys.exit(3)')
+  wrong_call.write_text('def verify(completion): return True')
+  for verifier, message in (('tests.graders:has_a_onr', 'cannot be imported: AttributeError'),
+                            (f'{wrong_call}:verify', 'cannot be called with'),
+                            (f'{ending}:verify', 'the process that imports the verifiers ended with 3')):
+    config.rewards.verifier = verifier
+    with pytest.raises(ValueError, match=message):
+      library.begin(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run' / 'config.json').exists()
+  config.rewards.verifier = 'tests.graders:has_a_one'
+  for seed in (0, 3):  # and where the start failed after that
+    config.seed = seed
+    library.begin(config, str(tmp_path / 'run'))
+    assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == seed
+
+
+NO_GUARD = '''
+import kr_jax
+
+def verify(completion, task):
+  return True
+
+config = kr_jax.config('arithmetic:debug')
+config.num_steps, config.tasks.data_dir = 1, {data_dir!r}
+config.rewards.verifier = f'{{__file__}}:verify'
+kr_jax.run(config, {workdir!r})
+'''
+
+
+def test_a_program_that_only_imports_the_script_does_not_run_it(monkeypatch):
+  """As the processes of verifiers do, and those that multiprocessing spawns."""
+  monkeypatch.setenv(worker.IS_VERIFIER, '1')
+  with pytest.raises(RuntimeError, match="processes of verifiers import the file.*under if __name__ == '__main__':"):
+    kr_jax.run('arithmetic:debug', '/nowhere')
+  monkeypatch.delenv(worker.IS_VERIFIER)
+  monkeypatch.setattr(multiprocessing.current_process(), '_inheriting', True, raising=False)
+  with pytest.raises(RuntimeError, match='a process of multiprocessing imports the file'):
+    kr_jax.run('arithmetic:debug', '/nowhere')
+
+
+@pytest.mark.slow
+def test_a_verifier_in_a_script_without_a_main_guard(tmp_path, data_dir):
+  """It is told at once, and the script is not run again and again."""
+  script = tmp_path / 'script.py'
+  script.write_text(NO_GUARD.format(data_dir=data_dir, workdir=str(tmp_path / 'run')))
+  done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={
+      'PATH': '/usr/bin:/bin', 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith("put the call under if __name__ == '__main__':")
+  assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+def test_a_run_goes_on_with_its_own_prices(tmp_path, caplog):
+  """Unless others are given."""
+  from kr_jax.costs import hardware
+  assert library.priced(str(tmp_path)) is None and not caplog.text
+  profiles = kr_jax.config('hardware')
+  profiles.site.pue = 1.75
+  own = hardware.read(profiles)
+  hardware.save(str(tmp_path), own)
+  assert library.priced(str(tmp_path)) == own
+  (tmp_path / 'hardware.json').write_text('{')
+  assert library.priced(str(tmp_path)) is None
+  assert f'{tmp_path}/hardware.json cannot be read: ' in caplog.text and 'profiles that it would begin' in caplog.text

@@ -132,14 +132,25 @@ def test_errors_are_short_and_said_before_anything_heavy_is_loaded(tmp_path):
 
 
 def test_how_a_mode_ends(tmp_path):
-  errors = ('KeyboardInterrupt', 'BrokenPipeError', "ValueError('no')", "OSError('full')", "SystemExit('3 of 4 steps')")
-  ended = calls(tmp_path, [(error, '--mode=rollouts', '--workdir=tests') for error in errors])
+  errors = ('KeyboardInterrupt', 'BrokenPipeError', "UnicodeError('no')", "OSError('full')",
+            "SystemExit('3 of 4 steps')", "ValueError('of no check')", "__import__('kr_jax.knobs').knobs.Alloc(low=-1)")
+  *ended, ours, of_a_check = calls(tmp_path, [(error, '--mode=rollouts', '--workdir=tests') for error in errors])
   assert ended == [(130, 'interrupted\n130\n'), (0, ''), (1, 'error: no\n'), (1, 'error: full\n'),
                    (1, '3 of 4 steps\n')]
+  assert ours[0] == 99 and 'Traceback' in ours[1] and ours[1].endswith('ValueError: of no check\n')
+  assert of_a_check[0] == 1 and of_a_check[1].startswith('error: alloc.low=-1 ')
   unsaved = "main.files.Unsaved('no answer')"
   ended = calls(tmp_path, [(unsaved, '--config=configs/arithmetic.py:debug', f'--workdir={tmp_path}/run'),
                            (unsaved, '--mode=rollouts', '--workdir=tests')])
   assert ended == [(75, 'error: no answer\n75\n'), (1, 'error: no answer\n')]
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_ends_a_run_with_one_line():
+  program = ('from kr_jax import main\nfrom kr_jax.learning import guard\n'
+             'with main._diverging():\n  raise guard.Diverged("the loss is nan")')
+  done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], cwd=ROOT, text=True, capture_output=True)
+  assert (done.returncode, done.stdout, done.stderr) == (1, '', 'error: the loss is nan\n')
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -90,39 +91,144 @@ def test_progress_to_a_total_that_is_known_later(monkeypatch, capsys):
 
 def test_a_signal_is_acknowledged_at_once_and_a_second_interrupts(capfd):
   before = signal.getsignal(signal.SIGINT)
-  with processes.StopSignal() as stopping, phases.running(), phases.phase('sample'):
+  with processes.StopSignal() as stopping, phases.running(), phases.phase('update'):
     assert not stopping() and capfd.readouterr().err == ''
-    stopping.doing = 'step 12'
+    stopping.doing, stopping.has_more = 'step 12', True
     os.kill(os.getpid(), signal.SIGINT)
     assert stopping()
-    assert capfd.readouterr().err == ('Ctrl-C: finishing step 12 (sampling), then saving; Ctrl-C again stops at once, '
+    assert capfd.readouterr().err == ('Ctrl-C: finishing step 12 (updating), then saving; Ctrl-C again stops at once, '
                                       'and the last checkpoint stays\n')
     os.kill(os.getpid(), signal.SIGTERM)  # it stops already
     assert capfd.readouterr().err == ''
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(1)
   assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_said_of_a_stop_names_what_is_waited_for(monkeypatch):
+  stopping = processes.StopSignal('step 3')
+  said = []
+  with phases.running():
+    for count in (1, 2):
+      monkeypatch.setattr(jax, 'process_count', lambda: count)
+      for stopping.has_more in (False, True):
+        for phase in ('sample', 'verify', 'update'):
+          with phases.phase(phase):
+            said.append(stopping._plan())
+  nothing, then = '; there is nothing new to save', ', then saving'
+  assert said == [
+      f'leaving step 3 (sampling){nothing}', f'leaving step 3 (verifying){nothing}',
+      f'leaving step 3 (updating){nothing}',
+      f'leaving step 3 (sampling){then}', f'leaving step 3 (verifying){then}', f'finishing step 3 (updating){then}',
+      # The devices of two processes are at one program.
+      f'finishing step 3 (sampling){nothing}', f'leaving step 3 (verifying){nothing}',
+      f'finishing step 3 (updating){nothing}',
+      f'finishing step 3 (sampling){then}', f'leaving step 3 (verifying){then}', f'finishing step 3 (updating){then}']
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, 75), (signal.SIGINT, 130), (0, 75)])
 def test_the_exit_status_of_a_stop(number, status):
   """0: another process was told."""
   with pytest.raises(SystemExit, match='stopped after 3') as stop:
-    with processes.StopSignal():
+    with processes.StopSignal() as stopping, stopping.ends():
       if number:
         os.kill(os.getpid(), number)
-      raise SystemExit('stopped after 3 of 8 steps')
+      raise processes.Stopped('stopped after 3 of 8 steps')
   assert stop.value.code == status
 
 
 def test_a_signal_without_a_terminal_or_a_clock(capfd, monkeypatch):
   with processes.StopSignal('the start') as stopping:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stopping() and capfd.readouterr().err == 'SIGTERM: finishing the start, then saving\n'
+    assert stopping() and capfd.readouterr().err == 'SIGTERM: leaving the start; there is nothing new to save\n'
   monkeypatch.setattr(sys, 'stderr', None)
   with processes.StopSignal() as stopping:
     os.kill(os.getpid(), signal.SIGTERM)
     assert stopping()
+
+
+def test_the_devices_are_not_waited_for():
+  """An array that does not come holds up nothing, and one that comes is waited for."""
+  class Array:
+    def __init__(self, seconds):
+      self.seconds = seconds
+
+    def block_until_ready(self):
+      time.sleep(self.seconds)
+
+  with processes.StopSignal('step 3') as stopping:
+    stopping.wait(Array(0.05))
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(processes.Stopped, match='stopped in step 3'):
+      stopping.wait(Array(30))
+    assert time.monotonic() - began < 10 and stopping.has_left_devices
+    with pytest.raises(processes.Stopped):
+      stopping.wait(Array(30))
+
+
+def test_a_process_leaves_on_its_own_only_within_what_all_check_after():
+  with processes.StopSignal('step 3') as stopping:
+    assert stopping.during(lambda: 7) == 7
+    os.kill(os.getpid(), signal.SIGTERM)
+    stopping.leave()  # elsewhere it would be alone
+    left = []
+    with pytest.raises(processes.Stopped):
+      stopping.during(lambda: [stopping.leave(), left.append(1)])
+    assert not left
+    stopping.leave()
+
+
+def test_a_notice_of_preemption_stops_all(monkeypatch, capfd):
+  """jax says so of one count, which all processes come to."""
+  asked = []
+  monkeypatch.setattr(processes.multihost_utils, 'reached_preemption_sync_point',
+                      lambda count: asked.append(count) or count == 3)
+  stopping = processes.StopSignal('step 5')
+  stopping.check()
+  assert not stopping.is_agreed() and not stopping()
+  with pytest.raises(processes.Stopped):
+    stopping.check()
+  assert asked == [1, 2, 3] and stopping()
+  assert capfd.readouterr().err == 'preemption notice: leaving step 5; there is nothing new to save\n'
+  monkeypatch.setattr(processes.multihost_utils, 'reached_preemption_sync_point', lambda count: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    processes.StopSignal().check()
+
+
+def test_processes_tell_one_another(monkeypatch, capfd):
+  """Past what they compute together, through the service that joins them."""
+  told = {}
+
+  class Client:
+    def key_value_set(self, key, value, allow_overwrite):
+      told[key] = value
+
+    def key_value_try_get(self, key):
+      if key not in told:
+        raise jax.errors.JaxRuntimeError(f'NOT_FOUND: {key}')
+      return told[key]
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes, '_HEAR_S', 0.01)
+  monkeypatch.setattr(processes.multihost_utils.distributed.global_state, 'client', Client())
+
+  def until(is_so):
+    end = time.monotonic() + 10
+    while not is_so():
+      assert time.monotonic() < end
+      time.sleep(0.01)
+
+  with processes.StopSignal('step 5') as stopping:
+    os.kill(os.getpid(), signal.SIGTERM)
+    until(lambda: told)
+  assert list(told.values()) == ['0']
+  with processes.StopSignal('step 6') as stopping:
+    assert stopping._key not in told
+    told[stopping._key] = '1'
+    until(stopping)
+  assert 'process 1 was told to stop: finishing step 6; there is nothing new to save\n' in capfd.readouterr().err
 
 
 def test_the_text_of_the_first(monkeypatch):
@@ -148,14 +254,15 @@ with processes.watch():
 
 @pytest.mark.parametrize('error, waits, status', [
     ("jax.errors.JaxRuntimeError('connection closed')", True, 75), ("FloatingPointError('loss nan')", False, 1),
-    ("ValueError('not of jax')", False, 1), ('KeyboardInterrupt()', False, 130), ("files.Unsaved('no answer of gs://bucket')", False, 75)])
+    ("ValueError('not of jax')", False, 1), ('KeyboardInterrupt()', False, 130),
+    ("files.Unsaved('no answer of gs://bucket')", False, 75)])
 def test_an_error_ends_a_process(error, waits, status):
   """After a collective that failed JAX's service is waited for, which names the process that died."""
   got = subprocess.run([sys.executable, '-c', STOP.format(error=error)], cwd=ROOT, text=True,
                        capture_output=True)
   assert got.returncode == status
   assert f'process 0 stops: {error.split("(")[0].split(".")[-1]}, printed above. Start all' in got.stderr
-  assert 'Traceback' in got.stderr and ('waits 50 s' in got.stdout) == waits
+  assert ('Traceback' in got.stderr) == ('Unsaved' not in error) and ('waits 50 s' in got.stdout) == waits
 
 
 @pytest.mark.parametrize('index', [-1, 2])

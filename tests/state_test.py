@@ -19,6 +19,7 @@ from kr_jax.model import policy
 from kr_jax.model import tokenizer
 from kr_jax.model import weights
 from kr_jax.record import checkpoint
+from kr_jax.record import claim as claim_lib
 from kr_jax.record import metrics
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
@@ -78,7 +79,7 @@ def test_an_export_needs_no_data_and_no_devices_of_the_run(finished, data_dir, t
 def test_an_export_of_another_config_than_the_run_had(tmp_path):
   """It would scale the adapters otherwise, or write the config and the tokenizer of another checkpoint."""
   setup = prepare.without_tasks(debug_config('/nowhere', policy__lora_rank=2, warm_start__num_steps=0))
-  checkpoint.claim(str(tmp_path), knobs.as_dict(setup.config), may_change=())
+  claim_lib.claim(str(tmp_path), knobs.as_dict(setup.config), may_change=())
   other = setup._replace(config=setup.config.replace(
       num_steps=9, policy=setup.config.policy.replace(lora_alpha=99.0, dtype='bfloat16')))
   with pytest.raises(ValueError, match='trained another policy: policy.lora_alpha was 16.0, is 99.0; set these knobs'):

@@ -20,6 +20,7 @@ from kr_jax import sharding
 from kr_jax import types
 from kr_jax.allocation import solve
 from kr_jax.kernels.knapsack import knapsack
+from kr_jax.learning import guard
 from kr_jax.learning import noise
 from kr_jax.learning import update
 from kr_jax.model import attention
@@ -138,6 +139,19 @@ def test_the_measurement_of_noise_compiles(topology):
       (state.params, {}, rollouts.task_R, np.zeros(R, np.float32),
        abstract_tokens(rollouts, UPDATE, topology), np.int32(0), state.key), M, POLICY, UPDATE)
   assert program.memory_analysis().output_size_in_bytes < 1024  # four numbers, in a tile
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('axes', [{}, {'fsdp': 2, 'model': 2}], ids=str)
+def test_the_look_before_a_checkpoint_compiles(axes):
+  """And takes little memory beside the state."""
+  state = abstract_state()
+  mesh, tree = mesh_of('v5e:2x2', **axes), (state.params, state.opt_state, {})
+  shapes = sharding.shapes_on(mesh, tree)
+  with jax.set_mesh(mesh):
+    program = guard._tried.trace(POLICY, *shapes).lower().compile()
+  params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
+  assert 'splash' in program.as_text() and program.memory_analysis().temp_size_in_bytes < params
 
 
 @pytest.mark.slow

@@ -21,12 +21,15 @@ from kr_jax import state
 from kr_jax import tasks
 from kr_jax import train
 from kr_jax.allocation import estimate
+from kr_jax.learning import guard
 from kr_jax.learning import update
 from kr_jax.model import policy
+from kr_jax.record import bad_steps
 from kr_jax.record import checkpoint
 from kr_jax.record import goodput
 from kr_jax.record import ledger
 from kr_jax.record import metrics
+from kr_jax.record import saved
 from kr_jax.report import refresh
 from kr_jax.rewards import verdicts
 from tests.knobs import debug_config
@@ -413,19 +416,46 @@ def test_evaluations_leave_the_training_as_it_is(finished, tmp_path, data_dir, m
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, data_dir, monkeypatch):
-  """In the last step before a checkpoint, whose record would be written after it."""
+def test_updates_that_are_not_finite_are_skipped_and_stop_the_run(tmp_path, data_dir, monkeypatch):
+  """From step 1 on: the checkpoint of step 1 has the policy that all of them leave, and statistics go on."""
+  original = update.step
+
+  def broken(state, rollouts, *args, **kwargs):
+    if int(state.step) >= 1:
+      rollouts = rollouts._replace(logp_RC=np.nan * rollouts.logp_RC)
+    return original(state, rollouts, *args, **kwargs)
+
+  monkeypatch.setattr(update, 'step', broken)
+  with pytest.raises(guard.Diverged, match=(
+      f'the updates of steps 1 to 2 were skipped, train.max_bad_steps=2 in a row. At step 2 the loss is nan .*'
+      f'The last good checkpoint is {tmp_path}/checkpoints/2: .*--mode=replay --workdir={tmp_path} --step=2')):
+    run(tmp_path, data_dir, train__max_bad_steps=2, checkpoint__every=1, checkpoint__keep=3, evaluate__every=0)
+  steps = [r for r in records(tmp_path) if 'reward_mean' in r]
+  assert [(r['skipped'], r['loss'] is None) for r in steps] == [(0, False), (1, True), (1, True)]
+  assert bad_steps.kept(str(tmp_path)) == [1, 2]
+  assert saved.steps(str(tmp_path / 'checkpoints')) == [1, 2]  # that of step 3 would be after the stop
+
+
+@exhaustive
+@pytest.mark.parametrize('every, saved_steps, says', [
+    (1, [1], r'after 2 steps the policy has a value of nan in params.\S+. It is not saved. The last good checkpoint is '
+     r'\S+/checkpoints/1; run the same command again with a lower optimizer.learning_rate'),
+    (9, [], 'step 2: the log-probabilities of the sampled tokens add up to nan: .* nothing was learnt from them. No '
+     'checkpoint was saved')])
+def test_a_policy_that_is_not_finite_is_never_saved(tmp_path, data_dir, monkeypatch, every, saved_steps, says):
+  """Though its update was made: it is seen before it is saved, or in what it samples."""
   original = update.step
 
   def broken(state, *args, **kwargs):
-    step = int(state.step)
     state, measured = original(state, *args, **kwargs)
-    return state, [m | {'loss': m['loss'] * (np.nan if step == 1 else 1)} for m in measured]
+    worse = jax.tree.map(lambda x: x * np.nan, state.params) if int(state.step) == 2 else state.params
+    return state._replace(params=worse), measured
 
   monkeypatch.setattr(update, 'step', broken)
-  with pytest.raises(FloatingPointError, match='loss is nan at step 1'):
-    run(tmp_path, data_dir)
-  assert not [name for name in os.listdir(tmp_path / 'checkpoints') if name.isdigit()]
+  with pytest.raises(guard.Diverged, match=says):
+    run(tmp_path, data_dir, checkpoint__every=every, evaluate__every=0)
+  assert saved.steps(str(tmp_path / 'checkpoints')) == saved_steps
+  assert [r['step'] for r in records(tmp_path) if 'reward_mean' in r] == [0, 1]
 
 
 @exhaustive

@@ -189,14 +189,17 @@ def reward(stats: types.TaskStats, posterior: Beta) -> tuple[np.ndarray, np.ndar
 
 
 def observe_gradient(stats: types.TaskStats, gradient: Array, *, steps: int) -> types.TaskStats:
-  """Adds a measurement of `noise.gradient_noise`: (signal, signal_scale, noise, noise_scale).
+  """Adds a measurement of `noise.gradient_noise`: (signal, signal_scale, noise, noise_scale), if it is finite.
 
   `nu` is a ratio of sums, which is steadier than a mean of ratios: a single signal can be near 0.
 
   Args:
     steps: since the measurement before, each of which discounts it.
   """
-  return stats._replace(gradient=_NU_DISCOUNT ** steps * stats.gradient + np.asarray(gradient, float))
+  gradient = np.asarray(gradient, float)
+  if not np.isfinite(gradient).all():
+    return stats
+  return stats._replace(gradient=_NU_DISCOUNT ** steps * stats.gradient + gradient)
 
 
 def nu(stats: types.TaskStats, *, default: float) -> float:

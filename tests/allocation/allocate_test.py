@@ -978,7 +978,7 @@ def test_another_trainer_can_import_it_alone():
   heavy = {'flax', 'optax', 'orbax', 'tensorflow_datasets', 'tensorflow', 'matplotlib', 'tqdm'}
   assert 'jax' in loaded and not heavy & set(loaded)
   ours = {name.split('.')[1] for name in loaded if name.startswith('kr_jax.')}
-  assert ours == {'allocation', 'kernels', 'knobs', 'sections', 'types'}
+  assert ours == {'allocation', 'checks', 'data_knobs', 'kernels', 'knobs', 'sections', 'types'}
 
 
 def test_a_loop_of_another_trainer():

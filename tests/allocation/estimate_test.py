@@ -440,6 +440,8 @@ def test_observe_gradient_by_hand():
   after = estimate.observe_gradient(before, jax.numpy.array([10.0, 20, 30, 40]), steps=3)
   np.testing.assert_allclose(after.gradient, 0.98 ** 3 * np.array([1, 2, 3, 4]) + [10.0, 20, 30, 40])
   assert after.gradient.dtype == np.float64
+  for bad in (np.nan, np.inf):  # of an update that will be skipped
+    assert estimate.observe_gradient(before, np.array([1, bad, 1, 1]), steps=3) is before
   jax.tree.map(np.testing.assert_array_equal, before, kept)  # not changed in place
   jax.tree.map(np.testing.assert_array_equal, after._replace(gradient=before.gradient), before)
 
