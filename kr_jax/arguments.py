@@ -255,6 +255,8 @@ def _config_problems(argv: Sequence[str], name: str, run_config: str = '') -> li
     with shipped.importable(path):
       config = config_flags.config_flags.ConfigFileFlagParser(name).parse(place)
   except (TypeError, ValueError) as error:
+    if is_of_run:  # whose record cannot be read: no wrong flag
+      sys.exit(f'error: {" ".join(str(error.__context__ or error).split())}')
     return [f'{flag}: {_short(error.__context__ or error, path)}']
   except SyntaxError as error:
     return [f'{flag}: line {error.lineno} of {error.filename}: {error.msg}']

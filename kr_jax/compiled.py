@@ -24,7 +24,6 @@ import zlib
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 
 from kr_jax import files
 from kr_jax import processes
@@ -58,7 +57,7 @@ def keep(*places: str) -> str | None:
     if not files.is_remote(directory):
       os.makedirs(directory, exist_ok=True)
       tidy(pathlib.Path(directory))
-    elif multihost_utils.distributed.global_state.process_id == 0:  # asking jax would look for devices
+    elif not jax.distributed.is_initialized() or processes.is_first():  # else devices would be looked for
       threading.Thread(target=tidy_bucket, args=(directory,), daemon=True).start()
   except OSError as error:
     logging.warning('compiled programs are not kept, as %s cannot be written (%s); set KR_JAX_CACHE to a directory '

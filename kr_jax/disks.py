@@ -40,7 +40,10 @@ class Unsaved(OSError):
   Attributes:
     again: whether a new start of the same command may mend it, with nothing done before.
     names_checkpoint: whether the sentence says which checkpoint is left.
+    is_taken: whether another run writes there now, so that nothing more may be written.
   """
+
+  is_taken = False
 
   def __init__(self, text: str, *, again: bool = True, names_checkpoint: bool = False):
     super().__init__(text)
@@ -150,9 +153,10 @@ def _existing(path: str) -> str:
 def free_bytes(path: str) -> int | None:
   """Bytes that this user may still write where a path is or will be; None where nothing tells."""
   try:
-    return shutil.disk_usage(_existing(path)).free
+    found = shutil.disk_usage(_existing(path))
   except OSError:
     return None
+  return found.free if found.total else None  # a file system that does not tell has 0 of 0
 
 
 # The disk of a run.

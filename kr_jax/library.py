@@ -98,7 +98,10 @@ def problems(config: Mapping[str, Any]) -> list[str]:
     c = knobs.read(config)
   except ValueError as error:
     return lines(error)
-  found = inputs.problems(c)
+  found, longest = inputs.problems(c), c.sample.prompt_length + c.sample.completion_length - 1
+  if c.pack.row_length < longest:
+    found.append(f'pack.row_length={c.pack.row_length} is below sample.prompt_length + sample.completion_length - 1 = '
+                 f'{longest}; set it to at least that')
   if c.record.wandb or c.record.goodput or c.record.codecarbon:
     from kr_jax.record import sinks
     try:

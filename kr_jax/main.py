@@ -14,7 +14,7 @@ died, or its bucket could not be written; 130 where it was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import gc
 import json
@@ -334,16 +334,6 @@ def _start_processes() -> None:
   library.keep(_workdirs()[0], _config(_MODE.value)['checkpoint']['directory'])
 
 
-@contextlib.contextmanager
-def _diverging() -> Iterator[None]:
-  """Says in a line what is not finite any more of what is learnt; of several processes all end alike."""
-  from kr_jax.learning import guard
-  try:
-    yield
-  except guard.Diverged as error:
-    sys.exit(f'error: {error}')
-
-
 def _end_if_users(error: BaseException) -> None:
   """Ends the process with one line where an error is the user's."""
   if errors.is_users(error):
@@ -363,7 +353,7 @@ def _train() -> None:
   except ValueError as error:
     _end_if_users(error)
     raise
-  with processes.watch(), _diverging(), contextlib.ExitStack() as context:
+  with processes.watch(), errors.told(), contextlib.ExitStack() as context:
     stopping = context.enter_context(processes.StopSignal())
     with stopping.ends():
       stopping.check()
@@ -400,7 +390,8 @@ def main(argv: list[str]) -> None:
     sys.exit(exits.FAILED)
   library.quiet_libtpu(uses_tpu=mode != 'preflight')
   try:
-    sys.exit(stopping_lib.uninterrupted(_RUN[mode]))
+    with errors.told():
+      sys.exit(stopping_lib.uninterrupted(_RUN[mode]))
   except BrokenPipeError:
     raise
   except (ValueError, OSError) as error:  # such as a disk that is full or cannot be written

@@ -190,7 +190,7 @@ def opened(workdir: str | os.PathLike, *, create: bool = False) -> Iterator[Plac
     yield place
     place.close()
   except BaseException as error:
-    if place.has_failed:
+    if place.has_failed or getattr(error, 'is_taken', False):
       raise
     explained = _unsaved(error, place) if create else None
     if explained is None:

@@ -24,6 +24,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from kr_jax import errors
 from kr_jax import exits
 from kr_jax import files
 from kr_jax import phases
@@ -336,6 +337,7 @@ class StopSignal:
 
 NEVER = StopSignal()  # nothing tells it to stop
 _PATIENCE_S = 10.0  # that a process may take to leave what it is at, where it has nothing to save
+_LEAVE_S = 10.0  # that it may take to leave in order, for which others may be waited
 _HEAR_S = 0.5  # between two looks at whether another process was told to stop
 # Phases as a message names what a stop leaves or waits for; the others are over in a moment.
 _WORK = {'sample': 'sampling', 'verify': 'verifying', 'score': 'scoring', 'update': 'updating', 'reshard': 'sampling',
@@ -374,24 +376,30 @@ def watch() -> Iterator[None]:
   JAX's coordination service sees that a process has died, names it and ends the others (`start`). An error here
   is printed and ends this process without waiting for the others, who wait in a collective. A collective fails
   at once where a connection broke, and does not say whose: then the service, which knows, is waited for; but not in a
-  process that is to stop, as the other one was told too.
+  process that is to stop, as the other one was told too. An error that was said already ends this process in order,
+  if the others end too, and in any case soon.
   """
   if jax.process_count() == 1:
     yield
     return
   try:
     yield
-  except SystemExit:  # all processes stop after the same step
+  except SystemExit as stop:
+    if isinstance(stop.code, str):  # no stop, in which all end alike, but an error, which may be of this one alone
+      timer = threading.Timer(_LEAVE_S, stopping.end, (exits.FAILED,))
+      timer.daemon = True
+      timer.start()
     raise
   except BaseException as error:
     listener = stopping.current()
     if listener and listener.interrupted:
       stopping.end(listener.code, 'interrupted; the same command again goes on from the last checkpoint')
-    if isinstance(error, files.Unsaved):  # a sentence that says what to free
+    if isinstance(error, (files.Unsaved, errors.Told)):  # a sentence that says what to do
       print(f'error: {error}', file=sys.stderr)
     else:
       traceback.print_exc()
-    of_another = isinstance(error, jax.errors.JaxRuntimeError) or isinstance(error, ValueError) and _is_of_jax(error)
+    is_failed_collective = isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error)
+    of_another = is_failed_collective or isinstance(error, ValueError) and _is_of_jax(error)
     if of_another and not _is_told():
       time.sleep(SILENCE_S + 10)
     print(f'process {jax.process_index()} stops: {type(error).__name__}, printed above. Start all processes again: '

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import json
+import os
 import selectors
 import socket
 import time
@@ -192,8 +193,10 @@ def _let_go(lines: dict[_Line, int | None]) -> None:
 
 
 def _listening(host: str, port: int, count: int) -> socket.socket:
-  """A socket at the port of this machine. Raises ValueError where it is not free."""
-  options = {'backlog': count + 8}
+  """A socket at the port of this machine, or at that which JAX is told to listen at in its place. Raises _Refused where
+  it is not free."""
+  bound = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', '').rpartition(':')[2]
+  port, options = int(bound) if bound.isdecimal() else port, {'backlog': count + 8}
   try:
     if socket.has_dualstack_ipv6():
       with contextlib.suppress(OSError):
@@ -272,7 +275,7 @@ def of_environment() -> tuple[str, int, int] | None:
   try:
     from jax._src import clusters  # there is no public function of it
     address, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(PATIENCE_S))
+        os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, int(PATIENCE_S))
   except Exception:  # JAX says what is wrong when it is asked to join
     return None
   return None if None in (address, count, index) else (address, count, index)

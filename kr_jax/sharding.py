@@ -293,5 +293,5 @@ def head_copies(num_kv_heads: int) -> int:
 
 def platform() -> str:
   """'tpu', 'cpu' or 'gpu': the platform that a program is traced for, which need not be this machine's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+  return jax.default_backend() if device is None else getattr(device, 'platform', device)

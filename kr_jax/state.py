@@ -136,8 +136,10 @@ def start(setup: Setup, workdir: str, checkpoints: checkpoint.Checkpoints,
   is_new = checkpoints.latest() is None
   params = base = {}
   with sharding.on(setup.learn_mesh):
-    if setup.needs_base or is_new:
+    if is_new or setup.needs_base and checkpoints.writes:
       params = _initial_params(setup, workdir, stopping)
+    elif setup.needs_base:  # the run may be at work, and go on with its warm start
+      params = initial_policy(setup, workdir, setup.learn_mesh)
     if setup.needs_base:
       base = jax.tree.map(jnp.copy, params)  # as updates donate what is trained
 
@@ -162,8 +164,16 @@ def merged(setup: Setup, state: types.TrainState, base: Any) -> Any:
 
 @contextlib.contextmanager
 def off_devices(setup: Setup, state: types.TrainState, base: Any) -> Iterator[tuple[types.TrainState, Any]]:
-  """State and base on a processor of this machine, where everything is computed while in this; of one process alone."""
-  cpu = jax.local_devices(backend='cpu')[0]
+  """State and base on a processor of this machine, where everything is computed while in this; of one process alone.
+
+  Where JAX_PLATFORMS leaves processors out, both stay where they are, and whatever is computed waits for the devices.
+  """
+  try:
+    cpu = jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    with sharding.on(setup.learn_mesh):
+      yield state, base
+    return
   with jax.default_device(cpu):
     key = jax.random.key(setup.config.seed)  # a copy would ask a program of the devices
     yield jax.device_put(state._replace(key=key), cpu), jax.device_put(base, cpu)
@@ -284,7 +294,9 @@ def initial_policy(setup: Setup, workdir: str, mesh: Any) -> Any:
   setup: as prepare.without_tasks makes it.
   """
   if setup.config.warm_start.num_steps:
-    return _read_params(setup.policy, checkpoint_directory(setup, workdir, 'warm_start'), mesh)[1]
+    # No earlier one: adapters are of the last.
+    return _read_params(setup.policy, checkpoint_directory(setup, workdir, 'warm_start'), mesh,
+                        setup.config.warm_start.num_steps)[1]
   return _initial_params(setup, workdir, processes.NEVER)
 
 

@@ -186,10 +186,11 @@ def _loop(run: _Run, state: types.TrainState, stats: types.TaskStats, base: Any)
         record.costs(step, ledger.step(step), ledger.about, run.hardware)
       evaluated(c.num_steps, run.perturbed)
   except processes.Stopped:
-    if done > first_step and stopping.has_left_devices:  # which take no other program before the one they are at ends
+    is_saved = done in (first_step, checkpoints.latest())  # else the state would be copied for nothing
+    if not is_saved and stopping.has_left_devices:  # which take no other program before the one they are at ends
       with state_lib.off_devices(setup, state, base) as (state, base):
         save()
-    elif done > first_step:
+    elif not is_saved:
       with sharding.on(setup.learn_mesh):
         save()
     with phases.phase('checkpoint'):

@@ -83,7 +83,7 @@ def run(params: Any, tasks: Sequence[types.Task], tokenizer, policy_config: poli
     with (metrics.Writer(directory, keep=lambda r: r['step'] < first_step, first_step=first_step)
           as writer, processes.progress('warm start', first_step, config.num_steps) as bar):
       bar.compiling()
-      in_a_row = _skipped_last(writer.records)
+      in_a_row = int(processes.gather(np.array([_skipped_last(writer.records)]))[0, 0])  # the first has the record
       for step in range(first_step, config.num_steps):
         stopping.doing, stopping.has_more = f'warm-start step {step}', step > first_step
         tasks_R = tasks_lib.batch(tasks, step, per_step=config.per_step, seed=seed)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -130,6 +131,12 @@ def test_room_for_checkpoints(monkeypatch):
   assert found[19][0] is found[10][0] is None
   assert 'takes about 10 bytes, and the disk of /w has 19 bytes free' in found[19][1]
   assert 'two have to fit' in found[10][1] and 'name another disk by --workdir' in found[9][0] and found[9][1] is None
+
+
+def test_a_file_system_that_tells_no_size_is_not_full(tmp_path, monkeypatch):
+  """As some of FUSE, of which 0 of 0 bytes are free."""
+  monkeypatch.setattr(disks.shutil, 'disk_usage', lambda path: types.SimpleNamespace(total=0, used=0, free=0))
+  assert disks.free_bytes(str(tmp_path)) is None and disks.lacking(str(tmp_path), 10) == (None, None)
 
 
 def test_the_last_checkpoint(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from kr_jax.model import policy
 
 
 def caught(function, *args, **names):
-  with pytest.raises(Exception) as error:
+  with pytest.raises((Exception, SystemExit)) as error:
     function(*args, **names)
   return error.value
 
@@ -45,6 +46,22 @@ def test_an_error_of_another_package_is_ours():
   assert not errors.is_users(caught(check))  # of this test
   assert not errors.is_users(caught(policy.rmsnorm, np.zeros((2, 3)), np.ones(4), 1e-6))  # of jax
   assert not errors.is_users(ValueError('never raised'))
+
+
+def test_what_ends_a_run_at_work_is_said_in_one_line():
+  for error, says in (
+      (errors.Told('the verifier v.py:f gave no verdict'), 'error: the verifier v.py:f gave no verdict'),
+      (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore.'),
+       'error: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. What a config takes')):
+    def run():
+      with errors.told():
+        raise error
+    assert caught(run).code.startswith(says)
+  for error in (jax.errors.JaxRuntimeError('INTERNAL: RESOURCE_EXHAUSTED'), RuntimeError('no process')):
+    def ours():
+      with errors.told():
+        raise error
+    assert caught(ours) is error
 
 
 def test_an_error_of_reading_or_of_the_system_is_the_users():

@@ -166,6 +166,7 @@ def arrays_of(workdir: pathlib.Path) -> dict[str, Any]:
   import jax
   import numpy as np
   import orbax.checkpoint as ocp
+  before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns of files that there never were
   step = max((int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()))
   found = {}
@@ -177,6 +178,7 @@ def arrays_of(workdir: pathlib.Path) -> dict[str, Any]:
           lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
     for where, x in jax.tree_util.tree_leaves_with_path(restored):
       found[f'{step}/{item}{jax.tree_util.keystr(where)}'] = np.asarray(x)
+  logging.set_verbosity(before)
   return found
 
 

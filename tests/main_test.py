@@ -147,8 +147,8 @@ def test_how_a_mode_ends(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_not_finite_ends_a_run_with_one_line():
-  program = ('from kr_jax import main\nfrom kr_jax.learning import guard\n'
-             'with main._diverging():\n  raise guard.Diverged("the loss is nan")')
+  program = ('from kr_jax import errors\nfrom kr_jax.learning import guard\n'
+             'with errors.told():\n  raise guard.Diverged("the loss is nan")')
   done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], cwd=ROOT, text=True, capture_output=True)
   assert (done.returncode, done.stdout, done.stderr) == (1, '', 'error: the loss is nan\n')
 

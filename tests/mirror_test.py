@@ -13,6 +13,7 @@ import pytest
 from kr_jax import files
 from kr_jax import mirror
 from kr_jax import processes
+from kr_jax.record import lock
 
 
 @pytest.fixture
@@ -93,6 +94,13 @@ def test_an_error_leaves_with_the_record_sent_and_names_the_bucket(bucket, scrat
       files.write(f'{place.path}/x', 'x')
       raise SystemExit(f'stopped; see {place.path}/x')
   assert held(f'{bucket}/run') == {'x': 'x'} and not os.listdir(scratch)
+
+
+def test_nothing_is_sent_where_another_run_is(bucket, scratch):
+  with pytest.raises(lock.Lost), mirror.opened(f'{bucket}/run', create=True) as place:
+    files.write(f'{place.path}/x', 'x')
+    raise lock.Lost('the lock was taken')
+  assert held(f'{bucket}/run') == {} and os.listdir(scratch)
 
 
 def test_the_record_is_sent_in_the_background(bucket, monkeypatch, scratch):

@@ -253,7 +253,9 @@ with processes.watch():
 
 
 @pytest.mark.parametrize('error, waits, status', [
-    ("jax.errors.JaxRuntimeError('connection closed')", True, 75), ("FloatingPointError('loss nan')", False, 1),
+    ("jax.errors.JaxRuntimeError('connection closed')", True, 75),
+    ("jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')", False, 1),
+    ("FloatingPointError('loss nan')", False, 1),
     ("ValueError('not of jax')", False, 1), ('KeyboardInterrupt()', False, 130),
     ("files.Unsaved('no answer of gs://bucket')", False, 75)])
 def test_an_error_ends_a_process(error, waits, status):
@@ -263,6 +265,22 @@ def test_an_error_ends_a_process(error, waits, status):
   assert got.returncode == status
   assert f'process 0 stops: {error.split("(")[0].split(".")[-1]}, printed above. Start all' in got.stderr
   assert ('Traceback' in got.stderr) == ('Unsaved' not in error) and ('waits 50 s' in got.stdout) == waits
+
+
+def test_an_error_of_one_process_waits_for_no_other(monkeypatch):
+  """A stop, of all processes, takes as long as they do."""
+  ended = []
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes, '_LEAVE_S', 0.0)
+  monkeypatch.setattr(processes.stopping, 'end', ended.append)
+  stop = SystemExit('stopped after 3 steps')
+  stop.code = 75
+  for error, found in ((stop, []), (SystemExit('error: no such file'), [1])):
+    with pytest.raises(SystemExit), processes.watch():
+      raise error
+    for timer in (x for x in threading.enumerate() if isinstance(x, threading.Timer)):
+      timer.join()
+    assert ended == found
 
 
 @pytest.mark.parametrize('index', [-1, 2])

@@ -121,3 +121,15 @@ def test_another_program_at_the_address(said, monkeypatch):
 def test_many_are_named_in_short():
   assert [rendezvous.named([*range(1, n)]) for n in (2, 3, 10)] == [
       'process 1', 'processes 1 and 2', 'processes 1, 2, 3, 4, 5 and 4 more']
+
+
+def test_what_the_environment_says_to_jax_holds(monkeypatch):
+  """An address of its own, and one to listen at: behind a service of Kubernetes ports may differ."""
+  from jax._src import clusters
+  address, port = 'service:1234', free_port()
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', address)
+  monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', f'[::]:{port}')
+  monkeypatch.setattr(clusters.ClusterEnv, 'auto_detect_unset_distributed_params', lambda of, *_: (of, 2, 1, None))
+  assert rendezvous.of_environment() == (address, 2, 1)
+  with rendezvous._listening('service', 1234, 2) as server:
+    assert server.getsockname()[1] == port

@@ -13,6 +13,7 @@ from kr_jax import prepare
 from kr_jax import rewards
 from kr_jax import state
 from kr_jax.allocation import estimate
+from kr_jax.learning import guard
 from kr_jax.learning import update
 from kr_jax.model import decode
 from kr_jax.model import policy
@@ -53,6 +54,26 @@ def test_with_other_metrics(finished, data_dir, monkeypatch):
   assert mean('pass@1') <= mean('pass@4') <= mean('pass@8') and 0 <= mean('maj@8') <= mean('pass@8')
 
 
+def test_off_the_devices_nothing_is_a_program_of_theirs(monkeypatch, data_dir):
+  """Of a TPU the state is looked at and saved by a processor, which has no kernels of TPUs."""
+  setup = prepare.prepare(debug_config(data_dir))
+  params = policy.init(setup.policy, jax.random.key(0))
+  before = update.init(params, jax.random.key(setup.config.seed), setup.update)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  with state.off_devices(setup, before, {}) as (there, base):
+    guard.check(setup.trained, there.params, there.opt_state, base, 'the policy', '')
+  assert jax.tree.all(jax.tree.map(lambda x, y: (jax.random.key_data(x) == jax.random.key_data(y)).all() if
+                                   jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else (x == y).all(),
+                                   before, there))
+
+  def without_processors(*_, backend=None):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', without_processors)  # as by JAX_PLATFORMS=tpu
+  with state.off_devices(setup, before, {}) as (there, _):
+    assert there is before
+
+
 def test_nothing_to_evaluate_or_export(tmp_path, data_dir):
   setup = prepare.prepare(debug_config(data_dir))
   with pytest.raises(ValueError, match='holds no checkpoint; train first'):
@@ -88,18 +109,24 @@ def test_an_export_of_another_config_than_the_run_had(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('warm', [True, False])
-def test_an_export_of_adapters(tmp_path, warm):
-  """They are added to what the run began with: the policy after its warm start, or the one that the seed gives."""
+def test_an_export_of_adapters(tmp_path, warm, monkeypatch):
+  """They are added to what the run began with: the policy after its warm start, or the one that the seed gives. So are
+  they where the run is read."""
   setup = prepare.without_tasks(debug_config('', policy__lora_rank=2, warm_start__num_steps=4 if warm else 0))
   seed = jax.random.fold_in(jax.random.key(setup.config.seed), state.INIT)
   base, stats = policy.init(setup.policy, jax.random.key(7) if warm else seed), estimate.init(1)
   trained = jax.tree.map(lambda x: x + 0.1, policy.split(setup.trained, policy.init(setup.trained, seed))[0])
-  for params, config, stage in ((trained, setup.update, ()), *([(base, setup.sft, ('warm_start',))] if warm else ())):
+  warm_start = [(base, setup.sft, 4, ('warm_start',))] if warm else []
+  for params, config, step, stage in ((trained, setup.update, 3, ()), *warm_start):
     with checkpoint.Checkpoints(state.checkpoint_directory(setup, str(tmp_path), *stage)) as checkpoints:
-      checkpoints.save(3, update.init(params, seed, config), stats)
+      checkpoints.save(step, update.init(params, seed, config)._replace(step=np.int32(step)), stats)
   assert state.export_checkpoint(setup, str(tmp_path), str(tmp_path / 'export')) == 3
   want = policy.merge(setup.trained, trained, base)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), weights.load(tmp_path / 'export')[1], want)
+  monkeypatch.setattr(state, 'initial_stats', lambda _: stats)
+  with checkpoint.Checkpoints(state.checkpoint_directory(setup, str(tmp_path)), writes=False) as checkpoints:
+    *_, read = state.start(setup, str(tmp_path), checkpoints)
+  jax.tree.map(np.testing.assert_array_equal, read, base)
 
 
 def test_random_streams_are_apart():

@@ -131,6 +131,7 @@ def test_the_first_ctrl_c_after_another_process_was_told_is_no_second_one(capfd)
   assert listener.is_hurried
 
 
+@pytest.mark.filterwarnings('ignore:os.fork')  # which jax warns of, and which ends here
 def test_signals_are_left_as_they_were():
   before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
   listener = stopping.hear()

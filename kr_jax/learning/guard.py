@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kr_jax import errors
 from kr_jax import sharding
 from kr_jax.model import policy
 from kr_jax.types import Array
@@ -24,8 +25,8 @@ LARGEST = 1e15  # of a parameter: float32 holds sums of 10^8 such squares
 _TOKENS = 8  # of the rows that a policy is tried on
 
 
-class Diverged(FloatingPointError):
-  """What is learnt is not finite. The message is for the user: it says where, and what to do."""
+class Diverged(errors.Told, FloatingPointError):
+  """What is learnt is not finite. The message says where."""
 
 
 def names(tree: Any) -> tuple[str, ...]:

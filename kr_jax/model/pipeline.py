@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import base64
 import binascii
 import collections
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import threading
 from typing import Any
 
 SECONDS = 60.0  # for a text; of a usual tokenizer a million characters take one
+_LOOKS = 20  # within these seconds
 MOST_CHARACTERS = 2 ** 22  # of a text
 # Bytes that each part of a pipeline may make of one. Of a normalizer and a word rule the text's length decides too.
 _MOST_GROWTH = {'normalizer': 2 ** 16, 'pre_tokenizer': 2 ** 16, 'post_processor': 2 ** 6, 'decoder': 2 ** 6}
@@ -188,10 +190,12 @@ def within(function: Callable[[], Any], seconds: float | None = None) -> Any:
   if thread is None or thread.owner != os.getpid():
     thread = _Thread()
   thread.calls.put(function)
-  try:
-    found, error = thread.results.get(timeout=seconds)
-  except queue.Empty:
-    raise ValueError(f'the tokenizer takes more than {seconds:g} s for a text') from None
+  for _ in range(_LOOKS):  # so that a program that is stopped for an hour loses one of them
+    with contextlib.suppress(queue.Empty):
+      found, error = thread.results.get(timeout=seconds / _LOOKS)
+      break
+  else:
+    raise ValueError(f'the tokenizer takes more than {seconds:g} s for a text')
   _threads.append(thread)
   if error is not None:
     raise ValueError(str(error) or type(error).__name__) from error

@@ -101,6 +101,7 @@ def send(pipe: IO[bytes], message: Any) -> None:
 def serve(requests: IO[bytes], replies: IO[bytes], seconds: float, idle: float) -> None:
   """Answers requests, each within these seconds of a processor, until there is none for `idle` seconds."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side says when it is over
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a program that ignores a signal hands that down
   with contextlib.suppress(OSError, ValueError):  # not all systems have it
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20,) * 2)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import io
+import json
 import os
 import re
 from typing import Any, NamedTuple
@@ -172,7 +173,8 @@ class Watch:
   Args:
     workdir: of the record.
     most: in a row, with which the run stops.
-    records: the lines of the steps before, of which the last ones may have been bad too.
+    records: the lines of the steps before, of which the last ones may have been bad too; those of the first process
+      count.
     names: of what an update measures.
     last_good: names the latest checkpoint, each of which was looked at before it was written; None: there is none.
   """
@@ -185,6 +187,7 @@ class Watch:
     for record in records:
       if 'skipped' in record:
         self._count(record['step'], record['skipped'])
+    self._row = json.loads(processes.of_first(json.dumps(self._row)))  # which alone has the record
 
   def _count(self, step: int, skipped: int) -> None:
     self._row = [*self._row, step] if skipped else []

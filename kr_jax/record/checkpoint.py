@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kr_jax import errors
 from kr_jax import files
 from kr_jax import mirror
 from kr_jax import phases
@@ -45,6 +46,10 @@ with contextlib.suppress(ImportError):
   tensorstore_utils.get_tensorstore_raw_bytes = lambda *_, **__: 0
 
 
+class NoneWhole(errors.Told, ValueError):
+  """All checkpoints are damaged."""
+
+
 class Checkpoints:
   """The checkpoints in a directory. Saving does not hold up the run. Of several processes all call all of it together.
 
@@ -55,12 +60,15 @@ class Checkpoints:
     minutes: of work that may be lost, after which one is due as well; 0: by steps alone.
     writes: whether this is the run, which removes what was left half written, and moves aside what is damaged.
     step: the only one that is looked at, of those who read; None: the latest, and any before it.
+
+  Attributes:
+    writes: as above.
   """
 
   def __init__(self, directory: str, *, keep: int = 1, best: int = 0, every: int = 0, minutes: float = 0.0,
                writes: bool = True, step: int | None = None):
     self._directory, self._keep, self._best, self._every = absolute(directory), keep, best, every
-    self._minutes, self._writes, self._only = minutes, writes, step
+    self._minutes, self.writes, self._only = minutes, writes, step
     self._orbax = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=_ASYNC)),
         async_options=_ASYNC)
@@ -351,13 +359,15 @@ class Checkpoints:
       if not why:
         self._fall_back(step, damaged)
         return step, result
-      if self._writes or step in self._listed():
+      if self.writes or step in self._listed():
         damaged[step] = why
       else:
         self._steps.remove(step)  # the run that it is of has removed it
     names = '; '.join(f'{self._path(step)}: {why}' for step, why in damaged.items())
-    raise ValueError(f'no checkpoint can be read, and none was changed: {names}' if damaged else
-                     f'{self._directory} holds no checkpoint any more')
+    if not damaged:
+      raise ValueError(f'{self._directory} holds no checkpoint any more')
+    raise NoneWhole(f'no checkpoint can be read, and none was changed: {names}. Put a copy of one back, or begin anew '
+                    'in another --workdir')
 
   def _fall_back(self, step: int, damaged: dict[int, str]) -> None:
     """Warns of the checkpoints that were damaged, and moves them aside, so that their steps can be saved again."""
@@ -365,7 +375,7 @@ class Checkpoints:
     if not processes.is_first():
       return
     for bad, why in damaged.items():
-      if self._writes:
+      if self.writes:
         try:
           kept = f'It is kept as {saved.move_aside(self._directory, bad)}, which nothing reads; remove it when you like'
         except OSError as error:

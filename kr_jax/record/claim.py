@@ -102,11 +102,14 @@ def _beside(directory: str, url: str) -> str:
 def _check_beside(beside: str, url: str, config: Mapping[str, Any], allowed: Sequence[str]) -> None:
   """Raises ValueError where the checkpoints in a directory are of another run."""
   other = run_config(beside)
-  if changed := changes(beside, config, may_change=allowed):
+  if not other and saved.latest(beside) is not None:
+    raise ValueError(f'checkpoint.directory={beside} holds steps itself: checkpoints are kept in a directory in it. '
+                     'Name the directory that it is in, or another')
+  if changed := changes(beside, config, may_change=(*allowed, 'checkpoint.directory')):
     raise ValueError(f'checkpoint.directory={beside} holds the checkpoints of a run of another config: '
                      f'{"; ".join(changed)}. Name another checkpoint.directory, or set these knobs back')
-  of = other.get(_WORKDIR)
-  is_other = of and of != _named(url) and (files.is_remote(of) or os.path.realpath(of) != os.path.realpath(url))
+  of = other.get(_WORKDIR) or beside  # without it, it is a run's workdir itself
+  is_other = of != _named(url) and (files.is_remote(of) or os.path.realpath(of) != os.path.realpath(url))
   if is_other and run_config(of):  # else it was moved
     raise ValueError(f'checkpoint.directory={beside} is that of the run in {of}, and --workdir={url} is another: name '
                      f'another checkpoint.directory, or go on with --workdir={of}')

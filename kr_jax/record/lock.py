@@ -38,6 +38,8 @@ _READ_S = 1.0  # for a holder to have written who it is
 class Lost(files.Unsaved):
   """Another run took a lock that this one held, as it was not renewed for long."""
 
+  is_taken = True
+
 
 class Holder(NamedTuple):
   """A process that works in a directory."""
@@ -385,6 +387,7 @@ def _date(about: dict[str, Any]) -> datetime.datetime | None:
   """When a file of a bucket was written; None where it is not told."""
   found = about.get('updated') or about.get('LastModified') or about.get('mtime')
   try:
-    return datetime.datetime.fromisoformat(found) if isinstance(found, str) else found
+    found = datetime.datetime.fromisoformat(found) if isinstance(found, str) else found
   except ValueError:
     return None
+  return found if isinstance(found, datetime.datetime) else None  # some clients give seconds

@@ -27,6 +27,7 @@ import warnings
 
 import jax
 
+from kr_jax import errors
 from kr_jax import files
 from kr_jax import processes
 from kr_jax import progress
@@ -88,7 +89,7 @@ class Log:
       self.add(f'end: stopped: {error.args[0] if error.args else ""}')
     elif isinstance(error, KeyboardInterrupt):
       self.add('end: interrupted')
-    elif isinstance(error, files.Unsaved):  # a sentence that says what to do
+    elif isinstance(error, (files.Unsaved, errors.Told)):  # a sentence that says what to do
       self.add(f'end: {error}', 'ERROR')
     else:
       self.add(f'end: {"".join(traceback.format_exception(error))}', 'ERROR')

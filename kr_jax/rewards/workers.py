@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kr_jax import errors
 from kr_jax.rewards import pool
 from kr_jax.rewards import verdicts
 from kr_jax.rewards import verifiers as verifiers_lib
@@ -32,6 +33,10 @@ from kr_jax.types import Task
 
 MOST_WORKERS = 64  # that rewards.workers=0 may mean
 _EXAMPLES = 3  # of an error
+
+
+class NoVerdicts(errors.Told, RuntimeError):
+  """Everything of a verifier was unverified, in too many calls in a row."""
 
 
 class Scores(NamedTuple):
@@ -134,7 +139,7 @@ class Workers(contextlib.AbstractContextManager):
   def _map(self, kind: str, completions: Iterable[str], task_R: Sequence[Task]) -> _Found:
     """What comes of completions, each with its task; a completion is taken when a process has room.
 
-    Raises ValueError for an unknown verifier, and if there are not as many completions as tasks; RuntimeError if
+    Raises ValueError for an unknown verifier, and if there are not as many completions as tasks; NoVerdicts if
     everything of a verifier failed, in as many calls in a row as max_faulty_steps have.
     """
     for task in task_R:
@@ -165,7 +170,7 @@ class Workers(contextlib.AbstractContextManager):
     return Request(next(self._numbers), secrets.token_hex(8), kind, name, **what)
 
   def _check_faults(self, kind: str, found: _Found) -> None:
-    """Counts calls in which everything of a verifier failed. Raises RuntimeError after max_faulty_steps of them."""
+    """Counts calls in which everything of a verifier failed. Raises NoVerdicts after max_faulty_steps of them."""
     succeeded = verdicts.VERIFIED if kind == worker.VERIFY else (verdicts.NONE,)
     for name in dict.fromkeys(found.name_R):
       places = [r for r, other in enumerate(found.name_R) if other == name]
@@ -176,9 +181,10 @@ class Workers(contextlib.AbstractContextManager):
       if self._faulty[kind, name] >= self._config.max_faulty_steps * self._calls_a_step:
         what = 'verdict' if kind == worker.VERIFY else 'answer'
         examples = '; '.join(found.example(r) for r in places[:_EXAMPLES])
-        raise RuntimeError(
+        raise NoVerdicts(
             f'the verifier {name} gave no {what} on any completion, {self._faulty[kind, name]} times in a row '
-            f'(rewards.max_faulty_steps={self._config.max_faulty_steps}); the last time on {len(places)}: {examples}')
+            f'(rewards.max_faulty_steps={self._config.max_faulty_steps}); the last time on {len(places)}: {examples}. '
+            'Correct it, or what it needs (rewards.timeout_s, rewards.memory_mb), and give the same command again')
 
   def score(self, completions: Iterable[str], task_R: Sequence[Task], length_R: np.ndarray | None = None) -> Scores:
     """Scores R completions, each against its task; equal completions of a task share one verdict.
@@ -189,8 +195,8 @@ class Workers(contextlib.AbstractContextManager):
 
     Raises:
       ValueError: a task names a verifier that this pool was not made with, or there are not R completions.
-      RuntimeError: everything of a verifier was unverified, in as many calls in a row as config.max_faulty_steps have;
-        or no process can be started.
+      NoVerdicts: everything of a verifier was unverified, in as many calls in a row as config.max_faulty_steps have.
+      RuntimeError: no process can be started.
     """
     found = self._map(worker.VERIFY, completions, task_R)
     outcome_R = np.array([reply.outcome for reply in found.reply_R], np.int8)

@@ -470,7 +470,7 @@ print(budget_M.sum(), sorted(name for name in sys.modules if name.startswith('kr
   total, _, modules = done.stdout.partition(' ')
   assert total == '8'
   ours = {name.split('.')[1] for name in ast.literal_eval(modules)}
-  assert ours == {'allocation', 'kernels', 'knobs', 'sections', 'types'}
+  assert ours == {'allocation', 'checks', 'data_knobs', 'kernels', 'knobs', 'sections', 'types'}
 
 
 def test_the_face_of_the_folder():

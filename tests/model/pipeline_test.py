@@ -2,6 +2,7 @@
 
 import base64
 import json
+import queue
 import threading
 
 import pytest
@@ -105,6 +106,22 @@ def test_what_takes_too_long_is_left_alone():
     pipeline.within(over.wait, 0.01)
   assert pipeline.within(lambda: 7) == 7
   over.set()
+
+
+def test_a_program_that_was_stopped_meanwhile_goes_on(monkeypatch):
+  """All the time of a wait is over when it is woken, and nothing was computed."""
+  class Stopped(queue.SimpleQueue):
+    stops = 1
+
+    def get(self, block=True, timeout=None):
+      if timeout is not None and self.stops:
+        self.stops = 0
+        raise queue.Empty
+      return super().get(block, timeout)
+
+  monkeypatch.setattr(pipeline.queue, 'SimpleQueue', Stopped)
+  monkeypatch.setattr(pipeline, '_threads', [])
+  assert pipeline.within(lambda: 7) == 7
 
 
 def test_whatever_is_raised_is_a_value_error():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kr_jax.allocation import estimate
+from kr_jax.learning import guard
 from kr_jax.record import bad_steps
 from tests.record import steps_test
 
@@ -89,3 +90,13 @@ def test_a_disk_that_is_full_stops_nothing(tmp_path, caplog):
   said = watch.step(1, [steps_test.SKIPPED], batch_of, 3, 0.5)
   watch.check()
   assert 'step 3: 1 of 1 updates skipped' in said[0] and 'is not kept for --mode=replay' in caplog.text
+
+
+def test_bad_steps_before_a_start_count_in_all_processes(tmp_path, monkeypatch):
+  """The first process alone has their lines, and all must stop after the same step."""
+  first = [{'step': step, 'skipped': int(step > 1)} for step in range(4)]
+  told = []
+  monkeypatch.setattr(bad_steps.processes, 'of_first', lambda text: told.append(text) or told[0])
+  for records in (first, []):
+    with pytest.raises(guard.Diverged, match='the updates of steps 2 to 3 were skipped'):
+      bad_steps.Watch(str(tmp_path), 2, records, NAMES, lambda: None).check()

@@ -14,6 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from kr_jax import errors
 from kr_jax import files
 from kr_jax import sharding
 from kr_jax import types
@@ -254,6 +255,7 @@ def test_where_none_is_whole_all_are_named_and_stay(tmp_path):
                        f'{directory}/5: .*') as error:
       checkpoints.restore(*run(1))
   assert '\n' not in str(error.value) and sorted(path.name for path in tmp_path.iterdir()) == ['5', '9']
+  assert isinstance(error.value, errors.Told)
 
 
 def test_one_that_a_run_removes_meanwhile_is_not_damaged(tmp_path, caplog):

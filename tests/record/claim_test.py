@@ -62,6 +62,11 @@ def test_the_claim_stands_beside_the_checkpoints_too(tmp_path):
   with pytest.raises(ValueError, match=f'{shared} is that of the run in {tmp_path}/one, and --workdir={tmp_path}/two '
                      'is another'):
     of('two')
+  with pytest.raises(ValueError, match=f'checkpoint.directory={tmp_path}/one is that of the run in {tmp_path}/one'):
+    claim.claim(str(tmp_path / 'two'), changed(checkpoint__directory='one'), directory=f'{tmp_path}/one/checkpoints')
+  (tmp_path / 'steps' / '4' / 'state').mkdir(parents=True)
+  with pytest.raises(ValueError, match=f'checkpoint.directory={tmp_path}/steps holds steps itself: .* Name the'):
+    claim.claim(str(tmp_path / 'two'), CONFIG, directory=f'{tmp_path}/steps/checkpoints')
   assert not (tmp_path / 'two' / 'config.json').exists()
   (tmp_path / 'one').rename(tmp_path / 'moved')
   of('moved')

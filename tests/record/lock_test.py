@@ -187,3 +187,7 @@ def test_a_lock_that_another_took_is_lost(bucket, fast):
 def test_a_bucket_that_cannot_be_written_is_left_to_whoever_writes_there(bucket, storage):
   storage.fail(403, 'POST')
   take(f'{bucket}/run')
+
+
+def test_what_tells_no_date():
+  assert lock._date({'mtime': 1.5}) is lock._date({'updated': 'then'}) is lock._date({}) is None

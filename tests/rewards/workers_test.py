@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from kr_jax import errors
 from kr_jax import rewards
 from kr_jax import types
 from kr_jax.rewards import verdicts
@@ -219,6 +220,7 @@ def test_a_verifier_without_any_verdict_ends_the_run_after_some_steps(fault, out
         rf"hostile:hostile gave no verdict on any completion, 2 times in a row \(rewards.max_faulty_steps=2\); the "
         rf"last time on 4: {outcome}: made/0, '{fault} 1'.*; {outcome}: made/1, '{fault} 2'")) as error:
       pool.score([f'{fault} {i}' for i in (1, 2, 3, 4)], tasks(*'7777'))
+    assert isinstance(error.value, errors.Told)
     assert f'{fault} 3' in str(error.value) and f'{fault} 4' not in str(error.value)
 
 
