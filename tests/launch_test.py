@@ -70,8 +70,9 @@ def test_local_installs_the_tpu_compiler_for_a_preflight(clone):
 def test_test_and_ci_run_pytest_with_its_extra(clone):
   out = run(clone / 'launch' / 'test.sh', '-k', 'name')
   assert any(line.endswith(f'-e {clone}[test]') for line in out)
-  assert out[-1] == 'python -m pytest -n auto --dist loadfile --no-loadscope-reorder -k name'
-  assert run(clone / '.ci' / 'run')[-1] == 'python -m pytest -n auto --dist loadfile --no-loadscope-reorder'
+  command = f'python -m pytest -n {os.cpu_count() + 1} --dist loadfile --no-loadscope-reorder'
+  assert out[-1] == f'{command} -k name'
+  assert run(clone / '.ci' / 'run')[-1] == command
 
 
 def test_a_changed_setup_is_installed_again(clone):
