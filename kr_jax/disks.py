@@ -125,9 +125,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def size(n: float) -> str:
   """Bytes in words: 1.5 GB."""
-  for unit, name in ((1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
+  for unit, name in ((1e15, 'PB'), (1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
     if n >= unit:
-      return f'{n / unit:.3g} {name}'
+      return f'{n / unit:.3g} {name}' if n < 1e18 else f'{n / unit:,.0f} {name}'
   return f'{n:.0f} bytes'
 
 

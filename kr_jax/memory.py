@@ -20,6 +20,8 @@ import os
 from typing import Any, NamedTuple
 
 from absl import logging
+
+from kr_jax import disks
 from kr_jax import knobs
 from kr_jax.costs import arithmetic
 from kr_jax.learning import pack
@@ -242,15 +244,17 @@ def check_generation(sizes: policy.Config, prompts: int, prompt_length: int, com
   if limit and sum(of.values()) > limit:
     raise ValueError(
         f'{prompts} prompts of up to {prompt_length} tokens and completions of up to {completion_length} take at least '
-        f'{size(sum(of.values()))} of memory, and there are {size(limit)}: '
-        + ', '.join(f'{size(n)} are {name}' for name, n in of.items()) + '; lower max_tokens, or give fewer prompts')
+        f'{disks.size(sum(of.values()))} of memory, and there are {disks.size(limit)}: '
+        + ', '.join(f'{disks.size(n)} are {name}' for name, n in of.items())
+        + '; lower max_tokens, or give fewer prompts')
 
 
 def check_budgets(c: knobs.Config) -> None:
   """Raises ValueError where this machine cannot hold the values of all budgets of a step, which its processors find."""
   part, limit = _budgets(c), host_bytes()
   if limit and part.bytes > limit:
-    raise ValueError(f'{part.name} take {size(part.bytes)} of the memory of this machine, which has {size(limit)}: '
+    raise ValueError(f'{part.name} take {disks.size(part.bytes)} of the memory of this machine, which has '
+                     f'{disks.size(limit)}: '
                      f'lower {_values(c, None, part)}')
 
 
@@ -295,21 +299,13 @@ def check(c: knobs.Config, sizes: policy.Config, learn: Mapping[str, int] = {}, 
     return
   parts = sorted((part for part in found.parts if part.bytes), key=lambda part: -part.bytes)
   needed, limit = _sum(parts), found.limit
-  text = (f'the run takes at least {size(needed)} of the {found.where} which has {size(limit)}: '
-          + ', '.join(f'{size(part.bytes)} are {part.name} ({_values(c, sizes, part)})' for part in parts[:3]))
+  text = (f'the run takes at least {disks.size(needed)} of the {found.where} which has {disks.size(limit)}: '
+          + ', '.join(f'{disks.size(part.bytes)} are {part.name} ({_values(c, sizes, part)})' for part in parts[:3]))
   if needed <= limit:
     logging.warning('%s; other activations and what programs need for themselves come on top, so it may not fit', text)
     return
   fits = lambda c, sizes: all(_sum(total.parts) <= total.limit for total in totals(c, sizes))
   raise ValueError(f'{text}; {_advice(c, sizes, parts, fits)}')
-
-
-def size(n: int) -> str:
-  """Bytes in decimal units: 1.25 GB."""
-  for limit, unit in ((1e15, 'PB'), (1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB')):
-    if n >= limit:
-      return f'{n / limit:.3g} {unit}' if n < 1e18 else f'{n / limit:,.0f} {unit}'
-  return f'{n / 1e3:.3g} kB'
 
 
 def _values(c: knobs.Config, sizes: policy.Config | None, part: Part) -> str:

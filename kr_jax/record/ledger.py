@@ -34,6 +34,7 @@ from absl import logging
 import jax
 import psutil
 
+from kr_jax import files
 from kr_jax import phases
 from kr_jax import processes
 from kr_jax.record import lines as lines_lib
@@ -159,7 +160,7 @@ class Writer:
         logging.warning('%s is damaged: %s cannot be read as records. The file is kept as %s, and the run goes on with '
                         'the other %d lines', self._path, lines_lib.numbered(lines.unread),
                         lines_lib.set_aside(self._path), len(lines.records))
-        lines_lib.replace(self._path, ''.join(json.dumps(record) + '\n' for record in lines.records))
+        files.write(self._path, ''.join(json.dumps(record) + '\n' for record in lines.records))
     else:
       open(self._path, 'ab').close()
       size = 0

@@ -85,19 +85,6 @@ def set_aside(path: str) -> str:
       raise
 
 
-def replace(path: str, content: str) -> None:
-  """Writes a file anew: a kill, or a full disk, leaves the old one or the new one, whole. Raises OSError."""
-  unfinished = f'{path}.tmp'
-  try:
-    with open(unfinished, 'w') as file:
-      file.write(content)
-    os.replace(unfinished, path)
-  except OSError:  # a full disk needs the room
-    with contextlib.suppress(OSError):
-      os.remove(unfinished)
-    raise
-
-
 def numbered(numbers: list[int], most: int = 5) -> str:
   """The numbers of lines as a sentence has them: 'line 3', 'lines 3, 4 and 7 more'."""
   shown = ', '.join(map(str, numbers[:most]))

@@ -150,7 +150,7 @@ class Writer:
     os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, 'metrics.jsonl')
     self.records, self._path = [r for r in repaired(path) if keep(r)], path
-    lines.replace(path, ''.join(json.dumps(r) + '\n' for r in self.records))
+    files.write(path, ''.join(json.dumps(r) + '\n' for r in self.records))
     self._file = open(path, 'a')
     self._sinks = sinks.of_run(directory, first_step, record, config or {})
 
