@@ -84,6 +84,7 @@ class Listener:
     self._old = {number: signal.getsignal(number) for number in (*_TOLD, _HANGUP) if number is not None}
     self.is_hearing = True
     self.install()
+    self._old_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
     if self.may_end:
       atexit.register(self.ignore)  # before others, so that it is done after them
     self._thread = threading.Thread(target=self._listen, name='signals', daemon=True)
@@ -103,6 +104,7 @@ class Listener:
     for number, handler in self._old.items():
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
     signal.set_wakeup_fd(self._old_wakeup)
+    sys.unraisablehook = self._old_hook
     atexit.unregister(self.ignore)
     self.is_hearing = False
     os.write(self._write, b'\0')
@@ -169,6 +171,12 @@ class Listener:
     if self._hurried and number == signal.SIGINT or self.raises and not self._has_raised:
       self._has_raised = True
       raise KeyboardInterrupt
+
+  def _unraisable(self, unraisable) -> None:
+    """Says nothing of a KeyboardInterrupt that was raised where Python drops errors, as in a callback of its garbage
+    collector: the thread ends the process."""
+    if not (self.told and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+      self._old_hook(unraisable)
 
   def _listen(self) -> None:
     while self.is_hearing:

@@ -73,6 +73,13 @@ def test_a_program_with_something_to_save_goes_on_until_a_second_ctrl_c():
       130, 'caught\n', 'so\nended at once; what was saved stays\n')
 
 
+def test_an_interrupt_that_python_drops_ends_the_process_without_a_traceback():
+  """It comes while the garbage collector is at its callbacks."""
+  setup = ('import gc\ngc.callbacks.append(lambda *_: time.sleep(30))\nlistener.interrupt()\n'
+           'threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()')
+  assert child('gc.collect(); time.sleep(30)', setup=setup) == (75, '', 'SIGTERM: stopping; there is nothing to save\n')
+
+
 def test_sighup_ends_nothing():
   code, output, errors = child('time.sleep(0.2)', signal.SIGHUP, signal.SIGHUP, gap_s=0.05)
   assert (code, output) == (0, 'worked\n') and errors.count('SIGHUP: the terminal is gone; the run goes on') == 1
