@@ -9,6 +9,7 @@ verifier can judge names its own: a choice of letters, programs.
 
 from __future__ import annotations
 
+import codecs
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
@@ -144,9 +145,9 @@ def _twice(names: Sequence[Any]) -> Any:
 
 
 def _csv_rows(path):
-  data = _bytes(path)
+  data = _bytes(path).removeprefix(codecs.BOM_UTF8)  # which would shift the place of what cannot be decoded
   try:
-    text = data.decode('utf-8-sig')
+    text = data.decode()
   except UnicodeDecodeError as error:
     # The rows before the byte; the first of them is the header.
     number = sum(1 for _ in csv.reader(io.StringIO(data[:error.start].decode() + '.', newline=''))) - 1

@@ -27,6 +27,7 @@ import numpy as np
 
 from kr_jax import files
 from kr_jax import hub
+from kr_jax.checks import shown
 from kr_jax.model import safetensors_file
 from kr_jax.model.llama_cpp import Gguf
 
@@ -238,10 +239,13 @@ def _inside(directory: pathlib.Path, name: str) -> pathlib.Path:
   hub's cache: what a checkpoint names would be read, and copied into an export, wherever it lies."""
   path = directory / name
   if os.path.isabs(name) or '..' in pathlib.PurePath(name).parts or '\0' in name:
-    raise ValueError(f'{directory}: the file {name!r} that it names is not in the directory; fetch it again')
-  real = pathlib.Path(os.path.realpath(path))
+    raise ValueError(f'{directory}: the file {shown(name)} that it names is not in the directory; fetch it again')
+  try:
+    is_there, real = path.exists(), pathlib.Path(os.path.realpath(path))
+  except (OSError, UnicodeError) as error:
+    raise ValueError(f'{directory}: the file {shown(name)} that it names is no name of a file; fetch it again') from error
   of_hub = real.parent.name == 'blobs' and real.parent.parent.name.startswith('models--')
-  if not (real.is_relative_to(os.path.realpath(directory)) or of_hub) and path.exists():
+  if is_there and not (real.is_relative_to(os.path.realpath(directory)) or of_hub):
     raise ValueError(f'{path} is a link to {real}, out of the directory; put a copy of the file in its place')
   return path
 

@@ -459,6 +459,16 @@ def test_an_index_that_leads_out_of_its_directory(tmp_path, name):
     _ = pretrained.Directory(path).shapes
 
 
+@pytest.mark.parametrize('name', ['9' * 300 + '.safetensors', '\ud800.safetensors'])
+def test_an_index_with_what_is_no_name_of_a_file(tmp_path, name):
+  path = tmp_path / 'qwen3'
+  shutil.copytree(ROOT / 'qwen3', path)
+  (path / 'model.safetensors').unlink()
+  (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'lm_head.weight': name}}))
+  with pytest.raises(ValueError, match=f'{re.escape(str(path))}: the file .* that it names is no name of a file; fetch it'):
+    _ = pretrained.Directory(path).shapes
+
+
 def test_an_index_names_files_of_safetensors(tmp_path):
   """A file of torch is a pickle, which may run anything."""
   path = tmp_path / 'qwen3'
