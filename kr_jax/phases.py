@@ -85,8 +85,8 @@ class Clock:
 
   def _tick(self) -> None:
     """Gives the time since the last tick to the phase that runs, and of it to 'compile' what was compiled."""
-    now, name = time.monotonic(), self.phase
-    row, elapsed = self._row(name), now - self._mark
+    now, (name, _, on_devices) = time.monotonic(), self._stack[-1]
+    row, elapsed = self._rows.get(name) or self._row(name), now - self._mark
     compiled = 0.0
     if self._compiled:
       # Functions that are traced within others are in their interval already.
@@ -98,7 +98,7 @@ class Clock:
       self._compiled.clear()
       self._row('compile').wall_s += compiled
     row.wall_s += elapsed - compiled
-    if self._devices_work or self._stack[-1][2]:
+    if self._devices_work or on_devices:
       row.busy_s += elapsed - compiled
     self._mark = now
 

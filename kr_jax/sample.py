@@ -174,10 +174,11 @@ class Waves:
       hbm_bytes_read: by the decode loops, at the least.
       flops_executed, collective_bytes, host_bytes: of the programs; and of what the host reads of the rollouts.
     """
-    length_R, task_R, length_M = (np.asarray(x) for x in (rollouts.length_R, rollouts.task_R, self._prompts.length_M))
+    length_R, task_R, length_M, steps, refills = (np.asarray(x) for x in (
+        rollouts.length_R, rollouts.task_R, self._prompts.length_M, rollouts.decode_steps, rollouts.refills))
     is_first, held, calls = self._wave == 1, self._held, self._calls
     of = arithmetic.lengths(length_M, task_R, length_R, reads=is_first)
-    trips = _trips(held, rollouts, self._config, reads=is_first)
+    trips = _trips(held, int(steps), int(refills), self._config, reads=is_first)
     ran = [programs.executed(call, trips) for call in calls]
     found = {name: sum(x[name] for x in ran) for name in ('flops_executed', 'collective_bytes', 'host_bytes')
              if ran and all(name in x for x in ran)}
@@ -192,26 +193,24 @@ class Waves:
         'tokens_generated': int(length_R.sum()), 'rollouts': int(np.count_nonzero(length_R)),
         'flops_useful': arithmetic.sample_flops(self._policy, of),
         'hbm_bytes_read': arithmetic.decode_bytes(
-            self._policy, of, steps=int(rollouts.decode_steps), slots=min(self._config.slots, held.local_ZQ.shape[1]),
+            self._policy, of, steps=int(steps), slots=min(self._config.slots, held.local_ZQ.shape[1]),
             cache=self._config.cache)}
 
 
-def _trips(queues: queues_lib.Queues, rollouts: types.Rollouts, config: Config, *, reads: bool
-           ) -> dict[str, fractions.Fraction]:
+def _trips(queues: queues_lib.Queues, steps: int, refills: int, config: Config, *, reads: bool
+           ) -> dict[str, int | fractions.Fraction]:
   """All trips of each loop of a wave, of a mean shard.
 
   The windows of slots that read their prompt together are estimated, where attention has them: all rollouts of a
   shard have so many, of which those of the slots are there at once.
   """
   (shards, K), Q = queues.task_ZK.shape, queues.local_ZQ.shape[1]
-  mean = lambda total: fractions.Fraction(int(total), shards)
-  windows_Z = [np.sum(-(-np.bincount(local_Q[:n]) // attention_ops.TOGETHER))
-               for local_Q, n in zip(queues.local_ZQ, queues.rollouts_Z)]
-  share = fractions.Fraction(min(config.slots, Q), Q)
-  chunks = np.sum(-(-queues.tasks_Z // min(config.prefill, K))) if reads else 0
-  steps = mean(rollouts.decode_steps)
-  return {PREFILL: mean(chunks), REFILL: mean(rollouts.refills), DECODE: steps,
-          attention_ops.WINDOWS: steps * share * mean(np.sum(windows_Z))}
+  mean = lambda total: fractions.Fraction(total, shards) if shards > 1 else total
+  windows = sum(int(np.sum(-(-np.bincount(local_Q[:n]) // attention_ops.TOGETHER)))
+                for local_Q, n in zip(queues.local_ZQ, queues.rollouts_Z))
+  chunks = sum(-(-n // min(config.prefill, K)) for n in queues.tasks_Z.tolist()) if reads else 0
+  return {PREFILL: mean(chunks), REFILL: mean(refills), DECODE: mean(steps),
+          attention_ops.WINDOWS: fractions.Fraction(steps * min(config.slots, Q) * windows, shards ** 2 * Q)}
 
 
 # The programs.

@@ -310,7 +310,8 @@ def start(workdir, data_dir, count, **knobs):
       'mesh.fsdp': 4, 'mesh.data': 2, 'tasks.data_dir': data_dir, 'policy.num_layers': 1, 'tasks.per_step': 4,
       'alloc.rollouts_per_step': 16, 'warm_start.num_steps': 0, 'warm_start.warmup_steps': 0,
       'rewards.verifier': 'tests.graders:even_or_nothing', 'rewards.workers': 1, 'evaluate.every': 0,
-      'evaluate.tasks': 4, 'evaluate.rollouts': 4, 'evaluate.tasks_per_batch': 4, 'checkpoint.every': 2} | knobs
+      'evaluate.tasks': 4, 'evaluate.rollouts': 4, 'evaluate.tasks_per_batch': 4, 'checkpoint.every': 2,
+      'record.page': False} | knobs
   flags = [f'--config.{name}={x}' for name, x in of_all.items()]
   port, found = free_port(), []
   for i in range(count):

@@ -154,7 +154,7 @@ def test_the_look_before_a_checkpoint_compiles(axes):
   assert 'splash' in program.as_text() and program.memory_analysis().temp_size_in_bytes < params
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # by default with the experts below
 def test_the_update_of_layers_that_read_a_window_compiles():
   program, _ = compiled_update('v5e:2x2', GEMMA, UPDATE, P, data=2, model=2)
   # Each layer runs the attention of its kind.
@@ -208,9 +208,12 @@ def kernels_of_experts(program):
         ('v5e:2x2', {'expert': 2, 'model': 2}), ('v6e:2x2', {'data': 2, 'expert': 2}), ('v5p:2x2x1', {'expert': 4}),
         ('v5p:2x2x2', {'fsdp': 2, 'expert': 2, 'model': 2}), ('v6e:2x2', {})])], ids=str)
 def test_the_update_of_experts_compiles(topology, axes):
-  """Their products by megablox's kernels: three forward, two of them again to go back, and six back."""
-  program, state = compiled_update(topology, EXPERTS, UPDATE, P, **axes)
+  """Their products by megablox's kernels: three forward, two of them again to go back, and six back. Every second
+  layer reads a window, by attention of its own."""
+  window = {'window': 64, 'local_layers': (True, False), 'local_rope_theta': 1e4}
+  program, state = compiled_update(topology, EXPERTS.replace(**window), UPDATE, P, **axes)
   assert kernels_of_experts(program) == (11, 3)
+  assert 'splash' in program.as_text() and 'conditional' in program.as_text()
   found, _ = program.output_shardings
   for name in ('gate_EDF', 'down_EFD', 'router_DE'):
     x = state.params['layers'][name]

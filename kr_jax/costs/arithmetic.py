@@ -82,7 +82,7 @@ def equal_lengths(*, tasks: int, rollouts: int, prompt: int, completion: int) ->
 
 def _exact(x: Array) -> np.ndarray:
   x = np.asarray(x)
-  return x.astype(np.int64 if x.dtype.kind in 'iu' else float)
+  return x.astype(np.int64 if x.dtype.kind in 'iu' else float, copy=False)
 
 
 def _total(x: Array) -> int | float:
@@ -116,21 +116,30 @@ def score_flops(c: policy.Config, of: Lengths) -> int:
 
   A completion's tokens are predicted from its prompt's last token and from the tokens of the completion but the last.
   """
-  return (forward_flops(c, _shared(of.read_M), outputs=0)
-          + forward_flops(c, of.completion_R, shared=_shared(of.prompt_R)))
+  return _score_flops(c, *_scored(c, of))
+
+
+def _scored(c: policy.Config, of: Lengths) -> tuple[int, int, int]:
+  """Tokens that are read, tokens that are predicted, and FLOPs of attention."""
+  read_M, completions = _shared(of.read_M), _total(of.completion_R)
+  attention = _attention_flops(c, read_M, 0) + _attention_flops(c, of.completion_R, _shared(of.prompt_R))
+  return _total(read_M) + completions, completions, attention
+
+
+def _score_flops(c: policy.Config, tokens: int, completions: int, attention: int) -> int:
+  return (2 * c.num_layers * (active_weights(c) + adapter_weights(c)) * tokens + attention
+          + 2 * c.width * c.vocab_size * completions)
 
 
 def update_flops(c: policy.Config, of: Lengths) -> int:
   """Of a forward and a backward pass. With adapters (c.lora_rank) these alone have gradients."""
-  tokens = _total(_shared(of.read_M)) + _total(of.completion_R)
+  tokens, completions, attention = _scored(c, of)
   if c.lora_rank:
     of_matrices = 2 * c.num_layers * adapter_weights(c) * tokens
   else:
-    of_matrices = 2 * c.num_layers * active_weights(c) * tokens + 2 * c.width * c.vocab_size * _total(of.completion_R)
+    of_matrices = 2 * c.num_layers * active_weights(c) * tokens + 2 * c.width * c.vocab_size * completions
   # Both factors of a product of attention are computed from what is trained.
-  attention = (_attention_flops(c, _shared(of.read_M), 0)
-               + _attention_flops(c, of.completion_R, _shared(of.prompt_R)))
-  return 2 * score_flops(c, of) + of_matrices + attention
+  return 2 * _score_flops(c, tokens, completions, attention) + of_matrices + attention
 
 
 def _shared(prompt: Array) -> Array:

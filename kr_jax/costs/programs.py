@@ -51,14 +51,24 @@ class Program(NamedTuple):
     return _sum(self.bytes_of, trips)
 
 
+class _Shapes:
+  """All calls of a jitted function that have the same shapes on the same mesh: they are one program."""
+
+  def __init__(self, function: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh | None):
+    self._function, self._args, self._mesh = function, args, mesh
+    self._programs: dict[tuple[str, ...], Program] = {}
+
+  def program(self, scopes: tuple[str, ...]) -> Program:
+    """As of Call.program, counted once."""
+    if scopes not in self._programs:
+      self._programs[scopes] = _count(self._function, self._args, self._mesh, scopes)
+    return self._programs[scopes]
+
+
 class Call(NamedTuple):
   """A call of a jitted function, without its arrays."""
 
-  function: Any
-  leaves: tuple[Any, ...]  # of the arguments: what is no array, and of arrays the aval, which takes no memory
-  tree: Any
-  mesh: jax.sharding.Mesh | None  # that was set
-  placed: tuple[Any, ...]  # the sharding of each leaf, None where the program chooses it
+  shapes: _Shapes
   host_bytes: int  # that the call copies from the host to all devices
 
   def program(self, scopes: tuple[str, ...] = ()) -> Program:
@@ -66,34 +76,39 @@ class Call(NamedTuple):
 
     scopes: the jax.named_scope of each loop whose trips are not in the program; one around another comes first.
     """
-    key = *self[:-1], scopes
-    if key not in _counted:
-      shapes = [_struct(x, placed) if hasattr(x, 'shape') else x for x, placed in zip(self.leaves, self.placed)]
-      _counted[key] = _count(self.function, jax.tree.unflatten(self.tree, shapes), self.mesh, scopes)
-    return _counted[key]
+    return self.shapes.program(scopes)
 
 
-_counted: dict[Any, Program] = {}
+# Of each function its shapes, beside what they are told by. Lists, as these are compared in no time and hashed in long.
+_known: dict[Any, list[tuple[list[Any], _Shapes]]] = {}
+_kinds: dict[type, str] = {}  # of leaves, by their class: a look at it takes longer
 
 
 def _sum(of: Mapping[str, float] | None, trips: Mapping[str, float]) -> int | None:
   if of is None:
     return None
-  if {_NOT_IN_A_LOOP, *trips} != set(of):
+  if {_NOT_IN_A_LOOP, *trips} != of.keys():
     raise ValueError(f'trips are of the loops {sorted(trips)}; the program was counted with '
                      f'{sorted(set(of) - {_NOT_IN_A_LOOP})}; pass the trips of each of these')
-  return round(of[_NOT_IN_A_LOOP] + sum(n * of[scope] for scope, n in trips.items()))
+  return round(of[_NOT_IN_A_LOOP] + sum(n * of[scope] for scope, n in trips.items() if of[scope]))
 
 
-class _OfHost(NamedTuple):
-  """What jax's aval says, of an array of the host."""
+def _kind(x: Any) -> str:
+  """What a leaf of arguments is: of the host, an array, a random key, or static."""
+  if isinstance(x, (np.ndarray, np.generic)):
+    return 'host'
+  if not isinstance(x, jax.Array):
+    return 'static'
+  return 'random' if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else 'array'
 
-  shape: tuple[int, ...]
-  dtype: Any
 
-
-def _struct(aval: Any, placed: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=placed, weak_type=getattr(aval, 'weak_type', False))
+def _struct(x: Any) -> Any:
+  """A leaf without what it holds."""
+  kind = _kind(x)
+  if kind in ('host', 'static'):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if kind == 'host' else x
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None,
+                              weak_type=kind == 'array' and x.aval.weak_type)
 
 
 def begin(function: Any, args: Sequence[Any]) -> Call:
@@ -102,20 +117,25 @@ def begin(function: Any, args: Sequence[Any]) -> Call:
   args: arrays and static arguments, in their places.
   """
   mesh, (leaves, tree) = jax.sharding.get_mesh(), jax.tree.flatten(tuple(args))
-  # jax keeps aval and sharding of a program's results, so that they are hashed and compared in no time.
-  kinds, placed, host_bytes = [], [], 0
+  told_by, host_bytes, is_divided = [mesh, tree], 0, not mesh.empty
   for x in leaves:
-    if isinstance(x, (np.ndarray, np.generic)):
-      kinds.append(_OfHost(x.shape, x.dtype))
-      placed.append(None)
+    kind = _kinds.get(type(x)) or _kinds.setdefault(type(x), _kind(x))
+    if kind == 'array':
+      told_by.append(x.aval)  # most are the same that jax kept
+      if is_divided:
+        told_by.append(x.sharding)
+    elif kind == 'host':
+      told_by += x.shape, x.dtype
       host_bytes += x.nbytes
-    else:
-      aval = getattr(x, 'aval', None)  # a look at the class takes longer
-      kinds.append(x if aval is None else aval)
-      placed.append(x.sharding if aval is not None and x.committed else None)
+    else:  # a random key makes aval and sharding anew, a thousand times as slowly
+      told_by += (x.shape, x.dtype) if kind == 'random' else (x,)
+  known = _known.setdefault(function, [])
+  shapes = next((shapes for before, shapes in known if before == told_by), None)
+  if shapes is None:
+    shapes = _Shapes(function, jax.tree.unflatten(tree, map(_struct, leaves)), mesh if is_divided else None)
+    known.append((told_by, shapes))
   # jit copies an array of the host to each device.
-  return Call(function, tuple(kinds), tree, None if mesh.empty else mesh, tuple(placed),
-              host_bytes * (1 if mesh.empty else mesh.size))
+  return Call(shapes, host_bytes * (mesh.size if is_divided else 1))
 
 
 def executed(call: Call, trips: Mapping[str, float]) -> dict[str, int]:

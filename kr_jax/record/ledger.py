@@ -3,8 +3,8 @@
 An attempt is one start of the process. It begins with a line of its own, has a line for each phase of each step, and
 ends with a line, 'done', 'stopped' or 'failed', unless it is killed. Lines are appended and never dropped: the steps
 that are repeated after a kill cost what they cost. While a step runs, what it has taken so far stands in
-ledger.now.json, written again every half second, so that a kill loses no more; the next attempt appends it, as
-`cut`.
+ledger.now.json, written again whenever the attempt has taken a fiftieth more, every half second at most and every two
+seconds at least, so that a kill loses no more; the next attempt appends it, as `cut`.
 
 A line of a phase: attempt, step, phase (of phases.PHASES), began (unix time), wall_s, device_s (wall_s times the
 devices held), busy_s (seconds in which the devices had work, at the most), peak_bytes (of the busiest device where
@@ -18,7 +18,7 @@ The seconds of all lines of an attempt add up to its wall time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import contextlib
 import importlib.metadata
 import json
@@ -40,7 +40,8 @@ from kr_jax import processes
 from kr_jax.record import lines as lines_lib
 
 _NAME, _NOW = 'ledger.jsonl', 'ledger.now.json'
-_EVERY_S = 0.5  # between two writes of what a step has taken so far
+_EVERY_S = 0.5  # between two samples; and two writes of what a step has taken so far, at the least
+_LOST = 0.02  # of an attempt, the most that a kill loses, where it is between _EVERY_S and _APPEND_S
 _APPEND_S = 2.0  # between two writes of the steps that have ended since; until then they stand in ledger.now.json too
 _BUSY_EVERY = 4  # samples
 _JOIN_S = 10  # for a sample to end: a driver may hang
@@ -136,7 +137,7 @@ class Writer:
     self._path, self._now = (os.path.join(workdir, name) for name in (_NAME, _NOW))
     self.memory = 'device' if any(device.memory_stats() for device in jax.local_devices()) else 'host'
     self._peaks, self._process = {}, psutil.Process()
-    self._waiting: list[dict[str, Any]] = []  # lines of steps that have ended
+    self._waiting: list[str] = []  # lines of steps that have ended
     self._appended = time.monotonic()
     self._is_first, self._lock, self._stopping = processes.is_first(), threading.Lock(), threading.Event()
     self.attempt = 0
@@ -146,7 +147,7 @@ class Writer:
                   'memory': self.memory, **about}
     if not self._is_first:
       return
-    self._append([self.about])
+    self._append([json.dumps(self.about)])
     self._thread = threading.Thread(target=self._beat, name='ledger', daemon=True)
     self._thread.start()
 
@@ -171,13 +172,13 @@ class Writer:
         now = json.load(file)
       # If lines were appended after it was written, they hold what it holds.
       if now['size'] == size:
-        self._append([entry | {'cut': True} for entry in now['entries'] if is_record(entry)])
+        self._append([json.dumps(entry | {'cut': True}) for entry in now['entries'] if is_record(entry)])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
       pass  # there is none, or nothing in it
 
-  def _append(self, records: list[dict[str, Any]]) -> None:
+  def _append(self, lines: Iterable[str]) -> None:
     with open(self._path, 'ab') as file:
-      file.write(''.join(json.dumps(record) + '\n' for record in records).encode())
+      file.write(''.join(line + '\n' for line in lines).encode())
 
   def go_back(self, step: int) -> None:
     """Corrects the step that the attempt begins with, before any of its lines: an older checkpoint had to be taken."""
@@ -186,7 +187,7 @@ class Writer:
       if self._is_first:
         with open(self._path, 'rb+') as file:
           file.truncate(file.read().rstrip(b'\n').rfind(b'\n') + 1)  # the last line, which is the attempt's first
-        self._append([self.about])
+        self._append([json.dumps(self.about)])
 
   def _entries(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{'attempt': self.attempt, 'step': self._step, **row, 'wall_s': round(row['wall_s'], 6),
@@ -211,19 +212,23 @@ class Writer:
     self._clock.sample(memory_bytes=in_use, joules=more, busy_share=busy_share)
 
   def _beat(self) -> None:
+    written = time.monotonic()
     while not self._stopping.wait(_EVERY_S):
       with contextlib.suppress(Exception):  # of a full disk the run's own writes will tell
-        self.snapshot()
+        self.sample()
+        now, took_s = time.monotonic(), self._clock.now - self._clock.began
+        if now + _EVERY_S - written > min(_LOST * took_s, _APPEND_S):  # if it waited for the next sample
+          self.snapshot()
+          written = now
 
   def snapshot(self) -> None:
-    """Samples, and writes what the step has taken so far."""
-    self.sample()
+    """Writes what the step has taken so far."""
     with self._lock:
       if self._stopping.is_set():  # what it would write is in the ledger, or soon will be
         return
-      now = {'size': os.path.getsize(self._path), 'entries': self._waiting + self._entries(self._clock.rows())}
+      entries = ', '.join([*self._waiting, *map(json.dumps, self._entries(self._clock.rows()))])
       with open(f'{self._now}.tmp', 'w') as file:
-        file.write(json.dumps(now))  # json.dump takes three times as long
+        file.write(f'{{"size": {os.path.getsize(self._path)}, "entries": [{entries}]}}')
       os.replace(f'{self._now}.tmp', self._now)
 
   def step(self, step: int, next_step: int | None = None) -> list[dict[str, Any]]:
@@ -233,7 +238,7 @@ class Writer:
       entries = self._entries(self._clock.drain())
       self._step = step + 1 if next_step is None else next_step
       if self._is_first:
-        self._waiting += entries
+        self._waiting += map(json.dumps, entries)
         if time.monotonic() - self._appended >= _APPEND_S:
           self._flush()
       return entries
@@ -261,6 +266,6 @@ class Writer:
     with contextlib.nullcontext() if error is None else contextlib.suppress(OSError):
       self.step(self._step)
       self.flush()
-      self._append([{'attempt': self.attempt, 'ended': round(self._clock.now, 3), 'reason': reason}])
+      self._append([json.dumps({'attempt': self.attempt, 'ended': round(self._clock.now, 3), 'reason': reason})])
       with contextlib.suppress(FileNotFoundError):
         os.remove(self._now)

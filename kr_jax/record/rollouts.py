@@ -39,6 +39,7 @@ from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import types
 from kr_jax.allocation import estimate
+from kr_jax.allocation import value
 from kr_jax.rewards import verdicts
 
 WHY = ('new_success', 'fault', 'mixed', 'truncated', 'largest_budget', 'chosen')
@@ -49,7 +50,8 @@ _TOGETHER, _WAIT_S = 8, 10.0  # steps that are written at once, at most; seconds
 _LONGEST, _LONGEST_ANSWER = 8000, 1000  # characters of a prompt or completion, of an answer
 _INTERVAL = (0.025, 0.975)  # of an estimate
 _ENDED = {types.ENDED_STOP: 'stop', types.ENDED_LENGTH: 'length'}
-_ENCODER = json.JSONEncoder(allow_nan=False)
+_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False)  # a check takes a quarter of the time
+_ZSTD = pyarrow.Codec('zstd')
 _NAME = re.compile(r'(\d+)\.jsonl\.zst')
 
 
@@ -105,10 +107,9 @@ class _Kept(NamedTuple):
   """The sample of a step, and what its lines are made of. K: the rollouts that are kept."""
 
   step: int
-  stats: types.TaskStats  # from before the step
+  belief_M: value.Beta  # from before the step
   tasks_M: Sequence[types.Task]
   budget_M: np.ndarray
-  index_M: np.ndarray
   task_R: np.ndarray
   ended_R: np.ndarray
   outcome_R: np.ndarray
@@ -166,7 +167,8 @@ class Sampler:
       self._has_warned = True
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
-           rollouts: types.Rollouts, scores: rewards.Scores, advantage_R: np.ndarray | None = None) -> None:
+           rollouts: types.Rollouts, scores: rewards.Scores, advantage_R: np.ndarray | None = None,
+           belief_M: value.Beta | None = None) -> None:
     """Chooses the sample of a step, and writes those of all steps that wait where there are enough, or the first has
     waited long enough.
 
@@ -175,6 +177,7 @@ class Sampler:
       budget_M: of all waves.
       rollouts: all, verified or not.
       advantage_R: None: not known.
+      belief_M: estimate.posterior of stats, which takes time; None: it is asked for.
     """
     if not self._is_on:
       return
@@ -188,9 +191,9 @@ class Sampler:
       return
     row_K = np.array(sorted(why), int)  # of a task side by side
     self._waiting.append(_Kept(
-        step, stats, tasks_M, budget_M, index_M, task_R, ended_R, scores.outcome_R, scores.reward_R, scores.verified_R,
-        advantage_R, row_K, [why[r] for r in row_K.tolist()], token_XC[np.searchsorted(row_X, row_K)],
-        length_R[row_K].tolist()))
+        step, belief_M or estimate.posterior(stats, index_M), tasks_M, budget_M, task_R, ended_R, scores.outcome_R,
+        scores.reward_R, scores.verified_R, advantage_R, row_K, [why[r] for r in row_K.tolist()],
+        token_XC[np.searchsorted(row_X, row_K)], length_R[row_K].tolist()))
     now = time.monotonic()
     if len(self._waiting) == 1:
       self._since = now
@@ -273,10 +276,10 @@ class Sampler:
 
 def _groups(kept: _Kept, m_K: np.ndarray) -> dict[int, dict[str, Any]]:
   """Of some tasks what their rollouts have in common: counts of the group, its status, and the estimate before."""
-  belief = estimate.posterior(kept.stats, kept.index_M[m_K])
+  belief = value.Beta(*(x_M[m_K] for x_M in kept.belief_M))
   estimates = np.stack([estimate.mean_rate(belief),
                         *special.betaincinv(belief.a_M, belief.b_M, np.array(_INTERVAL)[:, None])])
-  count = lambda is_R: np.bincount(kept.task_R[is_R], minlength=len(kept.index_M))[m_K].tolist()
+  count = lambda is_R: np.bincount(kept.task_R[is_R], minlength=len(kept.budget_M))[m_K].tolist()
   found = {}
   for m, right, verified, mean, low, high in zip(
       m_K.tolist(), count(kept.outcome_R == verdicts.RIGHT), count(kept.verified_R),
@@ -309,10 +312,7 @@ def _path(folder: str, step: int) -> str:
 
 def packed(records: Sequence[Mapping[str, Any]]) -> bytes:
   """The content of a file."""
-  buffer = pyarrow.BufferOutputStream()
-  with pyarrow.CompressedOutputStream(buffer, 'zstd') as file:
-    file.write(''.join(_ENCODER.encode(record) + '\n' for record in records).encode())
-  return buffer.getvalue().to_pybytes()
+  return _ZSTD.compress(''.join(_ENCODER.encode(record) + '\n' for record in records).encode(), asbytes=True)
 
 
 def unpacked(path: str) -> list[Any]:

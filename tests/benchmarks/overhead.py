@@ -36,7 +36,7 @@ TIMED = {
                (phases.Clock, 'devices_work'), (phases.Clock, 'on_duration'), (phases.Clock, 'on_event'),
                (sample.Waves, 'counters'), (programs, 'begin'), (programs, 'executed'), (update, '_count_update'),
                (arithmetic, 'lengths')),
-    'heartbeat': ((ledger.Writer, 'snapshot'),),  # in a thread of its own
+    'heartbeat': ((ledger.Writer, 'sample'), (ledger.Writer, 'snapshot')),  # in a thread of its own
     'rollouts': ((rollouts.Sampler, 'step'),),  # while the devices work on the update
 }
 _SKIPPED = 2  # steps

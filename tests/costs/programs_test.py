@@ -74,6 +74,22 @@ def test_a_program_is_counted_once_for_all_runs(monkeypatch):
     assert call.program(('outer', 'inner')) is program
 
 
+def test_what_tells_programs_apart():
+  """Shapes, static arguments, what is of the host, and on a mesh how arrays are divided; not what arrays hold."""
+  function = jax.jit(lambda x, key, n: x * n, static_argnums=2)
+  shapes = lambda *args: programs.begin(function, args).shapes
+  x, key = jnp.ones((8, N)), jax.random.key(0)
+  first = shapes(x, key, 2)
+  assert shapes(x + 1, jax.random.key(1), 2) is first
+  found = [first, shapes(x[:4], key, 2), shapes(x.astype(int), key, 2), shapes(x, jax.random.split(key), 2),
+           shapes(x, key, 3), shapes(np.asarray(x), key, 2)]
+  mesh = sharding.mesh(fsdp=8)
+  with jax.set_mesh(mesh):
+    for axes in ((), ('fsdp',)):
+      found.append(shapes(jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))), key, 2))
+  assert len(set(found)) == len(found) == 8
+
+
 @pytest.mark.parametrize('trips', [{}, {'outer': 1}, {'outer': 1, 'inner': 1, 'other': 1}], ids=str)
 def test_trips_of_other_loops_are_an_error(trips):
   nested(*ARGS)

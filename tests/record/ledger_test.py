@@ -173,6 +173,19 @@ def test_the_heartbeat_goes_on_after_an_error(tmp_path, clock, monkeypatch):
     assert len(said) >= 3
 
 
+@pytest.mark.parametrize('took_s, writes', [(0, True), (1000, False)])
+def test_a_long_attempt_writes_seldom(tmp_path, monkeypatch, took_s, writes):
+  """Whenever it has taken a fiftieth more, and a short one at each sample."""
+  monkeypatch.setattr(ledger, '_EVERY_S', 0.01)
+  monkeypatch.setattr(ledger, '_APPEND_S', 60)
+  written, sampled = [], threading.Semaphore(0)
+  monkeypatch.setattr(ledger.Writer, 'snapshot', lambda self: written.append(1))
+  monkeypatch.setattr(ledger.Writer, 'sample', lambda self: sampled.release())
+  with ledger.Writer(str(tmp_path), phases.Clock(since=time.time() - took_s), 0, {}):
+    assert all(sampled.acquire(timeout=30) for _ in range(5))
+  assert len(written) >= 4 if writes else not written
+
+
 def test_a_meter_that_hangs_does_not_hold_up_the_end(tmp_path, clock, monkeypatch):
   monkeypatch.setattr(ledger, '_EVERY_S', 0.01)
   monkeypatch.setattr(ledger, '_JOIN_S', 0.05)
