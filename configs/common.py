@@ -5,6 +5,9 @@ Every knob is declared in kr_jax/knobs.py, with its unit and bounds. A config se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 
 from configs import presets
@@ -57,6 +60,37 @@ def math(c: ml_collections.ConfigDict, checkpoint: str, **sizes) -> ml_collectio
   return c
 
 
+def ciphers(c: ml_collections.ConfigDict, dataset: str) -> ml_collections.ConfigDict:
+  """A 0.3 M parameter policy from scratch, for kr_jax/datasets/ciphers.py."""
+  c.tasks.dataset = dataset
+  c.alloc.high = 64
+  c.policy.num_layers = 2
+  c.policy.width = 128
+  c.policy.head_width = 32
+  c.policy.hidden_width = 256
+  c.warm_start.num_steps = 500
+  c.warm_start.learning_rate = 3e-3
+  c.sample.slots = 64
+  c.sample.prefill = 8
+  c.sample.prompt_length = 9
+  c.sample.completion_length = 8
+  c.pack.row_length = 64
+  c.optimizer.warmup_steps = 5
+  c.evaluate.rollouts = 2
+  return c
+
+
+def with_batch(c: ml_collections.ConfigDict, variant: str, batches: Mapping[str, Mapping[str, Any]]) -> str:
+  """Sets the knobs of a batch of a proof, the first that the variant names, else the first of all.
+
+  Returns the variant without it.
+  """
+  names = [name for name in variant.split(',') if name]
+  batch = next((name for name in names if name in batches), next(iter(batches)))
+  c.update_from_flattened_dict(batches[batch])
+  return ','.join(name for name in names if name != batch)
+
+
 def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
   """Applies a variant, what follows the colon in configs/NAME.py:VARIANT, and locks the config.
 
@@ -82,6 +116,7 @@ def finish(c: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigD
 def shrink(c: ml_collections.ConfigDict) -> None:
   """Makes a config one of seconds."""
   c.num_steps = 4
+  c.tasks.candidates_per_step = c.tasks.candidates_per_step // c.tasks.per_step * 8  # as many times as many
   c.tasks.per_step = 8
   c.alloc.rollouts_per_step = 32
   c.topologies = ()

@@ -53,5 +53,12 @@ def paper(c: ml_collections.ConfigDict) -> None:
   loss(c, name='paper_loss')
 
 
-PRESETS = {'paper': paper, 'paper_rule': paper_rule,
+def dynamic(c: ml_collections.ConfigDict) -> None:
+  """Rule and loss of DAPO, arXiv 2503.14476, section 3.2; up to three generation batches a step."""
+  c.alloc.update({'rule': 'dynamic', 'cost': 'rollouts', 'waves': 1, 'low': 0})
+  c.tasks.candidates_per_step = 3 * c.tasks.per_step
+  loss(c, name='dapo')
+
+
+PRESETS = {'paper': paper, 'paper_rule': paper_rule, 'dynamic': dynamic,
            **{name: functools.partial(loss, name=name) for name in LOSSES}}

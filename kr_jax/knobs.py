@@ -67,7 +67,9 @@ class Tasks(Section):
 @section
 class Alloc(Section):
   SECTION = 'alloc'
-  rule: str = knob('knapsack', 'who gets how many rollouts', choices=('knapsack', 'uniform'))
+  rule: str = knob('knapsack', "who gets how many rollouts; 'dynamic': all the same, and tasks.per_step candidates "
+                   'are sampled at a time until so many groups are mixed; updates learn from these',
+                   choices=('knapsack', 'uniform', 'dynamic'))
   rollouts_per_step: int = knob(256, 'R; where the cost is tokens, R at the most', low=1)
   low: int = knob(2, 'least rollouts of a task, each of which must be observed; 0: a task may get none', low=0)
   high: int = knob(128, 'most rollouts of a task', low=1, high=65_536)
@@ -95,6 +97,10 @@ class Alloc(Section):
     if self.waves > 1 and self.estimate == 'window':
       yield (f"alloc.waves={self.waves} needs posteriors, which the verdicts of a wave change; set "
              "alloc.estimate='posterior', or alloc.waves=1")
+    for name, only in (('waves', 1), ('cost', 'rollouts')):
+      if self.rule == 'dynamic' and getattr(self, name) != only:
+        yield (f"alloc.{name}={getattr(self, name)!r} does not go with alloc.rule='dynamic', whose generation batches "
+               f'are of alloc.rollouts_per_step rollouts each; set alloc.{name}={only!r}')
     if self.waves > self.rollouts_per_step:
       yield f'alloc.waves={self.waves} is more than alloc.rollouts_per_step={self.rollouts_per_step}'
 
@@ -372,6 +378,8 @@ class Record(Section):
   codecarbon: bool = knob(False, 'whether energy that nothing else measures is estimated by codecarbon')
   rollouts: int = knob(16, 'rollouts that are kept to be read, of a step, at most; 0: none', low=0)
   rollouts_mb: float = knob(64.0, 'MB that they take, of all steps together, at most', low=0)
+  beside: str = knob('', "recorded run of the same config and other budgets, beside which this one is shown: "
+                     "FILE.json, or 'kr_jax:NAME'; '': none", path='read')
 
 
 @section
@@ -401,6 +409,13 @@ class Config(Section):
     if self.optimizer.minibatches > self.tasks.per_step:
       yield (f'optimizer.minibatches={self.optimizer.minibatches} is more than tasks.per_step={self.tasks.per_step}, '
              'and a mini-batch is of whole tasks; lower it to at most that')
+    M, X, R = self.tasks.per_step, self.tasks.candidates_per_step, self.alloc.rollouts_per_step
+    if self.alloc.rule == 'dynamic' and (X % M or X < 2 * M):
+      yield (f"tasks.candidates_per_step={X} is not two or more times tasks.per_step={M}, and alloc.rule='dynamic' "
+             f'samples so many at a time; set it to {max(round(X / M), 2) * M}')
+    if self.alloc.rule == 'dynamic' and R % M:
+      yield (f"alloc.rollouts_per_step={R} is not a multiple of tasks.per_step={M}, and alloc.rule='dynamic' needs "
+             f'groups of one size; set it to {max(round(R / M), 1) * M}')
 
 
 def read(tree: Mapping[str, Any]) -> Config:

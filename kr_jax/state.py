@@ -26,6 +26,7 @@ from kr_jax import prior_rates
 from kr_jax import processes
 from kr_jax import rewards
 from kr_jax import sharding
+from kr_jax import tasks as tasks_lib
 from kr_jax import types
 from kr_jax import warm_start
 from kr_jax.allocation import estimate
@@ -61,8 +62,10 @@ def checkpoint_directory(setup: Setup, workdir: str, *stage: str) -> str:
 
 def workers(setup: Setup) -> rewards.Workers:
   """The verifier processes of a config."""
+  c = setup.config
+  batches = tasks_lib.considered(c.tasks) // c.tasks.per_step if c.alloc.rule == 'dynamic' else c.alloc.waves
   return rewards.Workers(
-      setup.rewards, completion_length=setup.sample.completion_length, calls_a_step=setup.config.alloc.waves,
+      setup.rewards, completion_length=setup.sample.completion_length, calls_a_step=batches,
       verifiers=rewards.names([*setup.train_tasks, *setup.test_tasks], setup.rewards))
 
 

@@ -171,12 +171,12 @@ def _loop(run: _Run, state: types.TrainState, stats: types.TaskStats, base: Any)
             jax.random.fold_in(keys[state_lib.ROLLOUTS], step), record.flush, stopping)
         guard.check_sampled(found.logp_sum, step, record.last_good())
         before = stats
-        state, stats, measured = _learn(setup, state, stats, base, prompts, found, keys, step)
+        state, stats, measured = _learn(setup, state, stats, base, found, keys, step)
         done, stopping.has_more = step + 1, True
         with phases.phase('record'):
-          record.step(step, before, tasks_M, found.budget_M, found.rollouts, found.slots, found.sample_s, found.scores,
-                      measured, uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]),
-                      logp_sum=found.logp_sum)
+          record.step(step, before, found.tasks_M, found.budget_M, found.rollouts, found.slots, found.sample_s,
+                      found.scores, measured, logp_sum=found.logp_sum, learnt=found.learnt,
+                      uniform_index_M=np.array([task.index for task in considered[:c.tasks.per_step]]))
         with phases.phase('update'):
           jax.block_until_ready(measured)
         phases.devices_work(False)
@@ -215,8 +215,8 @@ def _evaluated(run: _Run, step: int, state: types.TrainState, base: Any,
   record.evaluation(step, evaluate.record(found))
 
 
-def _learn(setup: Setup, state: types.TrainState, stats: types.TaskStats, base: Any, prompts: types.Prompts,
-           found: explore.Explored, keys: dict[int, jax.Array], step: int
+def _learn(setup: Setup, state: types.TrainState, stats: types.TaskStats, base: Any, found: explore.Explored,
+           keys: dict[int, jax.Array], step: int
            ) -> tuple[types.TrainState, types.TaskStats, list[dict[str, Any]]]:
   """State and statistics after a step, and the measurements of its update, which the devices may still be at.
 
@@ -224,22 +224,24 @@ def _learn(setup: Setup, state: types.TrainState, stats: types.TaskStats, base: 
     state: donated.
     keys: of each stream.
   """
-  c, rollouts, scores = setup.config, found.rollouts, found.scores
+  c, learnt, index_M = setup.config, found.learnt, np.asarray(found.rollouts.prompts.index_M)
   key = lambda stream: jax.random.fold_in(keys[stream], step)
-  verified, is_any_verified = completions.keep(rollouts, scores.verified_R), scores.verified_R.any()
+  verified, verified_R = completions.keep(learnt.rollouts, learnt.scores.verified_R), found.scores.verified_R
+  is_any_verified = verified_R.any()
   measures_noise = is_any_verified and c.alloc.nu_every and step % c.alloc.nu_every == 0
   if measures_noise:
     with phases.phase('update'):
       measured_noise = noise.gradient_noise(
-          state.params, base, verified, scores.verdict_R, key(state_lib.NOISE), setup.trained, setup.update)
-  past = grpo.Past(*(np.float32(x_M) for x_M in estimate.reward(stats, estimate.posterior(stats, prompts.index_M))))
-  state, measured = update.step(state, verified, scores.reward_R, base, setup.trained, setup.update, past=past,
+          state.params, base, verified, learnt.scores.verdict_R, key(state_lib.NOISE), setup.trained, setup.update)
+  learnt_index_M = np.asarray(learnt.rollouts.prompts.index_M)
+  past = grpo.Past(*(np.float32(x_M) for x_M in estimate.reward(stats, estimate.posterior(stats, learnt_index_M))))
+  state, measured = update.step(state, verified, learnt.scores.reward_R, base, setup.trained, setup.update, past=past,
                                 key=key(state_lib.KEEP))
   phases.devices_work(True)
   if is_any_verified:  # without one the policy stays what it is, and so does what is known of it
     stats = estimate.observe(
-        stats, prompts.index_M, verified.task_R, scores.verdict_R, verified.length_R,
-        discount=c.alloc.pass_discount, reward_R=scores.reward_R)
+        stats, index_M, np.where(verified_R, found.rollouts.task_R, len(index_M)), found.scores.verdict_R,
+        found.rollouts.length_R, discount=c.alloc.pass_discount, reward_R=found.scores.reward_R)
   if measures_noise:
     stats = estimate.observe_gradient(stats, measured_noise, steps=c.alloc.nu_every)
   return state, stats, measured

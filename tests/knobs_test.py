@@ -58,8 +58,9 @@ def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
 
 
 @pytest.mark.parametrize('section, name, value, message', [
-    ('alloc', 'rule', 'knapsak', r"alloc.rule='knapsak' \(who gets how many rollouts\) must be one of 'knapsack', "
-     "'uniform'; did you mean 'knapsack'\\?"),
+    ('alloc', 'rule', 'knapsak', r"alloc.rule='knapsak' \(who gets how many rollouts; .*\) must be one of 'knapsack', "
+     "'uniform', 'dynamic'; did you mean 'knapsack'\\?"),
+    ('alloc', 'rule', 'dynamic', r"tasks.candidates_per_step=0 is not two or more times tasks.per_step=32, .* to 64"),
     ('alloc', 'pass_discount', 0.0, r'alloc.pass_discount=0.0 .* must be above 0 and at most 1'),
     ('alloc', 'low', -1, r'alloc.low=-1 .* must be at least 0'),
     ('alloc', 'waves', 4, r'alloc.waves=4 .* must be one of 1, 2, 3'),
@@ -89,6 +90,22 @@ def test_every_knob_has_a_meaning_and_keeps_its_bounds(cls):
     ('warm_start', 'num_steps', 20, 'warm_start.num_steps=20 must be 0 or above warm_start.warmup_steps=20')])
 def test_what_an_error_says(section, name, value, message):
   tree = knobs.as_dict(knobs.Config())
+  tree[section][name] = value
+  with pytest.raises(ValueError, match=message):
+    knobs.read(tree)
+
+
+@pytest.mark.parametrize('knob, value, message', [
+    ('tasks.candidates_per_step', 32, 'tasks.candidates_per_step=32 is not two or more times .*; set it to 64'),
+    ('tasks.candidates_per_step', 120, 'tasks.candidates_per_step=120 is not two or more times .*; set it to 128'),
+    ('alloc.rollouts_per_step', 250, r"alloc.rollouts_per_step=250 is not a multiple of tasks.per_step=32, .* to 256"),
+    ('alloc.waves', 2, r"alloc.waves=2 does not go with alloc.rule='dynamic', .*; set alloc.waves=1"),
+    ('alloc.cost', 'tokens', r"alloc.cost='tokens' does not go with alloc.rule='dynamic', .*; set alloc.cost='roll")])
+def test_what_dynamic_sampling_does_not_go_with(knob, value, message):
+  tree = knobs.as_dict(knobs.Config())
+  tree['tasks']['candidates_per_step'], tree['alloc']['rule'] = 96, 'dynamic'
+  knobs.read(tree)
+  section, name = knob.split('.')
   tree[section][name] = value
   with pytest.raises(ValueError, match=message):
     knobs.read(tree)

@@ -158,13 +158,11 @@ WAVES = {'alloc__waves': 2, 'alloc__low': 0, 'tasks__candidates_per_step': 12, '
          'grpo__advantage': 'posterior', 'grpo__keep': 0.5, 'alloc__value': 'snr', 'evaluate__every': 0}
 
 
-@slow
+@exhaustive  # by default with the adapters below
 @pytest.mark.parametrize('knobs, num_steps', [
     (WAVES, 9),
-    pytest.param({'alloc__waves': 3, 'tasks__train_split': 'train[:16]', 'grpo__weight': 'task', 'evaluate__every': 0}, 9,
-                 marks=exhaustive),
-    pytest.param(WAVES | {'alloc__waves': 3, 'alloc__cost': 'tokens', 'alloc__tokens_per_step': 400}, 50,
-                 marks=exhaustive)])
+    ({'alloc__waves': 3, 'tasks__train_split': 'train[:16]', 'grpo__weight': 'task', 'evaluate__every': 0}, 9),
+    (WAVES | {'alloc__waves': 3, 'alloc__cost': 'tokens', 'alloc__tokens_per_step': 400}, 50)])
 def test_waves_and_choice(tmp_path, data_dir, knobs, num_steps):
   """Budgets by the verdicts so far, of tasks that are chosen; stopped and gone on with; nothing compiles from step
   two on."""
@@ -181,6 +179,36 @@ def test_waves_and_choice(tmp_path, data_dir, knobs, num_steps):
   jax.tree.map(np.testing.assert_array_equal, *(state_of(w, data_dir, **knobs) for w in (parts, workdir)))
 
 
+DYNAMIC = {'alloc__rule': 'dynamic', 'alloc__low': 0, 'tasks__candidates_per_step': 24, 'evaluate__every': 0,
+           'tasks__train_split': 'train[:48]'}
+
+
+@slow
+def test_dynamic_sampling(tmp_path, data_dir):
+  """Generation batches of eight groups until eight groups are mixed, all of them charged; stopped and gone on with;
+  nothing compiles after the first step, whatever was sampled."""
+  steps_of = lambda workdir, **kw: [r for r in records(workdir, **kw) if 'reward_mean' in r]
+  workdir = run(tmp_path / 'whole', data_dir, num_steps=4, **DYNAMIC)
+  steps = steps_of(workdir, keep_times=True)
+  assert len({r['compile_count'] for r in steps}) == 1 < len({r['rollouts_total'] for r in steps})
+  for r in steps:
+    is_mixed = [0 < right < n for right, n in zip(r['group_right'], r['group_verified'], strict=True)]
+    last = [sum(is_mixed[:8 * k]) >= 8 for k in (1, 2, 3)]
+    batches = last.index(True) + 1 if True in last else 3
+    assert r['rollouts_total'] == 32 * batches and r['group_budget'] == [4] * 8 * batches
+    assert r['mixed_tasks'] == sum(is_mixed)
+    assert r['effective_gradient_ratio'] == min(sum(is_mixed), 8) / (8 * batches)
+    assert 0 < r['tokens_updated'] < r['tokens_generated']
+  sampled = sum(r['rollouts_total'] for r in steps)
+  assert sum(e.get('rollouts', 0) for e in ledger.read(workdir).entries if e['phase'] == 'sample') == sampled
+  run(tmp_path / 'parts', data_dir, num_steps=2, **DYNAMIC)
+  parts = run(tmp_path / 'parts', data_dir, num_steps=4, **DYNAMIC)
+  assert steps_of(parts) == steps_of(workdir)
+  (found, stats), of_parts = (state_of(w, data_dir, **DYNAMIC) for w in (workdir, parts))
+  jax.tree.map(np.testing.assert_array_equal, (found, stats), of_parts)
+  assert stats.rollouts_I.sum() == sampled
+
+
 def test_a_choice_needs_a_floor_of_0(data_dir):
   with pytest.raises(ValueError, match='alloc.low=2 gives each task some; set alloc.low=0'):
     prepare.prepare(debug_config(data_dir, tasks__candidates_per_step=12))
@@ -188,31 +216,32 @@ def test_a_choice_needs_a_floor_of_0(data_dir):
 
 @slow
 def test_adapters_and_every_term_of_the_loss(tmp_path, data_dir):
-  """Two passes of two mini-batches; stopped and gone on with; nothing compiles from step two on."""
-  knobs = {'policy__lora_rank': 4, 'policy__num_layers': 2, 'policy__width': 128, 'policy__hidden_width': 512,
-           'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01,
-           'grpo__tis_cap': 2.0, 'grpo__dual_clip': 3.0, 'grpo__weight': 'task',
-           'grpo__aggregate': 'rollout', 'optimizer__minibatches': 2, 'optimizer__epochs': 2,
-           'optimizer__learning_rate': 3e-2, 'optimizer__schedule': 'cosine',
-           'optimizer__decay_steps': 40, 'evaluate__every': 0, 'checkpoint__keep': 9}
+  """Two passes of two mini-batches of two waves; stopped and gone on with; nothing compiles from step two on."""
+  knobs = WAVES | {
+      'policy__lora_rank': 4, 'policy__num_layers': 2, 'policy__width': 128, 'policy__hidden_width': 512,
+      'grpo__keep': 1.0, 'grpo__kl_coef': 0.1, 'grpo__entropy_coef': 0.01, 'grpo__tis_cap': 2.0, 'grpo__dual_clip': 3.0,
+      'grpo__weight': 'task', 'grpo__aggregate': 'rollout', 'optimizer__minibatches': 2, 'optimizer__epochs': 2,
+      'optimizer__learning_rate': 3e-2, 'optimizer__schedule': 'cosine', 'optimizer__decay_steps': 40,
+      'evaluate__tasks': 4, 'checkpoint__keep': 9}
   steps_of = lambda workdir, **kw: [r for r in records(workdir, **kw) if 'reward_mean' in r]
   jax.clear_caches()
-  workdir = run(tmp_path / 'whole', data_dir, num_steps=6, **knobs)
+  workdir = run(tmp_path / 'whole', data_dir, num_steps=4, **knobs)
   steps = steps_of(workdir, keep_times=True)
   assert len({r['compile_count'] for r in steps[2:]}) == 1
+  assert all(r['rollouts_total'] <= 32 and r['objective'] is None for r in steps)
   assert steps[0]['kl'] < steps[-1]['kl']
   assert all(0.9 < r['tis_weight'] < 1.1 and r['policy_entropy'] > 0 for r in steps)
   assert all(r['ratio_p01'] < 0.999 < 1.001 < r['ratio_p99'] for r in steps)  # the policy moves
   assert all(r['tokens_updated'] == 2 * r['tokens_generated'] for r in steps)  # KL: also of equals
 
   run(tmp_path / 'pieces', data_dir, num_steps=2, **knobs)
-  run(tmp_path / 'pieces', data_dir, num_steps=6, **knobs)
+  run(tmp_path / 'pieces', data_dir, num_steps=4, **knobs)
   assert steps_of(tmp_path / 'pieces') == steps_of(workdir)
   # A checkpoint holds the adapters, their moments, and no more.
   setup = prepare.prepare(debug_config(data_dir, **knobs))
   adapters, base = policy.split(setup.trained, policy.init(setup.trained, jax.random.key(0)))
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  saved = sum(p.stat().st_size for p in (tmp_path / 'whole/checkpoints/6/state').rglob('*')
+  saved = sum(p.stat().st_size for p in (tmp_path / 'whole/checkpoints/4/state').rglob('*')
               if p.is_file() and 'd' in p.parts)
   with checkpoint.Checkpoints(os.path.join(workdir, 'checkpoints')) as checkpoints:
     begun, _, found = state.start(setup, workdir, checkpoints)

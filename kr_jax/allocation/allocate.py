@@ -85,7 +85,8 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
       special cases of the paper's code apply (`_window`).
     total_budget: R, the rollouts to share; with cost_M the capacity, in the unit of cost_M.
     low, high: bounds of each budget, 0 <= low <= high.
-    rule: 'uniform' (the same for all, as nearly as the total allows) or 'knapsack'.
+    rule: 'uniform' (the same for all, as nearly as the total allows); or 'dynamic', which is uniform too, as its caller
+      samples more tasks where too few groups are mixed; or 'knapsack'.
     value: of N rollouts of a task: a name in value.VALUES, or a function of (N, p).
     solver: 'dp'; or 'greedy', for tens of thousands of tasks, of a concave value without cost_M.
     cost_M: positive, the cost of one rollout of each task, such as its expected tokens.
@@ -127,7 +128,7 @@ def budgets(success_rate: Array | Beta | Window, total_budget: float, *, low: in
   else:
     total_budget = operator.index(total_budget)
     _check_total(most, total_budget, low, high, rule, group, int(room_M.sum()))
-  if rule == 'uniform':
+  if rule != 'knapsack':
     return _uniform(np.where(np.arange(M) < most, room_M, 0), size_M, total_budget, low, cost_M)
   rate = estimate.mean_rate(success_rate) if isinstance(success_rate, Window) else success_rate
   value_MJ = value_lib.expected(rate, np.arange(low, high + 1), value, nu, group=group, evidence_M=evidence_M,
@@ -339,7 +340,7 @@ def of_wave(success_rate: Array | Beta | Window, alloc: knobs.Alloc, *, wave: in
         most_tasks=most_tasks)
 
   all_M, choice = np.arange(M), min(most, rollouts_W[0])
-  due_X = all_M[:0] if due_M is None or alloc.rule == 'uniform' else np.flatnonzero(due_M)
+  due_X = all_M[:0] if due_M is None or alloc.rule != 'knapsack' else np.flatnonzero(due_M)
   if wave or alloc.low:
     return share(rollouts_W[wave], low_W[wave], all_M)
   if alloc.waves == 1 and not len(due_X):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,7 @@ from kr_jax import rewards
 from kr_jax import types
 from kr_jax.allocation import allocate
 from kr_jax.allocation import estimate
+from kr_jax.allocation import value
 from kr_jax.costs import hardware as hardware_lib
 from kr_jax.learning import grpo
 from kr_jax.learning import measurements
@@ -37,16 +38,27 @@ _BINS = 10  # of estimated success rates, in which budgets are averaged
 _CLIPPED = 0.01  # share of the first update's tokens: if more are clipped, it is said
 
 
+class Learnt(NamedTuple):
+  """What the update of a step learns from: M tasks and R rollouts, some of which may be none."""
+
+  tasks_M: Sequence[types.Task]
+  budget_M: np.ndarray
+  rollouts: types.Rollouts  # verified or not
+  scores: rewards.Scores
+  row_L: np.ndarray | None = None  # where its rollouts stand among all of the step, in order; None: they are all
+
+
 def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, rollouts: types.Rollouts,
             slots: int, sample_s: float, scores: rewards.Scores, seen: calibration.Seen = calibration.Seen(), *,
-            uniform_index_M: np.ndarray | None = None, counts_evidence: bool = False, logp_sum: Array | None = None
-            ) -> dict[str, Any]:
+            uniform_index_M: np.ndarray | None = None, counts_evidence: bool = False, logp_sum: Array | None = None,
+            learnt_L: np.ndarray | None = None, belief_M: value.Beta | None = None) -> dict[str, Any]:
   """The figures of a step but for those of its update and the counts of its verdicts.
 
   Rewards and success are of verified rollouts, None where there is none; `effective_gradient_ratio` is the share of
-  all rollouts that are verified and in a group of both verdicts. What is expected is so under the posterior, whatever
-  the estimate that the budgets came from, so that rules can be compared: of the step's budgets, and of as many rollouts
-  spread evenly (`uniform_...`). With waves the objective of the budgets is None: each wave had its own.
+  all rollouts that are verified, in a group of both verdicts, and not discarded. What is expected is so under the
+  posterior, whatever the estimate that the budgets came from, so that rules can be compared: of the step's budgets, and
+  of as many rollouts spread evenly (`uniform_...`). With waves the objective of the budgets is None: each wave had its
+  own.
 
   Args:
     stats: from before the step.
@@ -57,15 +69,18 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
     uniform_index_M: rows of the tasks that uniform budgets would go to; None: those of the step.
     counts_evidence: as of allocate.of_step.
     logp_sum: the sum of rollouts.logp_RC, asked for before the update, which it would have to wait for.
+    learnt_L: the rollouts that the update learns from, as Learnt.row_L.
+    belief_M: estimate.posterior of stats, which takes time; None: it is asked for.
   """
   n, tokens = int(budget_M.sum()), int(np.asarray(rollouts.length_R).sum())
   verified_R, M = scores.verified_R, len(budget_M)
   task_R = np.where(verified_R, rollouts.task_R, M)
-  success_rate_M = estimate.posterior(stats, rollouts.prompts.index_M)
+  success_rate_M = belief_M or estimate.posterior(stats, rollouts.prompts.index_M)
   uniform = success_rate_M if uniform_index_M is None else estimate.posterior(stats, uniform_index_M)
   uniform_M = n // len(uniform.a_M) + (np.arange(len(uniform.a_M)) < n % len(uniform.a_M))
   objective = _objective(alloc, stats, counts_evidence)
   mixed_M = grpo.mixed_tasks(scores.verdict_R, task_R, M)
+  effective_R = np.append(mixed_M, False)[task_R]
   right_WM = _by_wave(rollouts, verified_R * scores.verdict_R, M)
   verified_WM = _by_wave(rollouts, verified_R, M)
   expected_tasks, expected_rollouts = calibration.expected_mixed(
@@ -75,7 +90,7 @@ def measure(alloc: knobs.Alloc, stats: types.TaskStats, budget_M: np.ndarray, ro
   return {
       'reward_mean': mean(scores.reward_R),
       'success_rate': mean(scores.verdict_R),
-      'effective_gradient_ratio': float(np.append(mixed_M, False)[task_R].sum() / n),
+      'effective_gradient_ratio': float(effective_R[slice(None) if learnt_L is None else learnt_L].sum() / n),
       'expected_gradient_ratio': expected_rollouts / n,
       'uniform_gradient_ratio': allocate.expected_gradient_ratio(uniform, uniform_M),
       'mixed_tasks': int(mixed_M.sum()),
@@ -124,6 +139,15 @@ def _by_wave(rollouts: types.Rollouts, x_R: np.ndarray, num_tasks: int) -> np.nd
   x_WM = np.zeros((wave_R.max(initial=0) + 1, num_tasks + 1))  # the last column is of places without a rollout
   np.add.at(x_WM, (wave_R, np.asarray(rollouts.task_R)), x_R)
   return x_WM[:, :-1]
+
+
+def _of_all(x_R: np.ndarray, row_L: np.ndarray | None, rows: int) -> np.ndarray:
+  """What is known of the rollouts that an update learns from, in the rows of all; nan of the others."""
+  if row_L is None:
+    return x_R
+  of_all_R = np.full(rows, np.nan)
+  of_all_R[row_L] = x_R[:len(row_L)]
+  return of_all_R
 
 
 class Record:
@@ -235,18 +259,22 @@ class Record:
 
   def step(self, step: int, stats: types.TaskStats, tasks_M: Sequence[types.Task], budget_M: np.ndarray,
            rollouts: types.Rollouts, slots: int, sample_s: float, scores: rewards.Scores,
-           measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None, logp_sum: Array | None = None
-           ) -> None:
+           measured: list[dict[str, Any]], *, uniform_index_M: np.ndarray | None = None, logp_sum: Array | None = None,
+           learnt: Learnt | None = None) -> None:
     """Notes a step, for `flush` to write; keeps some of its rollouts; says what is wrong with its verdicts.
 
     Args:
       rollouts: all, verified or not.
       measured: as of update.step.
+      learnt: what the update learnt from; None: all.
       The others: as of `measure`.
     """
+    learnt = learnt or Learnt(tasks_M, budget_M, rollouts, scores)
+    belief_M = estimate.posterior(stats, rollouts.prompts.index_M)
     figures = measure(
         self._config.alloc, stats, budget_M, rollouts, slots, sample_s, scores, self._seen,
-        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past, logp_sum=logp_sum)
+        uniform_index_M=uniform_index_M, counts_evidence=self._config.grpo.uses_past, logp_sum=logp_sum,
+        learnt_L=learnt.row_L, belief_M=belief_M)
     self._seen = self._seen.add([figures])
     now = time.monotonic()
     length_R = np.asarray(rollouts.length_R)
@@ -255,8 +283,9 @@ class Record:
         'learning_rate': float(self._rate_S[step]), 'step_s': now - self._mark}
     advantage_R = measured[0].get('advantage_R')
     self._rollouts.step(step, stats, tasks_M, budget_M, rollouts, scores,
-                        None if advantage_R is None else np.asarray(advantage_R))
-    batch = functools.partial(bad_steps.batch, step, stats, tasks_M, budget_M, rollouts, scores)
+                        None if advantage_R is None else _of_all(np.asarray(advantage_R), learnt.row_L, len(length_R)),
+                        belief_M)
+    batch = functools.partial(bad_steps.batch, step, stats, *learnt[:4])
     self._last, self._mark = (step, figures, histograms, measured, batch), now
 
   def _verified(self, step: int, tasks_M: Sequence[types.Task], rollouts: types.Rollouts, scores: rewards.Scores

@@ -206,6 +206,22 @@ def test_a_step_that_was_skipped_is_recorded_and_its_batch_is_kept(tmp_path, cap
   assert bad_steps.kept(str(tmp_path)) == [0]
 
 
+def test_what_an_update_does_not_learn_from_is_recorded_and_not_effective(tmp_path):
+  """Of the mixed group of three its first and third rollout stay; the batch of a skipped update is what it read."""
+  of_two = ROLLOUTS._replace(task_R=np.array([0, 0, 3, 3, 3]))
+  learnt = steps.Learnt(TASKS[1:] + TASKS[:1], np.array([2, 0, 0]), of_two, SCORES, np.array([0, 2]))
+  skipped = SKIPPED | {'advantage_R': np.float32([9, -1, 7, 7, 7])}
+  with record_of(tmp_path) as record:
+    record.step(0, estimate.init(3), TASKS, BUDGET_M, ROLLOUTS, 2, 4.0, SCORES, [skipped], learnt=learnt)
+    record.flush()
+  row, = lines(tmp_path)
+  assert (row['effective_gradient_ratio'], row['mixed_tasks'], row['rollouts_total']) == (2 / 4, 1, 4)
+  assert [x['advantage'] for x in rollouts_lib.read(str(tmp_path))] == [9, None, -1, None]
+  batch = bad_steps.load(str(tmp_path), 0)
+  assert (list(batch.ids), batch.budget_M.tolist()) == (['t1', 't2', 't0'], [2, 0, 0])
+  assert batch.rollouts.task_R.tolist() == [0, 0, 3, 3, 3]
+
+
 @pytest.mark.parametrize('resumed', [False, True])
 def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, resumed):
   """Which its record counts, over a start."""
