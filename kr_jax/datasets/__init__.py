@@ -1,4 +1,4 @@
 """Datasets of tasks, as TFDS stores them: README.md has the list, and how one is added."""
 
 # Modules of datasets; of `reasoning_gym` a task is named as well.
-GENERATED = ('arithmetic', 'champ', 'reasoning_gym', 'sums')
+GENERATED = ('arithmetic', 'champ', 'ciphers_hard', 'ciphers_late', 'reasoning_gym', 'sums')

@@ -39,8 +39,8 @@ def code(*modules: types.ModuleType | str) -> str:
 
 
 def of_code(module: types.ModuleType) -> tfds.core.BuilderConfig:
-  """The config of a dataset that a module generates."""
-  return tfds.core.BuilderConfig(name=f'code-{code(module)}')
+  """The config of a dataset that a module generates, with what it names in MADE_WITH."""
+  return tfds.core.BuilderConfig(name=f'code-{code(module, *getattr(module, "MADE_WITH", ()))}')
 
 
 class TaskBuilder(tfds.core.GeneratorBasedBuilder):
