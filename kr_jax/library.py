@@ -102,6 +102,9 @@ def problems(config: Mapping[str, Any]) -> list[str]:
   if c.pack.row_length < longest:
     found.append(f'pack.row_length={c.pack.row_length} is below sample.prompt_length + sample.completion_length - 1 = '
                  f'{longest}; set it to at least that')
+  if c.record.beside:
+    from kr_jax.record import beside
+    found += beside.problems(c.record.beside)
   if c.record.wandb or c.record.goodput or c.record.codecarbon:
     from kr_jax.record import sinks
     try:
@@ -189,12 +192,14 @@ def say_closing(config: knobs.Config, workdir: str, hardware: hardware_lib.Hardw
   from kr_jax import mirror
   from kr_jax import progress
   from kr_jax.record import terminal
+  from kr_jax.report import paired
   from kr_jax.report import run as run_lib
   found = run_lib.read(workdir, hardware=hardware)
   score, page, entries = f'avg@{config.evaluate.rollouts}', os.path.join(workdir, 'report.html'), found.ledger.entries
   progress.say(terminal.closing(
       [record for record in found.evaluations if f'eval/{score}' in record], score, steps=config.num_steps,
       seconds=sum(entry['wall_s'] for entry in entries) if entries else None, entries=entries, price=found.price,
+      beside=paired.of(found).said,
       page=files.join(mirror.url(workdir), 'report.html') if os.path.exists(page) else None))
 
 

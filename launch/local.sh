@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the main job on this machine:
 #   launch/local.sh [CONFIG] [--config.SECTION.KNOB=VALUE ...] [--workdir=DIR] [--mode=evaluate|export|preflight]
-# CONFIG is configs/arithmetic.py unless given; of a run that is evaluated or exported, its own. The same command again
+# CONFIG is configs/ciphers.py unless given; of a run that is evaluated or exported, its own. The same command again
 # goes on where it stopped.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-config="$root/configs/arithmetic.py" given=""
+config="$root/configs/ciphers.py" given=""
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
   config="$1" given=1; shift
   [ -e "${config%%:*}" ] || config="$root/$config"

@@ -44,7 +44,9 @@ def test_snippets_run(path, tmp_path):
   for block in blocks(path, 'python'):
     block = block.replace('checkpoints/Qwen3-4B', str(TINY)).replace("'export'", repr(str(tmp_path / 'export'))).replace(
         "'runs/python'", repr(str(tmp_path / 'run'))).replace(
-        "'uniform'\n", "'uniform'; config.record.page = False  # which takes seconds to draw\n")
+        # What takes seconds to draw, to compile and to read is left out.
+        "'uniform'\n", "'uniform'; config.record.page, config.mesh.devices, config.policy.num_layers = False, 1, 1; "
+        "config.tasks.warm_start_split = 'warm_start[:256]'\n")
     if '>>>' in block:
       code.append(f'test = doctest.DocTestParser().get_doctest({block!r}, globals(), "snippet", None, 0)\n'
                   'sys.exit(1) if doctest.DocTestRunner().run(test, clear_globs=False).failed else None\n'
@@ -107,7 +109,7 @@ def check_command(script, words, known):
   module = script if script in SCRIPTS else words[1] if script in INTERPRETERS else 'kr_jax.main'
   if script not in (*INTERPRETERS, *SCRIPTS):
     assert script == 'launch/local.sh', script
-    check_config(words[0] if words and not words[0].startswith('--') else 'configs/arithmetic.py', flags)
+    check_config(words[0] if words and not words[0].startswith('--') else 'configs/ciphers.py', flags)
   if module not in known:
     known[module] = flags_of(module)
   of_module = known[module]

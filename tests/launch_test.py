@@ -39,8 +39,8 @@ def test_local_installs_once_and_runs_the_main_job(clone):
   assert any('-m pip install' in line and line.endswith(f'-e {clone}[train]') for line in first)
   second = run(clone / 'launch' / 'local.sh')
   assert not any('pip' in line for line in second)
-  command = (f'python -m kr_jax.main --config={clone}/configs/arithmetic.py '
-             f'--workdir={clone}/runs/arithmetic')
+  command = (f'python -m kr_jax.main --config={clone}/configs/ciphers.py '
+             f'--workdir={clone}/runs/ciphers')
   assert first[-1] == second[-1] == command
 
 

@@ -28,7 +28,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
   """Built without a network, from a copy, as a build leaves files beside what it builds."""
   source, built = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
   for name in ('kr_jax', 'configs', 'tests'):
-    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', 'data', 'recorded'))
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__', 'data', 'plots'))
   for name in ('setup.cfg', 'pyproject.toml', 'README.md'):
     shutil.copy(ROOT / name, source)
   subprocess.run([*PIP, 'wheel', '--no-build-isolation', '--no-deps', '--no-index', '-w', built, source], check=True)
@@ -44,7 +44,9 @@ def test_what_it_holds(wheel):
     about = {name.rpartition('/')[2]: file.read(name).decode() for name in file.namelist() if '.dist-info/' in name}
   modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'kr_jax').rglob('*.py')}
   configs = {f'kr_jax/wheel/configs/{path.name}' for path in (ROOT / 'configs').glob('*.py')}
-  assert names - modules - configs == {f'kr_jax/report/page.{end}' for end in ('css', 'js', 'html.jinja', 'md.jinja')}
+  recorded = {f'kr_jax/wheel/configs/recorded/{path.name}' for path in (ROOT / 'configs' / 'recorded').glob('*.json')}
+  assert names - modules - configs == recorded | {
+      f'kr_jax/report/page.{end}' for end in ('css', 'js', 'html.jinja', 'md.jinja')}
   assert modules | configs <= names
   assert about['top_level.txt'].split() == ['kr_jax']
   assert 'kr_jax = kr_jax.main:command' in about['entry_points.txt']

@@ -24,7 +24,8 @@ from kr_jax.record import terminal
 # Tasks of published and generated splits that are tested on (kr_jax/datasets/README.md). A split's size is read from
 # data alone, which a preflight does without.
 SIZES = {
-    'arithmetic': {'test': 384}, 'sums': {'test': 192}, 'champ': {'test': 270}, 'gsm8k': {'test': 1319, 'train': 7473},
+    'arithmetic': {'test': 384}, 'sums': {'test': 192}, 'ciphers_late': {'test': 384}, 'ciphers_hard': {'test': 384},
+    'champ': {'test': 270}, 'gsm8k': {'test': 1319, 'train': 7473},
     'math_500': {'test': 500}, 'aime_2024': {'test': 30}, 'aime_2025': {'test': 30}, 'amc_2023': {'test': 40},
     'minerva_math': {'test': 272}, 'olympiad_bench': {'test': 674}, 'gpqa_diamond': {'test': 198},
     'mbpp': {'test': 500, 'train': 374}, 'mbpp_sanitized': {'test': 257, 'train': 120}, 'human_eval': {'test': 164}}

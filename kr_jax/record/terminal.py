@@ -176,7 +176,7 @@ def _figure(figure: pricing.Figure, form: Callable[[float], str]) -> str | None:
 
 def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int, seconds: float | None = None,
             price: pricing.Price | None = None, page: str | None = None,
-            entries: Sequence[Mapping[str, Any]] = ()) -> str:
+            entries: Sequence[Mapping[str, Any]] = (), beside: str = '') -> str:
   """What was learnt and what it cost, as a table.
 
   Args:
@@ -186,6 +186,7 @@ def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int,
     price: None: not known.
     page: where the report is.
     entries: of the ledger, for what its last attempt compiled.
+    beside: what another run got that was recorded; '': none is known.
   """
   learnt = 'nothing was evaluated'
   if evaluations:
@@ -196,6 +197,8 @@ def closing(evaluations: Sequence[Mapping[str, Any]], score: str, *, steps: int,
       learnt = (f'{score} of held-out tasks {_score(first, score)} -> {_score(last, score)}'
                 + (f', {found}' if found else ''))
   rows = [('learnt', f'{learnt}, in {steps} steps')]
+  if beside:
+    rows.append(('beside', beside))
   costs = [duration(seconds)] if seconds is not None else []
   if price is not None:
     costs += filter(None, (

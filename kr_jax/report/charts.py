@@ -44,6 +44,11 @@ def groups(view: View) -> list[str]:
   return list(dict.fromkeys(run['group'] for run in view['runs']))
 
 
+def _recorded(view: View) -> str:
+  """What the run that was recorded is called, beside which the only run of a view is shown."""
+  return f'{view["beside"]["name"].removesuffix(" budgets")} (recorded)'
+
+
 def words(name: str) -> str:
   return name.replace('_', ' ')
 
@@ -65,7 +70,10 @@ def _with_interval(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def success(view: View, axis: str) -> Spec | None:
-  """Held-out success against a cost: a line a group; of one run with its interval, of several with the seeds' band."""
+  """Held-out success against a cost: a line a group; of one run with its interval, of several with the seeds' band.
+
+  A recorded run that stands beside the only run is a dashed line, where it knows that cost.
+  """
   title, form, names = AXES[axis], _FORMATS.get(axis, '~s'), groups(view)
   several = {g for g in names if sum(run['group'] == g for run in view['runs']) > 1}
   runs = known(view['curves'], axis, 'success', 'run', 'group', 'step', keep=('low', 'high'))
@@ -75,7 +83,11 @@ def success(view: View, axis: str) -> Spec | None:
   alone = [row for row in runs if row['group'] not in banded]
   if not runs:
     return None
-  color, each = by('group', names), {'field': 'run'}
+  beside, said = known(view['beside']['rows'], axis, 'success', 'step', keep=('low', 'high')), _recorded(view)
+  names = [*names, said] if beside else names
+  beside = [row | {'run': said, 'group': said} for row in beside]
+  colors = [f'c{i % COLORS}' for i in range(len(names) - 1)] + ['muted'] if beside else ()
+  color, each = by('group', names, colors), {'field': 'run'}
   x, x_band, y, y_band = amount(axis, title, form), amount('x', title, form), share('success', _SUCCESS), share(
       'mean', _SUCCESS)
   area, thick = {'type': 'area', 'opacity': 0.15}, {'type': 'line', 'strokeWidth': 2.5}
@@ -87,7 +99,8 @@ def success(view: View, axis: str) -> Spec | None:
             x=x, y=y, color=color, detail=each),
       layer(bands, thick, x=x_band, y=y_band, color=color),
       layer(alone, thick, x=x, y=y, color=color, detail=each),
-      layer(runs, {'type': 'point', 'filled': True, 'size': 36, 'opacity': 0.9}, x=x, y=y, color=color,
+      layer(beside, {'type': 'line', 'strokeDash': [6, 3]}, x=x, y=y, color=color),
+      layer(runs + beside, {'type': 'point', 'filled': True, 'size': 36, 'opacity': 0.9}, x=x, y=y, color=color,
             shape=shapes('group', names),
             tooltip=tip('run', step=',', success='.3f', low='.3f', high='.3f', **{axis: ',.5~r'}))]
   return chart(f'Held-out success against {title}', *(x for x in layers if x['data']['values']), height=320)

@@ -240,6 +240,11 @@ def _success(view: View) -> Section:
   lead = ('Held-out success against what had been spent by then, steps that a kill wasted included. ' +
           ('A thick line is the mean over seeds, its band runs from the least to the largest.' if bands else
            'The band is the 95 % interval of an evaluation.'))
+  if view['beside']['rows']:
+    lead += (f' The dashed line is a run that was recorded, of the same config but for its budgets: '
+             f'{view["beside"]["said"]}. One pair of runs tells of one seed.')
+  elif view['beside']['said']:
+    lead += f' Beside this run stands {view["beside"]["said"]}.'
   rows = ([run, number(x['step']), rate(x['success']), span(x['low'], x['high'])] for run, x in last.items())
   return _section(
       'success', 'Success and what it cost', lead,

@@ -16,6 +16,7 @@ from typing import Any
 from kr_jax import knobs
 from kr_jax.report import compare
 from kr_jax.report import figures
+from kr_jax.report import paired
 from kr_jax.report import panels
 from kr_jax.report import run as run_lib
 from kr_jax.report import verdicts
@@ -72,7 +73,9 @@ def view(runs: Sequence[run_lib.Run], *, target: float | None = None) -> dict[st
       'runs': of_runs, 'verdicts': verdicts.of_groups(groups),
       'scorecard': scorecard([(of['run'], run) for of, run in named], target), **tables,
       'bands': compare.bands(tables['curves']), 'pareto': pareto(tables['curves']), 'comparison': comparison,
-      'reproduce': [line for run in runs for line in reproduce(run)]}
+      'reproduce': [line for run in runs for line in reproduce(run)],
+      # Of several runs their own are compared.
+      'beside': (paired.of(runs[0]) if len(runs) == 1 else paired.NOTHING)._asdict()}
 
 
 def label(runs: Sequence[run_lib.Run]) -> tuple[list[dict[str, str]], list[str]]:

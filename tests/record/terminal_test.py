@@ -118,6 +118,8 @@ def test_closing():
       'cost    2.0 min, 2 device-hours (measured), $0.0049 (modelled), energy unknown',
       'report  runs/x/report.html']
   assert terminal.closing(evaluations[:1], 'avg@4', steps=5) == 'learnt  avg@4 of held-out tasks 0.300, in 5 steps'
+  assert terminal.closing([], 'avg@4', steps=0, beside='uniform budgets: 0.5') == (
+      'learnt  nothing was evaluated, in 0 steps\nbeside  uniform budgets: 0.5')
   assert terminal.closing([], 'avg@4', steps=0) == 'learnt  nothing was evaluated, in 0 steps'
   compile = lambda attempt, **counts: {'attempt': attempt, 'phase': 'compile', 'wall_s': 2.0, **counts}
   entries = [compile(0, compiles=9), {'attempt': 1, 'phase': 'update', 'wall_s': 5.0},

@@ -45,6 +45,20 @@ def test_success_of_one_run_has_its_interval():
   assert charts.success(view, 'dollars') is None  # its cost is unknown
 
 
+def test_a_recorded_run_is_a_dashed_line_beside_the_only_run():
+  view = made_view.empty('a')
+  view['curves'] = [curve('a', 0, 0.25), curve('a', 1, 0.5)]
+  rows = [{'step': step, 'rollouts': 10 * step, 'tokens': None, 'success': 0.3, 'low': None, 'high': None}
+          for step in (0, 1, 2)]
+  view['beside'] = {'said': 'uniform: 0.4', 'name': 'uniform budgets', 'rows': rows}
+  spec = charts.success(view, 'rollouts')
+  assert drawn(spec) == [('area', 2), ('line', 2), ('line', 3), ('point', 5)]
+  dashed = layers(spec)[2]
+  assert dashed['mark']['strokeDash'] and {row['group'] for row in values(dashed)} == {'uniform (recorded)'}
+  assert dashed['encoding']['color']['scale'] == {'domain': ['a', 'uniform (recorded)'], 'range': ['c0', 'muted']}
+  assert drawn(charts.success(view, 'tokens')) == [('area', 2), ('line', 2), ('point', 2)]  # which it does not know
+
+
 def test_success_of_several_runs_has_the_band_of_their_group():
   view = made_view.empty('a/0', 'a/1', 'b')
   view['curves'] = [curve(run, step, 0.5) for run in ('a/0', 'a/1', 'b') for step in (0, 1)]

@@ -21,7 +21,8 @@ def empty(*runs: str, group: str = '') -> dict[str, Any]:
   """A view of runs, (run) or (group/run), of which nothing is known."""
   view: dict[str, Any] = {name: [] for name in LISTS}
   view |= {'title': 'made up', 'generated': '2026-01-02 03:04 UTC',
-           'comparison': {'target': None, 'baseline': None, 'rows': []}}
+           'comparison': {'target': None, 'baseline': None, 'rows': []},
+           'beside': {'said': '', 'name': '', 'rows': []}}
   for seed, run in enumerate(runs or ('a',)):
     view['runs'].append({'run': run, 'group': run.partition('/')[0], 'seed': seed, 'workdir': f'/w/{run}',
                          'header': [['commit', 'abc'], ['data', run]]})

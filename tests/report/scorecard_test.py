@@ -37,7 +37,7 @@ def test_the_view_of_runs(runs):
   view = scorecard.view(runs, target=0.5)
   json.dumps(view, allow_nan=False)
   assert set(view) == {
-      *FIELDS, 'title', 'generated', 'missing', 'runs', 'verdicts', 'scorecard', 'comparison', 'reproduce'}
+      *FIELDS, 'title', 'generated', 'missing', 'runs', 'verdicts', 'scorecard', 'comparison', 'reproduce', 'beside'}
   for name, fields in FIELDS.items():
     assert view[name] and {tuple(sorted(row)) for row in view[name]} == {tuple(sorted(fields.split()))}, name
   assert [(of['run'], of['group'], of['seed']) for of in view['runs']] == [

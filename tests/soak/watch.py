@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Any, NamedTuple
 
-LONG = 200  # steps of an attempt whose slopes are judged
+LONG = 400  # steps of an attempt whose slopes are judged: memory settles in the first few hundred
 # Of the last half of a long attempt: the most that each may grow in 100 steps.
 MOST_GROWTH = {'memory_kb': 2048.0, 'open_files': 1.0, 'threads': 1.0, 'processes': 1.0, 'compiled': 1.0}
 
