@@ -1,4 +1,4 @@
-"""Flags -> train | evaluate | report | rollouts | export | generate | preflight.
+"""Flags -> train | evaluate | report | advise | rollouts | export | generate | preflight.
 
     python -m kr_jax.main --config=configs/arithmetic.py --workdir=runs/arithmetic \
         --config.alloc.rule=uniform
@@ -53,6 +53,7 @@ MODES = {
                      ('config', 'step', 'coordinator', 'processes', 'process'), of_run=True),
     'report': Mode('report.html, report.md and summary.json of a run, or of several that are compared', ('workdir',),
                    ('hardware', 'target', 'output')),
+    'advise': Mode('whether a knapsack is worth it, by the record of a run', ('workdir',), ('step', 'json')),
     'rollouts': Mode('what the policy wrote, of the rollouts that a run keeps', ('workdir',),
                      ('step', 'task', 'status')),
     'replay': Mode('the update of a step whose update was skipped, again: what is not finite, and where', ('workdir',),
@@ -73,14 +74,14 @@ _HARDWARE = config_flags.DEFINE_config_file(
     "unless set, kr_jax:hardware, and in a report the run's own; --hardware.profiles.v5e.dollars_per_hour=1 sets a "
     'figure', lock_config=True)
 _WORKDIR = flags.DEFINE_multi_string(
-    'workdir', None, 'directory of the run, gs://BUCKET/RUN too; a run in it is gone on with; for a report several may '
-    'be given')
+    'workdir', None, 'directory of the run, gs://BUCKET/RUN too; a run in it is gone on with; for a report or '
+    'for advice several may be given')
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do, as above')
 _TARGET = flags.DEFINE_float(
     'target', None, 'report: held-out success to reach, fixed beforehand, of which the cost is compared', lower_bound=0,
     upper_bound=1)
 _STEP = flags.DEFINE_integer('step', None, 'rollouts, replay: of this step; evaluate, export: the checkpoint after so '
-                             'many steps; unless set, the newest', lower_bound=0)
+                             'many steps; unless set, the newest; advise: the first to read', lower_bound=0)
 _TASK = flags.DEFINE_string('task', None, 'rollouts: of the task of this id')
 _STATUS = flags.DEFINE_string('status', None, "rollouts: of tasks of this status, or this verdict: 'mixed', 'wrong'")
 _OUTPUT = flags.DEFINE_string('output', None, 'export, report: directory to write, gs://BUCKET/PATH too; unless set, '
@@ -98,7 +99,7 @@ _TOPOLOGY = flags.DEFINE_multi_string(
     'topology', None, "preflight: a TPU slice, 'v5e:4x4'; may be given several times; unless set, those that the "
     'config is meant for')
 _SUGGEST = flags.DEFINE_bool('suggest', False, 'preflight: search for the knobs of the fastest step that fits')
-_JSON = flags.DEFINE_string('json', None, 'preflight: file to write the figures to')
+_JSON = flags.DEFINE_string('json', None, 'preflight, advise: file to write the figures to')
 _EFFICIENCY = flags.DEFINE_float('efficiency', 0.4, "preflight: share of a chip's peak that programs reach",
                                  lower_bound=0.01, upper_bound=1)
 _MEAN_PROMPT = flags.DEFINE_integer('mean_prompt', 0, 'preflight: tokens; 0: as the longest', lower_bound=0,
@@ -128,7 +129,7 @@ def _problems(mode: str) -> list[str]:
   workdirs, found = _workdirs(), [*library.missing(), *arguments.path_problems({
       'workdir': _WORKDIR.value, 'output': _OUTPUT.value, 'json': _JSON.value, 'checkpoint': _CHECKPOINT.value},
       written=() if mode == 'report' else ('workdir', 'output', 'json'))]
-  if len(workdirs) > 1 and mode != 'report':
+  if len(workdirs) > 1 and mode not in ('report', 'advise'):
     found.append(f'--workdir is given {len(workdirs)} times ({", ".join(workdirs)}); --mode=report compares several '
                  f'runs, --mode={mode} takes one')
   paths = [x if files.is_remote(x) else os.path.realpath(x) for x in workdirs]
@@ -249,6 +250,12 @@ def _report() -> None:
     written = page.write([place.path for place in places], hardware=_hardware(), target=_TARGET.value, output=output)
   for path in written[:2]:
     print(f'see {path.replace(output, files.expanded(_OUTPUT.value or places[0].url))}')
+
+
+def _advise() -> None:
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # a run may hold the devices
+  from kr_jax import advise
+  advise.run(_workdirs(), first_step=_STEP.value or 0, output=_JSON.value)
 
 
 def _print_any(text: str) -> None:
@@ -375,9 +382,8 @@ def _train() -> None:
       library.say_closing(setup.config, place.path, hardware)
 
 
-_RUN = {'train': _train, 'evaluate': _evaluate, 'report': _report, 'rollouts': _rollouts, 'replay': _replay,
-        'export': _export,
-        'generate': _generate, 'preflight': _preflight}
+_RUN = {'train': _train, 'evaluate': _evaluate, 'report': _report, 'advise': _advise, 'rollouts': _rollouts,
+        'replay': _replay, 'export': _export, 'generate': _generate, 'preflight': _preflight}
 
 
 def main(argv: list[str]) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ('memory',),
     ('record', 'evaluate', 'generate'),
     ('warm_start', 'report'),
-    ('prepare', 'run_config', 'reader'),
+    ('prepare', 'run_config', 'reader', 'advise'),
     ('state',),
     ('attempt', 'explore', 'replay'),
     ('train', 'preflight'),
@@ -33,10 +33,11 @@ LAYERS = (
 INSIDE = {
     'answers': (('marks', 'notation'), ('cursor',), ('syntax', 'units'), ('values', 'kinds'), ('regions', 'things'),
                 ('equality',)),
-    'datasets': (('builder', 'names', 'parquet_file'), ('arithmetic', 'champ', 'published', 'reasoning_gym', 'sums'),
-                 ('sets', 'own')),
+    'datasets': (('builder', 'names', 'parquet_file'),
+                 ('arithmetic', 'champ', 'ciphers', 'published', 'reasoning_gym', 'sums'),
+                 ('ciphers_hard', 'ciphers_late', 'sets', 'own')),
     'allocation': (('value', 'solve'), ('scores', 'prior', 'recalibrate'), ('estimate',), ('allocate',), ('worlds',),
-                   ('passes',), ('simulate',), ('allocator',), ('examples',)),
+                   ('passes', 'forecast'), ('simulate',), ('allocator',), ('examples',)),
     'model': (('gguf_file', 'gguf_vocabulary', 'attention', 'template', 'pipeline', 'safetensors_file', 'moe'),
               ('llama_cpp', 'config_json', 'policy', 'chat'), ('pretrained', 'families', 'decode'),
               ('tokenizer', 'weights', 'export')),
@@ -46,8 +47,8 @@ INSIDE = {
     'costs': (('arithmetic', 'hardware'), ('flops', 'pricing', 'meters'), ('hlo',), ('programs',)),
     'record': (('lines', 'checksums', 'saved'), ('reading',),
                ('sinks', 'rollouts', 'bad_steps', 'checkpoint', 'claim', 'lock', 'log', 'resume', 'fingerprint', 'calibration', 'ledger'),
-               ('metrics', 'goodput', 'split', 'unbegun', 'rollouts_text'), ('terminal',), ('steps',)),
-    'report': (('run', 'drawing'), ('compare', 'charts'), ('panels', 'contents'), ('summary', 'figures'), ('verdicts',),
+               ('metrics', 'goodput', 'split', 'unbegun', 'rollouts_text', 'beside'), ('terminal',), ('steps',)),
+    'report': (('run', 'drawing'), ('compare', 'charts'), ('panels', 'contents'), ('summary', 'figures', 'paired'), ('verdicts',),
                ('scorecard',), ('page',), ('refresh',)),
     'preflight': (('whole_run',), ('preflight',), ('suggest',)),
 }
@@ -114,6 +115,6 @@ def test_every_module_has_a_test_and_every_test_a_module():
            for p in (ROOT / 'tests').rglob('*_test.py')}
   of_the_project = {pathlib.Path(name) for name in (
       'bucket', 'bad_inputs', 'layers', 'configs', 'gke', 'launch', 'sweep', 'mesh', 'notebooks', 'tpu', 'tpu_launch',
-      'docs', 'mutations', 'kills', 'wheel', 'fuzz', 'benchmarks/verdict_rates', 'rewards/attacks', 'rewards/cases',
+      'docs', 'mutations', 'kills', 'wheel', 'fuzz', 'benchmarks/proof', 'benchmarks/verdict_rates', 'rewards/attacks', 'rewards/cases',
       'model/parity')}
   assert tests - of_the_project == modules

@@ -23,7 +23,8 @@ def main(*flags, config='configs/arithmetic.py:debug'):
 @pytest.mark.slow
 def test_train_report_evaluate(tmp_path, data_dir):
   flags = (f'--workdir={tmp_path}/run', f'--config.tasks.data_dir={data_dir}', '--config.mesh.devices=1',
-           '--config.policy.num_layers=1', '--config.tasks.warm_start_split=warm_start[:256]')
+           '--config.policy.num_layers=1', '--config.tasks.warm_start_split=warm_start[:256]',
+           '--config.evaluate.every=0')
   trained = main(*flags)
   assert trained.returncode == 0, trained.stderr
   assert 'Traceback' not in trained.stderr and 'warm start' in trained.stderr
@@ -117,6 +118,9 @@ def test_errors_are_short_and_said_before_anything_heavy_is_loaded(tmp_path):
       ('--config=configs/arithmetic.py:debug', '--mode=preflight', '--hardware.profiles.v5e.watts_max=-1'): (1, [
           'watts_max', 'the config names no topologies']),
       (*arithmetic, '--mode=report'): (1, ['is no directory; train first']),
+      ('--mode=advise', f'--workdir={tmp_path}/none', '--json=tests'): (1, [
+          'is no directory; train first', "--json='tests' is a directory; name a file"]),
+      ('--mode=advise',): (2, ['--mode=advise needs --workdir']),
       ('--mode=report', '--workdir=tests', '--workdir=./tests/'): (1, ['--workdir=./tests is given twice']),
       ('--mode=generate',): (2, ['--mode=generate needs --checkpoint and --prompt']),
       ('--mode=generate', '--checkpoint=x', '--prompt=x', '--coordinator=auto'): (2, [

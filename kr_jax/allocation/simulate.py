@@ -3,6 +3,7 @@
     python -m kr_jax.allocation.simulate static --populations rates.json
     python -m kr_jax.allocation.simulate passes --preset dapo --drift 0.01
     python -m kr_jax.allocation.simulate learning --method posterior:snr:4:loo
+    python -m kr_jax.allocation.simulate decide
 
 Prints a table, and writes a JSON file and, of `static` and `learning`, a plot to --out.
 """
@@ -30,6 +31,7 @@ import numpy as np
 
 from kr_jax import knobs
 from kr_jax.allocation import allocate
+from kr_jax.allocation import forecast
 from kr_jax.allocation import passes
 from kr_jax.allocation import value as value_lib
 from kr_jax.allocation import worlds
@@ -109,6 +111,17 @@ def _cell(share_by_seed: list[float | None]) -> str:
   if reached < len(share_by_seed):
     return f'in {reached} of {len(share_by_seed)}'
   return f'{np.mean(share_by_seed):.2f} ({min(share_by_seed):.2f}-{max(share_by_seed):.2f})'
+
+
+def decision_table(found: dict[tuple[str, int, float], dict[str, forecast.Range]]) -> str:
+  """A row of Markdown for each spread, epoch and signal-to-noise; a column for each rule, and the verdict."""
+  rules = list(next(iter(found.values())))
+  rows = [['success rates', 'steps of a pass', 'signal-to-noise', *rules, 'verdict'], ['---'] * (len(rules) + 4)]
+  for (spread, epoch, signal), ranges in found.items():
+    said, rule = forecast.verdict(ranges)
+    rows.append([spread, f'{epoch}', f'{signal:g}', *map(forecast.shown, ranges.values()),
+                 f'{said}: {rule}' if rule else said])
+  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 class Figure(matplotlib.figure.Figure):
@@ -199,6 +212,14 @@ def _draw_from(rates: Any, name: str) -> worlds.Population:
   return worlds.Population(lambda rng, M: rng.choice(np.array(rates, float), M))
 
 
+@knobs.section
+class Decide(knobs.Section):
+  """Options of the decision table."""
+
+  seeds: int = knobs.knob(2, 'worlds of each row', low=1)
+  jobs: int = knobs.knob(os.cpu_count() or 1, 'processes', low=1)
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
   """Says defaults, and leaves the lines of a text as they are."""
 
@@ -212,7 +233,8 @@ def parser() -> argparse.ArgumentParser:
       ('passes', passes.PassesSetup,
        'how well do estimates keep up, at the sizes of a config? (minutes, and more for --preset dapo or paper)'),
       ('learning', worlds.LearningSetup,
-       'how fast does each rule learn? (half an hour; fewer --method, --sigma or --steps take less)')):
+       'how fast does each rule learn? (half an hour; fewer --method, --sigma or --steps take less)'),
+      ('decide', Decide, 'which rule when, by what ten steps of a run tell (two minutes)')):
     command = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
     command.add_argument('--out', type=pathlib.Path, default='runs/simulate', help='directory of the JSON and PNG')
     command.add_argument('--json', action='store_true', help='print one JSON object as the last line')
@@ -299,13 +321,26 @@ def run_learning(args: argparse.Namespace) -> dict[str, Any]:
   return {'config': knobs.as_dict(setup) | config, 'results': results}
 
 
+def run_decide(args: argparse.Namespace) -> dict[str, Any]:
+  setup = _setup(Decide, args, seeds=1)
+  shrunk = {'spreads': list(forecast.SPREADS)[-1:], 'epochs': [8], 'signals': [10.0], 'steps': 8} if args.debug else {}
+  found = forecast.decision(seeds=setup.seeds, jobs=setup.jobs, **shrunk)
+  print(decision_table(found))
+  print(f"\nshare of uniform budgets' rollouts, median (least-most) of {setup.seeds} worlds")
+  results = [{'spread': spread, 'epoch': epoch, 'signal_to_noise': signal, 'verdict': forecast.verdict(ranges),
+              'ranges': {rule: x._asdict() for rule, x in ranges.items()}}
+             for (spread, epoch, signal), ranges in found.items()]
+  return {'config': knobs.as_dict(setup), 'results': results}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   args = parser().parse_args(argv)
   # A training run may hold the accelerator, and tables this small are no work for it.
   jax.config.update('jax_platforms', 'cpu')
   try:
     args.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
-    done = {'static': run_static, 'passes': run_passes, 'learning': run_learning}[args.world](args)
+    run = {'static': run_static, 'passes': run_passes, 'learning': run_learning, 'decide': run_decide}[args.world]
+    done = run(args)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
   (args.out / f'{args.world}.json').write_text(json.dumps(done, indent=1) + '\n')

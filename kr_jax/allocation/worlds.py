@@ -53,6 +53,7 @@ RULES = ('uniform', 'paper', 'point', 'posterior', 'known prior', 'oracle')
 WAVES = {'2 waves': 2, '3 waves': 3}
 ESTIMATES, ADVANTAGES = knobs.Alloc.choices('estimate'), knobs.Grpo.choices('advantage')
 BASELINE = 'uniform:std'
+_DYNAMIC = 3  # candidates of a task that the rule 'dynamic' considers
 _BETWEEN_FAMILIES = 0.5  # share of the variance of the start logits
 _advantage = jax.jit(grpo.advantage, static_argnames=('num_tasks', 'kind'))
 
@@ -247,10 +248,11 @@ def interval(x: Array) -> list[float]:
 class Method(NamedTuple):
   """How a run chooses budgets and weighs rollouts."""
 
-  estimate: str  # in ESTIMATES, or 'uniform', a rule that needs no estimate
+  estimate: str  # in ESTIMATES, or 'uniform' or 'dynamic', rules that need no estimate
   value: str
   nu: float
   advantage: str  # in ADVANTAGES
+  candidates: int = 1  # tasks that a step considers, in units of those that it learns from
 
 
 @knobs.section
@@ -284,11 +286,12 @@ class World(NamedTuple):
 
 
 def parse_method(text: str) -> Method:
-  """'uniform:std', 'window:infogain:std', 'posterior:snr:2:loo': estimate, value, nu, advantage."""
+  """'uniform:std', 'window:infogain:std', 'posterior:snr:2:loo': estimate, value, nu, advantage; '+candidates=2'."""
   try:
-    match text.split(':'):
-      case 'uniform', advantage:
-        method = Method('uniform', 'infogain', 1.0, advantage)
+    name, candidates, number = text.partition('+candidates=')
+    match name.split(':'):
+      case 'uniform' | 'dynamic' as kind, advantage:
+        method = Method(kind, 'infogain', 1.0, advantage, _DYNAMIC if kind == 'dynamic' else 1)
       case kind, 'snr', nu, advantage if kind in ESTIMATES:
         method = Method(kind, 'snr', float(nu), advantage)
       case kind, value, advantage if kind in ESTIMATES and value != 'snr':
@@ -297,21 +300,32 @@ def parse_method(text: str) -> Method:
         raise ValueError('of no such form')
     value_lib.check(method.value, method.nu)
     knobs.Grpo.check(advantage=method.advantage)
+    if candidates and (method.estimate != 'posterior' or int(number) < 2):
+      raise ValueError('not simulated')
   except ValueError:
     raise ValueError(
-        f'--method {text!r} is not uniform:ADVANTAGE or ESTIMATE:VALUE[:NU]:ADVANTAGE, such as uniform:std, '
+        f'--method {text!r} is not uniform:ADVANTAGE, dynamic:ADVANTAGE or ESTIMATE:VALUE[:NU]:ADVANTAGE, such as '
         f'window:infogain:std, posterior:snr:2:loo; estimates are {ESTIMATES}, values {tuple(value_lib.VALUES)}, '
-        f"advantages {ADVANTAGES}; nu follows 'snr' only") from None
-  return method
+        f"advantages {ADVANTAGES}; nu follows 'snr', +candidates=2 or more a posterior") from None
+  return method._replace(candidates=int(number)) if candidates else method
 
 
-def make_world(start: tuple[float, float], setup: LearningSetup, seed: int) -> World:
-  """Tasks whose start logits have the mean and the standard deviation in `start`."""
+def make_world(start: tuple[float, float] | Population, setup: LearningSetup, seed: int) -> World:
+  """Tasks whose start logits have the mean and the standard deviation in `start`, or whose success rates are of it.
+
+  Success rates of a population count as within 1/1000..999/1000; half the variance of their ranks is between families.
+  """
   rng = np.random.default_rng((seed, 0))
   family_I = np.arange(setup.tasks) % setup.families
+  if isinstance(start, Population):
+    start_I = special.logit(np.clip(start.draw(rng, setup.tasks), 1 / 1000, 999 / 1000))
+    rank_I = np.argsort(np.argsort(start_I, kind='stable')) + setup.tasks / 12 ** 0.5 * rng.normal(size=setup.tasks)
+    family_I = np.argsort(np.argsort(rank_I, kind='stable')) * setup.families // setup.tasks
   directions = lambda num: rng.normal(size=(num, setup.features)) / np.sqrt(setup.features)
   feature_ID = (np.sqrt(setup.alignment) * directions(setup.families)[family_I]
                 + np.sqrt(1 - setup.alignment) * directions(setup.tasks))
+  if isinstance(start, Population):
+    return World(feature_ID, start_I)
   # Quantiles of a normal distribution rather than draws, which would differ more from seed to seed.
   family_start = special.ndtri((np.arange(setup.families) + 0.5) / setup.families)
   between = _BETWEEN_FAMILIES if setup.families > 1 else 0.0
@@ -329,34 +343,55 @@ def gradient(feature_MD: np.ndarray, p_M: np.ndarray, reward_R: np.ndarray, task
   return push_M @ feature_MD + noise_D * np.sqrt(np.sum(advantage_R ** 2))
 
 
+def _sampled(method: Method, setup: LearningSetup, stats: TaskStats, index_X: np.ndarray, p_X: np.ndarray,
+             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+  """index_M, task_R and reward_R that a step learns from, of the X tasks that it considers; all rollouts sampled."""
+  M, N, knapsack = setup.per_step, setup.per_task, method.estimate in ESTIMATES
+  if method.estimate == 'dynamic':  # batches of M tasks, until M groups are mixed; the others teach nothing
+    reward_XN = (rng.random((len(p_X), N)) < p_X[:, None]).astype(float)
+    is_mixed_X = np.ptp(reward_XN, axis=1) > 0
+    mixed_Y = np.cumsum(is_mixed_X.reshape(-1, M).sum(axis=1))
+    batches = 1 + min(int(np.searchsorted(mixed_Y, M)), len(mixed_Y) - 1)
+    row_M = np.argsort(~is_mixed_X[:batches * M], kind='stable')[:M]
+    return index_X[row_M], np.repeat(np.arange(M), N), reward_XN[row_M].ravel(), batches * M * N
+  rate = estimate.success_rate(stats, index_X, method.estimate) if knapsack else np.full(M, 0.5)
+  if len(p_X) > M:
+    alloc = alloc_of(setup, M, value=method.value, nu=method.nu, low=0, solver='dp')
+    budget_X = allocate.of_wave(rate, alloc, most_tasks=M, due_M=estimate.due(stats, index_X))
+    row_M = allocate.chosen(budget_X, M)
+    index_X, p_X, budget_M = index_X[row_M], p_X[row_M], budget_X[row_M]
+  else:
+    budget_M = _budgets(rate, setup, method.value, method.nu, rule='knapsack' if knapsack else 'uniform')
+  task_R = np.repeat(np.arange(M), budget_M)
+  return index_X, task_R, (rng.random(M * N) < p_X[task_R]).astype(float), M * N
+
+
 def learn(world: World, method: Method, setup: LearningSetup, *, sigma: float, seed: int) -> np.ndarray:
   """The true mean success over all tasks, before the first step and after each.
 
-  With the same seed all methods get the same tasks in the same order, and the same noise directions.
+  With the same seed all methods get the same tasks in the same order, and the same noise directions. 'dynamic' makes
+  fewer steps, longer by the root of their rollouts: where noise rules, larger steps are then worth as much.
   """
-  (I, D), M = world.feature_ID.shape, setup.per_step
-  R = M * setup.per_task
-  rng = np.random.default_rng((seed, 1))
-  is_uniform, is_posterior = method.estimate == 'uniform', method.advantage == 'posterior'
-  logit_I, stats = world.start_I.copy(), estimate.init(I, groups=setup.fitted_steps * M)
-  success = [special.expit(logit_I).mean()]
-  for step in range(setup.steps):
-    index_M = np.array(tasks.batch(range(I), step, per_step=M, seed=seed))
-    rate = np.full(M, 0.5) if is_uniform else estimate.success_rate(stats, index_M, method.estimate)
-    budget_M = _budgets(rate, setup, method.value, method.nu, rule='uniform' if is_uniform else 'knapsack')
-    task_R = np.repeat(np.arange(M), budget_M)
-    p_M, feature_MD = special.expit(logit_I[index_M]), world.feature_ID[index_M]
-    reward_R = (rng.random(R) < p_M[task_R]).astype(float)
+  (I, D), M, R = world.feature_ID.shape, setup.per_step, setup.per_step * setup.per_task
+  rng, considered = np.random.default_rng((seed, 1)), min(method.candidates * M, I // M * M)
+  is_posterior = method.advantage == 'posterior'
+  groups = setup.fitted_steps * M * (is_posterior or method.estimate == 'posterior')  # else nothing reads them
+  logit_I, stats = world.start_I.copy(), estimate.init(I, groups=groups)
+  success, spent = [special.expit(logit_I).mean()], [0]
+  while spent[-1] < setup.steps * R:
+    index_X = np.array(tasks.batch(range(I), len(spent) - 1, per_step=considered, seed=seed))
+    index_M, task_R, reward_R, rollouts = _sampled(method, setup, stats, index_X, special.expit(logit_I[index_X]), rng)
     noise_D = rng.normal(size=D) * sigma / np.sqrt(D)
     past = grpo.Past(*estimate.reward(stats, estimate.posterior(stats, index_M))) if is_posterior else None
-    gradient_D = gradient(feature_MD, p_M, reward_R, task_R, method.advantage, noise_D, past)
-    norm = np.linalg.norm(gradient_D)
-    if norm > 0:  # not if no group was mixed
-      logit_I += setup.length / norm * (world.feature_ID @ gradient_D)
-    if is_posterior or not is_uniform:  # else nothing reads statistics
+    p_M, kind = special.expit(logit_I[index_M]), method.advantage
+    gradient_D = gradient(world.feature_ID[index_M], p_M, reward_R, task_R, kind, noise_D, past)
+    if (norm := np.linalg.norm(gradient_D)) > 0:  # not if no group was mixed
+      logit_I += setup.length * (rollouts / R) ** 0.5 / norm * (world.feature_ID @ gradient_D)
+    if is_posterior or method.estimate in ESTIMATES:  # else nothing reads statistics
       stats = estimate.observe(stats, index_M, task_R, reward_R, np.ones(R), discount=setup.pass_discount)
     success.append(special.expit(logit_I).mean())
-  return np.array(success)
+    spent.append(spent[-1] + rollouts)
+  return np.interp(np.arange(setup.steps + 1), np.array(spent) / R, success)
 
 
 def smooth(x: np.ndarray, window: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kr_jax.allocation import allocate
+from kr_jax.allocation import forecast
 from kr_jax.allocation import passes
 from kr_jax.allocation import simulate
 from kr_jax.allocation import worlds
@@ -111,12 +112,32 @@ def test_flags_win_over_presets():
   assert read('--preset', 'dapo', '--debug', '--per_step', '16').tasks == 32
 
 
+def test_decision_table_by_hand():
+  of = lambda share: {'knapsack': forecast.Range(share, 0.5, share, 0.0, 2, 2)}
+  table = simulate.decision_table({('even', 8, 0.1): of(0.75), ('even', 8, 10.0): of(None)})
+  assert table == '''\
+| success rates | steps of a pass | signal-to-noise | knapsack | verdict |
+| --- | --- | --- | --- | --- |
+| even | 8 | 0.1 | 0.75 (0.50-0.75) | worth it: knapsack |
+| even | 8 | 10 | >1.2 (0.50->1.2) | no difference expected |'''
+
+
+@pytest.mark.slow
+def test_decide(tmp_path, capsys):
+  simulate.main(['decide', '--debug', '--jobs', '1', '--json', '--out', str(tmp_path)])
+  done = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert done == json.loads((tmp_path / 'decide.json').read_text())
+  row, = done['results']
+  assert (row['epoch'], row['signal_to_noise']) == (8, 10.0) and list(row['ranges']) == list(forecast.RULES)
+
+
 @pytest.mark.parametrize('argv, named', [
     (('static', '--populations', 'no.json'), 'error: --populations no.json: No such file'),
     (('static', '--low', '0'), 'error: low=0 (least rollouts that a task gets) must be at least 1'),
     (('learning', '--method', 'mine'), "error: --method 'mine' is not"),
     (('passes', '--method', 'mine'), "error: --method 'mine' is not ESTIMATE"),
     (('passes', '--change', '1'), 'error: change_step=0 must lie in 1..'),
+    (('decide', '--seeds', '0'), 'error: seeds=0 (worlds of each row) must be at least 1'),
 ])
 def test_bad_flags_are_short_errors(tmp_path, argv, named):
   with pytest.raises(SystemExit) as stop:
@@ -132,7 +153,7 @@ def test_two_populations_of_one_name(tmp_path):
 
 
 def test_help(capsys):
-  for argv in (['--help'], ['static', '--help'], ['passes', '--help'], ['learning', '--help']):
+  for argv in (['--help'], ['static', '--help'], ['passes', '--help'], ['learning', '--help'], ['decide', '--help']):
     with pytest.raises(SystemExit):
       simulate.main(argv)
     out = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -282,6 +283,69 @@ def test_nothing_moves_where_no_group_is_mixed():
   np.testing.assert_array_equal(success, np.zeros(9))
 
 
+def sampled(method, p_I, luck, **changed):
+  """index_M, task_R, reward_R and rollouts of a step of 2 tasks with 2 rollouts each, where `luck` decides."""
+  setup = LearningSetup(tasks=len(p_I), per_step=2, per_task=2, low=1, high=3, fitted_steps=0).replace(**changed)
+
+  class Luck:
+    def random(self, size):
+      return np.resize(luck, size)
+
+  stats = estimate.init(len(p_I), groups=0)
+  return worlds._sampled(worlds.parse_method(method), setup, stats, np.arange(len(p_I)), np.array(p_I), Luck())
+
+
+def test_dynamic_sampling_by_hand():
+  """Tasks at 1/2, 1, 1/2 and 1/2 and verdicts right, wrong each: the first batch has one mixed group, so that a second
+  one is sampled, and two of its three mixed groups come first."""
+  index_M, task_R, reward_R, rollouts = sampled('dynamic:std', [0.5, 1, 0.5, 0.5, 1, 1], [0.2, 0.9])
+  np.testing.assert_array_equal(index_M, [0, 2])
+  np.testing.assert_array_equal(task_R, [0, 0, 1, 1])
+  np.testing.assert_array_equal(reward_R, [1, 0, 1, 0])
+  assert rollouts == 8
+  index_M, _, reward_R, rollouts = sampled('dynamic:std', [1, 1, 1, 0.5, 1, 1], [0.2, 0.9])  # too few: all are sampled
+  np.testing.assert_array_equal(index_M, [3, 0])  # one that teaches nothing fills up
+  np.testing.assert_array_equal(reward_R, [1, 0, 1, 1])
+  assert rollouts == 12
+  assert sampled('dynamic:std', [0.5] * 6, [0.2, 0.9])[3] == 4
+
+
+def test_candidates_by_hand():
+  """Of four unseen tasks two get the rollouts; all are due, and of equals the later ones come first or last."""
+  index_M, task_R, reward_R, rollouts = sampled('posterior:infogain:std+candidates=2', [0.5] * 4, [0.2, 0.9])
+  assert len(set(index_M)) == 2 and rollouts == 4
+  np.testing.assert_array_equal(task_R, [0, 0, 1, 1])
+  np.testing.assert_array_equal(reward_R, [1, 0, 1, 0])
+
+
+def test_dynamic_sampling_is_charged_for_what_it_discards():
+  """Of tasks that are all solved but one in twelve, it samples three batches a step: a third of the steps."""
+  setup = LearningSetup(tasks=12, features=4, per_step=2, per_task=2, low=1, steps=6, fitted_steps=0)
+  world = worlds.World(np.eye(12, 4), np.array([0.0] + [40.0] * 11))
+  method = worlds.parse_method('dynamic:std')
+  success = worlds.learn(world, method, setup, sigma=0.0, seed=0)
+  assert success.shape == (7,)
+  np.testing.assert_allclose(np.diff(success, 2)[[0, 3]], 0, atol=1e-12)  # a step costs three times the rollouts
+  alone = worlds.World(np.ones((1, 1)), np.zeros(1))
+  setup = LearningSetup(tasks=1, features=1, per_step=1, per_task=64, steps=2, length=0.25)
+  success = worlds.learn(alone, method, setup, sigma=0.0, seed=0)  # one batch a step: as uniform budgets
+  np.testing.assert_allclose(success, 1 / (1 + np.exp(-0.25 * np.arange(3))), rtol=1e-12)
+
+
+def test_a_population_is_the_start_of_a_world():
+  """Rates as they were drawn, within 1/1000; families are of unequal difficulty and of equal size."""
+  rates = np.repeat([0.0, 0.2, 0.8, 1.0], 64)
+  setup = LearningSetup(tasks=256, features=2, families=4)
+  world = worlds.make_world(worlds.Population(lambda rng, num: rng.permutation(rates)), setup, seed=0)
+  np.testing.assert_allclose(np.sort(1 / (1 + np.exp(-world.start_I))),
+                             np.clip(rates, 0.001, 0.999), rtol=1e-9)
+  aligned = worlds.make_world(worlds.Population(lambda rng, num: rates), setup.replace(alignment=1.0), seed=0)
+  families, family_I = np.unique(aligned.feature_ID, axis=0, return_inverse=True)
+  assert len(families) == 4 and np.all(np.bincount(family_I) == 64)
+  mean = np.array([aligned.start_I[family_I == family].mean() for family in range(4)])
+  assert mean.std() > 0.4 * aligned.start_I.std() and mean.std() < 0.95 * aligned.start_I.std()
+
+
 def test_smooth_by_hand():
   np.testing.assert_allclose(worlds.smooth(np.array([4.0, 2, 0, 3]), 2), [4, 3, 1, 1.5])
   np.testing.assert_allclose(worlds.smooth(np.array([4.0, 2, 0, 3]), 9), [4, 3, 2, 2.25])
@@ -295,16 +359,19 @@ def test_share_needed_by_hand():
 
 
 def test_methods():
-  assert worlds.parse_method('uniform:std') == ('uniform', 'infogain', 1.0, 'std')
-  assert worlds.parse_method('window:infogain:std') == ('window', 'infogain', 1.0, 'std')
-  assert worlds.parse_method('posterior:snr:0.5:loo') == ('posterior', 'snr', 0.5, 'loo')
+  assert worlds.parse_method('uniform:std') == ('uniform', 'infogain', 1.0, 'std', 1)
+  assert worlds.parse_method('window:infogain:std') == ('window', 'infogain', 1.0, 'std', 1)
+  assert worlds.parse_method('posterior:snr:0.5:loo') == ('posterior', 'snr', 0.5, 'loo', 1)
+  assert worlds.parse_method('posterior:snr:2:std+candidates=4') == ('posterior', 'snr', 2.0, 'std', 4)
+  assert worlds.parse_method('dynamic:std') == ('dynamic', 'infogain', 1.0, 'std', 3)
 
 
 def test_bad_methods_are_named():
   for text in ('', 'uniform', 'std', 'uniform:snr:2:loo', 'oracle:infogain:std', 'posterior:std',
                'posterior:snr:loo', 'posterior:snr:-1:loo', 'posterior:snr:two:loo',
-               'posterior:variance:2:loo', 'posterior:gain:loo', 'posterior:infogain:max'):
-    with pytest.raises(ValueError, match=f"^--method '{text}' is not uniform:ADVANTAGE or"):
+               'posterior:variance:2:loo', 'posterior:gain:loo', 'posterior:infogain:max', 'uniform:std+candidates=2',
+               'posterior:infogain:std+candidates=1', 'posterior:infogain:std+candidates=x', 'dynamic:snr:2:loo'):
+    with pytest.raises(ValueError, match=rf"^--method '{re.escape(text)}' is not uniform:ADVANTAGE, dynamic:"):
       worlds.parse_method(text)
 
 
