@@ -17,7 +17,7 @@ READMES = sorted(path for path in ROOT.rglob('README.md')
 CLOUD = ('gcloud', 'hf', 'gsutil', 'colab', 'pip')
 INTERPRETERS = ('.venv/bin/python', 'python')
 # Those with a help that is not a module's of Python.
-SCRIPTS = ('launch/tpu.sh', 'launch/sweep.py', 'launch/soak.sh')
+SCRIPTS = ('launch/tpu.sh', 'launch/sweep.py', 'launch/soak.sh', 'launch/proof.sh')
 # What stands in a checkpoint's place in snippets.
 TINY = ROOT / 'tests' / 'data' / 'checkpoints' / 'qwen3'
 
@@ -59,7 +59,8 @@ def test_snippets_run(path, tmp_path):
 
 def flags_of(module):
   """The flags that a module defines, those of its subcommands among them."""
-  module = 'tests.soak' if module == 'launch/soak.sh' else module  # which sets up .venv before it says anything
+  # These set up .venv before they say anything.
+  module = {'launch/soak.sh': 'tests.soak', 'launch/proof.sh': 'tests.benchmarks.proof'}.get(module, module)
   if module in SCRIPTS:
     interpreter = [sys.executable] * module.endswith('.py')
     text = subprocess.run([*interpreter, ROOT / module, '--help'], text=True, capture_output=True, check=True).stdout

@@ -198,9 +198,11 @@ def test_tpu_tells_a_stock_out_from_a_quota(checkout, tmp_path, text, meaning):
 # launch/soak.sh.
 
 
-def test_soak_installs_what_tests_need_and_runs(clone):
-  lines = run(clone / 'launch' / 'soak.sh', '--steps=20', '--only=a second run')
-  assert any('[test]' in line for line in lines) and lines[-1] == 'python -m tests.soak --steps=20 --only=a second run'
+@pytest.mark.parametrize('script, module, flag', [('soak', 'soak', '--only=a second run'),
+                                                  ('proof', 'benchmarks.proof', '--family=late')])
+def test_what_tests_need_is_installed_before(clone, script, module, flag):
+  lines = run(clone / 'launch' / f'{script}.sh', '--json', flag)
+  assert any('[test]' in line for line in lines) and lines[-1] == f'python -m tests.{module} --json {flag}'
 
 
 def test_faults_of_a_soak_come_by_seed_and_each_before_one_comes_again():

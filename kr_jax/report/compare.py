@@ -34,7 +34,6 @@ from kr_jax.report.run import AXES
 
 CLASSES = ('extremely hard', 'hard', 'medium', 'easy', 'extremely easy')
 _RESAMPLES, _SEED = 4000, 0  # of the bootstrap
-_ENOUGH = 6  # pairs
 _MOST_POINTS = 60  # of a band
 
 
@@ -57,7 +56,7 @@ class Ratio(NamedTuple):
   """How many times as much one group costs as another; None where it cannot be told."""
 
   median: float | None
-  low: float | None  # of the 95 % interval
+  low: float | None  # of the interval
   high: float | None
   pairs: int
   censored: int  # pairs of which a run never got there
@@ -96,8 +95,12 @@ def check_target(target: float) -> None:
                      'before the runs')
 
 
-def ratio(baseline_P: Sequence[Reach], group_P: Sequence[Reach]) -> Ratio:
-  """The ratio of costs, baseline / group, of pairs of runs. Pairs with an unknown cost or one of 0 are left out."""
+def ratio(baseline_P: Sequence[Reach], group_P: Sequence[Reach], level: float = 0.95) -> Ratio:
+  """The ratio of costs, baseline / group, of pairs of runs. Pairs with an unknown cost or one of 0 are left out.
+
+  level: of the interval. Of K groups that are compared with one, 1 - .05 / K makes all K intervals hold together with a
+    chance of 95 % (Bonferroni).
+  """
   pairs = [(b, g) for b, g in zip(baseline_P, group_P, strict=True)
            if b.is_known and g.is_known and b.low > 0 and g.low > 0]
   censored = sum(b.is_censored or g.is_censored for b, g in pairs)
@@ -106,27 +109,33 @@ def ratio(baseline_P: Sequence[Reach], group_P: Sequence[Reach]) -> Ratio:
   low_P = np.array([b.low / g.high for b, g in pairs])  # 0 where the group's run is censored
   high_P = np.array([b.high / g.low for b, g in pairs])
   median, above = np.median(low_P), np.median(high_P)
-  low, high = interval(low_P)[0], interval(high_P)[1]
+  low, high = interval(low_P, level)[0], interval(high_P, level)[1]
   return Ratio(float(median) if median == above else None, low if low > 0 else None,
                high if math.isfinite(high) else None, len(pairs), censored)
 
 
-def interval(ratio_P: Sequence[float]) -> tuple[float, float]:
-  """The 95 % interval of the median of ratios, each in [0, inf]; (0, inf) of a single one.
+def interval(ratio_P: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+  """The interval of the median of ratios, each in [0, inf]; (0, inf) of a single one.
 
-  A ratio of 0 or infinity, a bound that says nothing, has no log. Of fewer than 6 pairs it makes the interval (0, inf);
-  of more the bootstrap stands alone, as the least and the largest of 6 hold the median with a chance of 97 %.
+  A ratio of 0 or infinity, a bound that says nothing, has no log. Of a few pairs it makes the interval (0, inf): the
+  least and the largest of n hold the median with a chance of 1 - 2^(1-n) alone, so that 95 % takes 6. Of more the
+  bootstrap stands alone.
+
+  Raises ValueError for a level that is none.
   """
+  if not 0 < level < 1:
+    raise ValueError(f'the level {level!r} of an interval must be above 0 and below 1; .95 is the usual one')
   ratio_P = np.asarray(ratio_P, float)
   n = len(ratio_P)
   if n < 2:
     return 0.0, math.inf
   drawn = np.random.default_rng(_SEED).integers(n, size=(_RESAMPLES, n))
-  low, high = np.quantile(np.median(ratio_P[drawn], axis=1), (0.025, 0.975), method='inverted_cdf')
+  low, high = np.quantile(np.median(ratio_P[drawn], axis=1), ((1 - level) / 2, (1 + level) / 2),
+                          method='inverted_cdf')
   if np.any(ratio_P == 0) or np.any(np.isinf(ratio_P)):
-    return (0.0, math.inf) if n < _ENOUGH else (float(low), float(high))
+    return (0.0, math.inf) if 2 ** (1 - n) > 1 - level else (float(low), float(high))
   log_P = np.log(ratio_P)
-  half = stats.t.ppf(0.975, n - 1) * log_P.std(ddof=1) / math.sqrt(n)
+  half = stats.t.ppf((1 + level) / 2, n - 1) * log_P.std(ddof=1) / math.sqrt(n)
   return min(float(low), math.exp(log_P.mean() - half)), max(float(high), math.exp(log_P.mean() + half))
 
 

@@ -117,6 +117,19 @@ def test_the_bootstrap_of_many_pairs_against_all_resamples():
   assert compare.interval([2.0, 3.0, INF]) == (0.0, INF)
 
 
+def test_an_interval_of_another_level_by_hand():
+  """Of three groups beside a baseline: 98.3 %, with t = 7.649 of two degrees of freedom."""
+  pairs = [exact(20.0), exact(40.0), exact(30.0)], [exact(10.0)] * 3
+  found, logs = compare.ratio(*pairs, level=1 - 0.05 / 3), np.log([2, 4, 3])
+  half = 7.648804 * logs.std(ddof=1) / math.sqrt(3)
+  assert (found.low, found.high) == pytest.approx((math.exp(logs.mean() - half), math.exp(logs.mean() + half)), rel=1e-5)
+  # Six pairs are enough for 95 %, seven for 98 %: their ends hold the median with 1 - 2^-5 and 1 - 2^-6.
+  assert compare.interval([2.0] * 5 + [INF])[0] == 2.0 and compare.interval([2.0] * 5 + [INF], 0.98) == (0.0, INF)
+  assert compare.interval([2.0] * 6 + [INF], 0.98)[0] == 2.0
+  with pytest.raises(ValueError, match='the level 1 of an interval must be above 0 and below 1'):
+    compare.interval([2.0, 3.0], 1)
+
+
 def test_groups_that_cost_the_same_are_rarely_told_apart():
   """Three pairs: in 5 % of comparisons; the bootstrap alone would tell a multiple in 25 %."""
   rng = np.random.default_rng(1)

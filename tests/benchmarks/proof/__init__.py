@@ -1,0 +1,1 @@
+"""A comparison of allocation rules that was fixed before it was run: launch/proof.sh."""
