@@ -138,6 +138,7 @@ def _loop(run: _Run, state: types.TrainState, stats: types.TaskStats, base: Any)
     with phases.phase('checkpoint'):
       guard.check(setup.trained, state.params, state.opt_state, base, f'after {done} steps the policy',
                   f'It is not saved. {guard.go_back(record.last_good())}')
+      ledger.snapshot()  # after a kill these steps are not repeated, so that nothing else would tell their costs
       checkpoints.save(done, state, stats)
 
   def evaluated(step, perturbed={}):

@@ -1,5 +1,6 @@
 """The loop end to end on a shrunk config: its record, what compiles, and that nothing is lost."""
 
+import functools
 import json
 import os
 import pathlib
@@ -387,6 +388,27 @@ def test_a_run_goes_on_on_another_mesh(finished, tmp_path, data_dir):
     assert found[name] == pytest.approx(want[name], rel=1e-4), name
 
 
+@exhaustive
+def test_the_next_step_is_the_same_on_other_devices_and_with_other_slots(tmp_path, data_dir):
+  """After a checkpoint of 8 devices; to the rounding of sums, which Adam's eps keeps from being divided by 0."""
+  same = {'optimizer__eps': 1e-3, 'policy__num_layers': 2}
+  run(tmp_path / 'saved', data_dir, num_steps=2, mesh__devices=8, mesh__data=2, mesh__fsdp=2, mesh__model=2, **same)
+  found = []
+  for number, others in enumerate((
+      {'mesh__devices': 8, 'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__model': 2}, {'mesh__devices': 1, 'sample__slots': 5},
+      {'mesh__devices': 4, 'mesh__fsdp': 4, 'sample__slots': 3, 'sample__prefill': 2},
+      {'mesh__devices': 8, 'mesh__data': 4, 'mesh__model': 2, 'sample__slots': 2, 'mesh__sample_model': 1})):
+    workdir = shutil.copytree(tmp_path / 'saved', tmp_path / str(number))
+    run(workdir, data_dir, num_steps=3, **same, **others)
+    step = next(r for r in records(workdir) if r['step'] == 2 and 'loss' in r)
+    found.append(({name: step[name] for name in ('loss', 'grad_norm', 'entropy')}, step['tokens_generated'],
+                  *state_of(workdir, data_dir, **same)))
+  for measured, tokens, state, stats in found[1:]:
+    assert measured == pytest.approx(found[0][0], rel=1e-5) and tokens == found[0][1]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), state.params, found[0][2].params)
+    jax.tree.map(np.testing.assert_array_equal, stats, found[0][3])
+
+
 @pytest.mark.parametrize(
     'step', [pytest.param(1, marks=exhaustive), pytest.param(2, marks=slow), pytest.param(3, marks=exhaustive)])
 def test_sigterm_loses_nothing(finished, tmp_path, data_dir, monkeypatch, step):
@@ -426,6 +448,24 @@ def test_a_kill_repeats_the_steps_after_the_last_checkpoint(finished, tmp_path, 
   (workdir / 'metrics.jsonl').write_text('\n'.join(lines[:-2]) + '\n' + lines[-2][:30])
   run(workdir, data_dir)
   assert_same_run(workdir, finished, data_dir)
+
+
+@slow
+def test_a_checkpoint_is_not_ahead_of_the_ledger(tmp_path, data_dir, monkeypatch):
+  """A kill right after a checkpoint loses no rollouts of the steps that it counts, though no other write is due."""
+  monkeypatch.setattr(ledger, '_EVERY_S', 600)
+  monkeypatch.setattr(ledger, '_APPEND_S', 600)
+  original, counted = checkpoint.Checkpoints.save, []
+
+  def save(self, step, *args):
+    with open(tmp_path / 'ledger.now.json') as file:
+      counted.append((step, sum(entry.get('rollouts', 0) for entry in json.load(file)['entries']
+                                if entry['phase'] == 'sample')))
+    return original(self, step, *args)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+  run(tmp_path, data_dir, num_steps=3, checkpoint__every=1, evaluate__every=0, warm_start__num_steps=0)
+  assert counted == [(step, 32 * step) for step in (1, 2, 3)]
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ An attempt is one start of the process. It begins with a line of its own, has a 
 ends with a line, 'done', 'stopped' or 'failed', unless it is killed. Lines are appended and never dropped: the steps
 that are repeated after a kill cost what they cost. While a step runs, what it has taken so far stands in
 ledger.now.json, written again whenever the attempt has taken a fiftieth more, every half second at most and every two
-seconds at least, so that a kill loses no more; the next attempt appends it, as `cut`.
+seconds at least, so that a kill loses no more, and before each checkpoint, so that a kill loses no step that is not
+repeated; the next attempt appends it, as `cut`.
 
 A line of a phase: attempt, step, phase (of phases.PHASES), began (unix time), wall_s, device_s (wall_s times the
 devices held), busy_s (seconds in which the devices had work, at the most), peak_bytes (of the busiest device where
@@ -224,7 +225,7 @@ class Writer:
   def snapshot(self) -> None:
     """Writes what the step has taken so far."""
     with self._lock:
-      if self._stopping.is_set():  # what it would write is in the ledger, or soon will be
+      if not self._is_first or self._stopping.is_set():  # what it would write is in the ledger, or soon will be
         return
       entries = ', '.join([*self._waiting, *map(json.dumps, self._entries(self._clock.rows()))])
       with open(f'{self._now}.tmp', 'w') as file:
