@@ -68,12 +68,12 @@ def ciphers(c: ml_collections.ConfigDict, dataset: str) -> ml_collections.Config
   c.policy.width = 128
   c.policy.head_width = 32
   c.policy.hidden_width = 256
-  c.warm_start.num_steps = 500
+  c.warm_start.num_steps = 400
   c.warm_start.learning_rate = 3e-3
   c.sample.slots = 64
   c.sample.prefill = 8
-  c.sample.prompt_length = 9
-  c.sample.completion_length = 8
+  c.sample.prompt_length = 7
+  c.sample.completion_length = 6
   c.pack.row_length = 64
   c.optimizer.warmup_steps = 5
   c.evaluate.rollouts = 2
@@ -139,6 +139,7 @@ def shrink(c: ml_collections.ConfigDict) -> None:
   if c.sample.completion_length > 64:
     c.sample.completion_length = 64
     c.pack.row_length = c.sample.prompt_length + 64
+  c.record.beside = ''  # which is of the whole run
   c.evaluate.every = 2
   c.evaluate.tasks = 16
   c.evaluate.rollouts = 8

@@ -1,15 +1,15 @@
 """Does allocation pay where tasks share one skill, most of them in the middle? A family of the proof.
 
     launch/proof.sh --family shared                # all of it; --quick: of the family late
-    launch/local.sh configs/proof_shared.py:small      # one run
+    launch/local.sh configs/proof_shared.py:small       # one run
 
 Hardware: 2 CPU cores, 1 GB of memory.
 Time: a run takes one to two minutes on one core, its warm start included.
 Expect: no difference; configs/README.md.
 
-Fixed before the runs: the tasks and the policy of configs/arithmetic.py, where most success rates stand between .2 and .8 when
-reinforcement learning begins, and what one task teaches helps all. 1,024 tasks, passed over in 16 steps of the large batch
-and in 64 of the small one. Arms, seeds, metric and goals: tests/benchmarks/proof/plan.py.
+Fixed before the test: the tasks and the policy of configs/arithmetic.py, where most success rates stand between .2
+and .8 when reinforcement learning begins, and what one task teaches helps all. 1,024 tasks, passed over in 16 steps
+of the large batch and in 64 of the small one. Arms, seeds, metric and goals: tests/benchmarks/proof/plan.py.
 """
 
 import ml_collections
@@ -18,7 +18,6 @@ from configs import arithmetic
 from configs import common
 
 TARGET = 0.7
-# 20,480 rollouts each.
 BATCHES = {
     'small': {'tasks.per_step': 16, 'alloc.rollouts_per_step': 64, 'num_steps': 320, 'evaluate.every': 40,
               'optimizer.learning_rate': 5e-5},

@@ -39,11 +39,14 @@ EDGES = (0.05, 0.2, 0.8, 0.95)  # between classes of success rates
 NU, ALIGNMENT = (1.0, 5.0, 30.0), (0.1, 0.25, 0.4)  # least, middle, most, where they are not measured
 LIFT = 0.5
 SEEDS = 2  # worlds of each noise
-_DEFAULT = {'alloc.rule': 'knapsack', 'alloc.estimate': 'posterior', 'alloc.value': 'infogain'}
+_DEFAULT = {'alloc.rule': 'knapsack', 'alloc.estimate': 'posterior', 'alloc.value': 'infogain', 'alloc.nu_every': 0,
+            'tasks.candidates_per_step': 0}
 KNOBS = {  # 2M: twice tasks.per_step
-    'paper_rule': _DEFAULT | {'alloc.estimate': 'window'}, 'knapsack': _DEFAULT,
+    'paper_rule': _DEFAULT | {'alloc.estimate': 'window', 'alloc.low': 2, 'alloc.waves': 1, 'alloc.cost': 'rollouts'},
+    'knapsack': _DEFAULT,
     'candidates': _DEFAULT | {'alloc.low': 0, 'alloc.solver': 'dp', 'tasks.candidates_per_step': '2M'},
-    'dynamic': {'alloc.rule': 'dynamic', 'tasks.candidates_per_step': '3M'},
+    'dynamic': {'alloc.rule': 'dynamic', 'alloc.low': 0, 'alloc.waves': 1, 'alloc.cost': 'rollouts',
+                'tasks.candidates_per_step': '3M'},
     'snr': _DEFAULT | {'alloc.value': 'snr', 'alloc.nu_every': 10, 'grpo.advantage': 'loo'}}
 _FEWEST, _ENOUGH = 3, 10  # steps
 _NU_SPREAD = 1.5  # at least, to either side of a measured nu
@@ -321,15 +324,15 @@ def text(measured: Measured, found: Forecast) -> str:
       f'{m.per_step}, {m.rollouts}: {m.per_task:g} a task, {m.low} to {m.high}')
   say('at least' if 'tasks' in m.assumed else 'measured', 'steps of a pass over the split',
       f'{of_pass:.3g} ({m.tasks:,} tasks); {m.num_steps / of_pass:.2g} passes in {m.num_steps} steps')
-  ratio = '' if m.gradient_ratio is None else f'; rollouts in groups with one: {m.gradient_ratio:.0%}'
+  ratio = '' if m.gradient_ratio is None else f'; rollouts in groups with a gradient: {m.gradient_ratio:.0%}'
   say('measured', 'groups without a gradient', f'{m.silent:.0%}{ratio}')
   bounds = ('0', *(f'{x:g}' for x in EDGES), '1')
   say('fitted', 'success rates of tasks', f'mean {m.mean:.2f}; ' + ', '.join(
       f'{low}-{high}: {x:.0%}' for low, high, x in zip(bounds, bounds[1:], m.classes)))
-  say(how('nu'), "noise of a rollout's gradient, nu", '{1:.2g} ({0:.2g}-{2:.2g})'.format(*m.nu))
-  say('assumed', 'alignment of tasks', '{1:g} ({0:g}-{2:g})'.format(*m.alignment))
+  say(how('nu'), "noise over signal of a rollout's gradient, nu", '{1:.2g} ({0:.2g}-{2:.2g})'.format(*m.nu))
+  say('assumed', "alignment of two tasks' gradients", '{1:g} ({0:g}-{2:g})'.format(*m.alignment))
   if found.signal_to_noise:
-    say('fitted', "a step's signal-to-noise", '{1:.2g} ({0:.2g}-{2:.2g})'.format(*found.signal_to_noise))
+    say('assumed', "a step's signal-to-noise", '{1:.2g} ({0:.2g}-{2:.2g})'.format(*found.signal_to_noise))
   say(how('lift'), 'learnt of what is missing', f'{m.lift:.0%} in {m.num_steps} steps')
   if m.lengths:
     say('measured', 'tokens of rollouts that were kept', '{:.0f} to {:.0f}; wrong over right {:.2f}'.format(*m.lengths))
@@ -351,13 +354,15 @@ def _next(m: Measured, found: Forecast) -> list[str]:
     lines.append('wrong rollouts are long: --config.alloc.cost=tokens with --config.alloc.tokens_per_step counts them '
                  'for what they cost; this is not simulated')
   if found.ranges and 'nu' in m.assumed:
-    knobs = {'alloc.value': 'snr', 'alloc.nu_every': 1, 'grpo.advantage': 'loo', 'num_steps': 20}
-    lines.append(f'to measure nu: --config={m.config} --workdir={m.workdir.rstrip("/")}_nu '
-                 + ' '.join(f'--config.{name}={x}' for name, x in knobs.items()) + ', and advise of that workdir')
+    # All else stays, the number of steps too, as advice is about the run that the config describes.
+    lines.append(f'to measure nu: python -m kr_jax.main --config={m.config} --workdir={m.workdir.rstrip("/")}_nu '
+                 '--config.alloc.value=snr --config.alloc.nu_every=1; stop it after 20 steps (Ctrl-C), and advise '
+                 'of that workdir')
   if found.ranges:
     knobs = ', '.join(f'{name!r}: {x!r}' for name, x in knobs_of(m, found.rule or 'knapsack').items())
-    lines.append(f'to settle it: launch/sweep.py {m.config}, with a sweep() that yields {{{knobs}}} and '
-                 "{'alloc.rule': 'uniform'}, each with 'seed' of 0 to 4; --mode=report --target=SUCCESS compares them")
+    lines.append(f"to settle it: launch/sweep.py {m.config}, with a sweep() that yields, each with 'seed' of 0 to 4,\n"
+                 f"  {{{knobs}}}\n  {{'alloc.rule': 'uniform', 'tasks.candidates_per_step': 0}}\n"
+                 '  and then --mode=report --target=SUCCESS, which compares them')
   proof = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), _PROOF)
   fared = f'; how such forecasts fared: {_PROOF}' if os.path.exists(proof) else ''
   return [*lines, f'a simulation is no proof: its tasks share directions and nothing else{fared}']

@@ -1,7 +1,7 @@
 """The rollouts of a step: which tasks get how many, sampled and verified wave by wave.
 
 Dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2) is here too: batches of other tasks take the place of
-waves. Differs: a step has a most of them, and rollouts that no update learns from are charged and observed.
+waves. Differs: a step has no more than so many of them, and rollouts that no update learns from are charged, observed.
 """
 
 from __future__ import annotations

@@ -343,8 +343,8 @@ def _check_alloc(c: knobs.Config) -> None:
   if c.tasks.candidates_per_step > M and c.alloc.low:
     raise ValueError(
         f'tasks.candidates_per_step={c.tasks.candidates_per_step} is more than tasks.per_step={M}, so some tasks get '
-        f'no rollouts, and alloc.low={c.alloc.low} gives each task some; set alloc.low=0, or '
-        'tasks.candidates_per_step=0')
+        f'no rollouts, and alloc.low={c.alloc.low} gives each task some; set alloc.low=0'
+        + ('' if c.alloc.rule == 'dynamic' else ', or tasks.candidates_per_step=0'))
   # And what the allocator itself refuses.
   considered = tasks_lib.considered(c.tasks)
   budget_X = allocate.of_step(c.alloc, estimate.init(considered), np.arange(considered), completion_length=C,

@@ -5,10 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from configs import common
 from kr_jax import advise
+from kr_jax import prepare
 from kr_jax.allocation import forecast
 from kr_jax.record import rollouts as rollouts_lib
 from kr_jax.report import run as run_lib
@@ -16,7 +19,8 @@ from tests.report import made_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = {'alloc': {'rule': 'uniform', 'rollouts_per_step': 8, 'low': 2, 'high': 8, 'estimate': 'posterior',
-                    'value': 'infogain', 'nu_every': 0}, 'tasks': {'per_step': 2, 'candidates_per_step': 0},
+                    'value': 'infogain', 'nu_every': 0, 'waves': 1, 'cost': 'rollouts'},
+          'tasks': {'per_step': 2, 'candidates_per_step': 0},
           'grpo': {'advantage': 'std'}, 'num_steps': 20, 'evaluate': {'rollouts': 4}}
 
 
@@ -118,8 +122,8 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
                'at least   steps of a pass over the split     2 (4 tasks); 10 passes in 20 steps',
                'knapsack     0.80 (0.80-0.80)     success +0.010 at equal rollouts',
                'verdict: worth it: knapsack needs less than uniform budgets in all worlds',
-               'set: --config.alloc.rule=knapsack\n', 'to measure nu: --config=CONFIG --workdir=',
-               "yields {'alloc.rule': 'knapsack', 'alloc.estimate': 'posterior', 'alloc.value': 'infogain'} and",
+               'set: --config.alloc.rule=knapsack\n', 'to measure nu: python -m kr_jax.main --config=CONFIG --workdir=',
+               "'tasks.candidates_per_step': 0} and {'alloc.rule': 'uniform'}, each",
                'a simulation is no proof'):
     assert line in said, line
   assert len(said.splitlines()) < 30
@@ -148,11 +152,25 @@ def test_the_command(tmp_path):
 def test_flags_by_hand(tmp_path):
   measured = advise.measure(write(tmp_path, four(), CONFIG))
   assert advise.flags(measured, 'candidates') == [
-      '--config.alloc.rule=knapsack', '--config.alloc.low=0', '--config.alloc.solver=dp',
-      '--config.tasks.candidates_per_step=4']
-  assert advise.flags(measured, 'dynamic') == ['--config.alloc.rule=dynamic', '--config.tasks.candidates_per_step=6']
+      '--config.alloc.rule=knapsack', '--config.tasks.candidates_per_step=4', '--config.alloc.low=0',
+      '--config.alloc.solver=dp']
+  assert advise.flags(measured, 'dynamic') == [
+      '--config.alloc.rule=dynamic', '--config.alloc.low=0', '--config.tasks.candidates_per_step=6']
   assert advise.flags(measured, 'snr')[-2:] == ['--config.grpo.advantage=loo', '--config.alloc.nu=5.0']
   assert set(advise.KNOBS) == set(forecast.RULES)
+
+
+@pytest.mark.parametrize('config', ['', 'dynamic', 'snr'])
+@pytest.mark.parametrize('rule', advise.KNOBS)
+def test_a_run_by_the_flags_of_a_rule_is_not_refused(tmp_path, rule, config):
+  """Whatever the rule of the run that was measured, whose other knobs stay."""
+  measured = advise.measure(write(tmp_path, four(), CONFIG))
+  c = common.base()
+  c.unlock()
+  c.tasks.dataset, c.tasks.per_step, c.alloc.rollouts_per_step, c.alloc.high = 'ciphers_late', 2, 8, 8
+  for knobs in (advise.knobs_of(measured, config) if config else {}, advise.knobs_of(measured, rule)):
+    c.update_from_flattened_dict(knobs)
+  prepare.abstract(c, jax.devices()[:1])
 
 
 def test_a_measured_signal_to_noise_decides_the_noise(tmp_path, monkeypatch):

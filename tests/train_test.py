@@ -395,7 +395,8 @@ def test_the_next_step_is_the_same_on_other_devices_and_with_other_slots(tmp_pat
   run(tmp_path / 'saved', data_dir, num_steps=2, mesh__devices=8, mesh__data=2, mesh__fsdp=2, mesh__model=2, **same)
   found = []
   for number, others in enumerate((
-      {'mesh__devices': 8, 'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__model': 2}, {'mesh__devices': 1, 'sample__slots': 5},
+      {'mesh__devices': 8, 'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__model': 2},
+      {'mesh__devices': 1, 'sample__slots': 5},
       {'mesh__devices': 4, 'mesh__fsdp': 4, 'sample__slots': 3, 'sample__prefill': 2},
       {'mesh__devices': 8, 'mesh__data': 4, 'mesh__model': 2, 'sample__slots': 2, 'mesh__sample_model': 1})):
     workdir = shutil.copytree(tmp_path / 'saved', tmp_path / str(number))
@@ -450,7 +451,7 @@ def test_a_kill_repeats_the_steps_after_the_last_checkpoint(finished, tmp_path, 
   assert_same_run(workdir, finished, data_dir)
 
 
-@slow
+@exhaustive
 def test_a_checkpoint_is_not_ahead_of_the_ledger(tmp_path, data_dir, monkeypatch):
   """A kill right after a checkpoint loses no rollouts of the steps that it counts, though no other write is due."""
   monkeypatch.setattr(ledger, '_EVERY_S', 600)

@@ -2,7 +2,7 @@
 
 A cipher puts one digit for another. The prompt names it by a letter, and the completion is the string in that cipher:
 
-    prompt 'B3071   ='   answer '8529'   (difficulty 4, the length)
+    prompt 'B3071 ='   answer '8529'   (difficulty 4, the length)
 
 The solutions of the split `warm_start` are those of a careless pupil, who writes each digit in a second, wrong cipher with
 a chance that is the cipher's own, its slip. A policy that is fine-tuned on them is right on n digits with a chance of about
@@ -21,9 +21,9 @@ from kr_jax.datasets import builder
 
 LETTERS = 'ABCDEFGH'  # of ciphers, in the order of their slips
 ALPHABET = f'0123456789{LETTERS}= '
-LENGTHS = range(3, 8)
-# Problems in each split.
-SPLITS = {'test': 384, 'train': 256, 'warm_start': 8192}
+LENGTHS = range(3, 6)
+# Problems in each split, but for those to train on.
+SPLITS = {'test': 384, 'warm_start': 8192}
 CARELESS = ('warm_start',)
 
 
@@ -37,11 +37,16 @@ def cipher(letter: str) -> tuple[list[int], list[int]]:
   return right, wrong
 
 
-def splits(slips: Sequence[float], name: str) -> dict[str, list[dict[str, str | int]]]:
-  """The tasks of each split, for ciphers of these slips. name: of the dataset, with which ids begin."""
+def splits(slips: Sequence[float], name: str, train: int) -> dict[str, list[dict[str, str | int]]]:
+  """The tasks of each split, for ciphers of these slips.
+
+  Args:
+    name: of the dataset, with which ids begin.
+    train: how many to train on.
+  """
   rng, seen = random.Random(2509_25849), set()
   return {split: [_task(name, slips, rng, seen, split in CARELESS) for _ in range(count)]
-          for split, count in SPLITS.items()}
+          for split, count in (SPLITS | {'train': train}).items()}
 
 
 def _task(name: str, slips: Sequence[float], rng: random.Random, seen: set[str], careless: bool) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""A hard start: eight ciphers, of which the pupil is right on 3 to 7 digits with chances of about .2 to .000002
+"""A hard start: eight ciphers, of which the pupil is right on 3 to 5 digits with chances of about .2 to .0001
 (ciphers.py)."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from kr_jax.datasets import ciphers
 ALPHABET = ciphers.ALPHABET
 MADE_WITH = (ciphers,)
 SLIPS = (0.4, 0.6, 0.7, 0.75, 0.8, 0.8, 0.85, 0.85)
+TRAIN = 128
 
 
 class Builder(builder.TaskBuilder):
@@ -17,4 +18,4 @@ class Builder(builder.TaskBuilder):
   name = 'ciphers_hard'
 
   def splits(self) -> dict[str, list[dict[str, str | int]]]:
-    return ciphers.splits(SLIPS, self.name)
+    return ciphers.splits(SLIPS, self.name, TRAIN)

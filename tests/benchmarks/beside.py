@@ -22,7 +22,7 @@ from kr_jax.report import panels
 from kr_jax.report import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-KNOBS = {'alloc.rule': 'uniform', 'tasks.candidates_per_step': 0, 'record.beside': ''}
+KNOBS = {'alloc.rule': 'uniform', 'record.beside': ''}
 STEPS = {'mixed_tasks': 0, 'effective_gradient_ratio': 2}  # figures of steps, and how many digits behind the point
 
 

@@ -26,6 +26,10 @@ ISSUE = {  # what the issue names: an arm's knobs beside those of the plain knap
     **{x: {'grpo.advantage': x} for x in ('loo', 'posterior', 'maxrl')},
     **{x: {'grpo.weight': x} for x in ('task', 'sqrt')}, 'waves': {'alloc.waves': 2},
     'candidates': {'alloc.low': 0, 'tasks.candidates_per_step': 16}, 'tokens': {'alloc.cost': 'tokens'}}
+MORE = {  # two changes at once
+    **{f'candidates_{x}': ISSUE['candidates'] | {'alloc.value': x} for x in ('variance', 'mixed', 'hit')},
+    **{f'candidates_{x}': ISSUE['candidates'] | {'grpo.advantage': x} for x in ('loo', 'posterior')},
+    **{f'uniform_{x}': ISSUE['uniform'] | {'grpo.advantage': x} for x in ('loo', 'posterior')}}
 
 
 def base():
@@ -58,9 +62,9 @@ def line(arm, seed, success, *, role='test', multiple=1.0, rollouts=(0, 100, 200
 
 @pytest.mark.slow
 def test_the_arms_are_those_of_the_issue_and_runs_could_follow_their_configs():
-  assert plan.ARMS.keys() == ISSUE.keys()
+  assert plan.ARMS.keys() == {*ISSUE, *MORE}
   plain = plan.config(plan.Run('late', 'small', 'knapsack', 3, 'test', 1.0), base())
-  for arm, changed in ISSUE.items():
+  for arm, changed in {**ISSUE, **MORE}.items():
     c = plan.config(plan.Run('late', 'small', arm, 3, 'test', 3.0), base())
     prepare.abstract(c, jax.devices()[:1])  # which refuses what no step could follow
     found = {f'{section}.{name}': x for section in ('alloc', 'grpo', 'tasks') for name, x in c[section].items()}
@@ -118,6 +122,31 @@ class Worker:
 
   def wait(self):
     assert self.closed
+
+
+def test_nothing_is_tuned_on_what_is_tested(tmp_path):
+  """Whatever --seeds says; and a rate with more seeds than another is told by those that all have."""
+  stage = lambda *flags: command.next_stage(command.parse(
+      ['--family', 'late', '--batch', 'small', '--arms', 'uniform', f'--record={tmp_path}', '--jobs=1', *flags]))
+  found = stage('--seeds', '0', '1', '100')
+  assert {(run.role, run.seed) for run in found} == {('tuning', 100)}
+  assert {(run.role, run.seed) for run in stage('--seeds', '0', '1')} == {('test', 0), ('test', 1)}
+  assert stage('--seeds', '100', '--role', 'test') == []
+  lines = [*tuning('uniform', 1, 0.4), *tuning('uniform', 3, 0.5),
+           line('uniform', 5, [1.0, 1.0, 1.0], role='tuning', multiple=1.0)]
+  assert analysis.cells(lines)['late_small'].tuned('uniform') == 3.0
+
+
+def test_lines_of_another_config_are_counted(monkeypatch):
+  monkeypatch.setattr(plan, '_variant', lambda family, batch: base())
+  run = plan.Run('late', 'small', 'uniform', 100, 'tuning', 1 / 3)
+  found = line('uniform', 100, [0.0, 0.1, 0.2], role='tuning', multiple=plan.rounded(1 / 3),
+               digest=plan.digest(plan.config(run)))
+  assert command.outdated([found]) == {}
+  changed = base()
+  changed.evaluate.every = 10
+  monkeypatch.setattr(plan, '_variant', lambda family, batch: changed)
+  assert command.outdated([found, found | {'seed': 101}]) == {'late_small': 2}
 
 
 def carry_out(todo, record, answer, jobs=2, warm=None, **more):
@@ -280,7 +309,7 @@ def test_rates_are_tuned_and_arms_screened_by_hand():
   lines = [*tuning('uniform', 1 / 3, 0.2), *tuning('uniform', 1, 0.4), *tuning('uniform', 3, 0.4),
            *tuning('knapsack', 1, 0.6), *tuning('paper', 3, 0.2), *tuning('loo', 1, 0.8), *tuning('snr', 1, 0.7),
            *tuning('hit', 1, 0.5), *tuning('coba', 1, 0.45), *tuning('task', 1, 0.42),
-           *tuning('sqrt', 1, 0.9, cells=(('late', 'small'),)), *tuning('knapsack', 3, 0.9)[:2]]
+           *tuning('sqrt', 1, 0.9, cells=(('late', 'small'),)), *tuning('knapsack', 3, 0.9)[:1]]
   of = analysis.cells(lines)
   assert of['late_small'].tuned('uniform') == 1.0  # the nearer to 1 of two equal ones
   assert of['late_small'].tuned('knapsack') == 1.0  # as a seed of x3 is missing

@@ -20,19 +20,19 @@ def test_ciphers_put_one_digit_for_each_and_slips_another():
 
 
 def test_a_task_by_hand():
-  found = ciphers.splits((0.0, 0.5), 'name')
+  found = ciphers.splits((0.0, 0.5), 'name', 20)
   right, _ = ciphers.cipher('B')
   task = next(task for task in found['test'] if task['prompt'].startswith('B'))
   digits = task['prompt'][1:-1].strip()
-  assert task['prompt'] == f'B{digits:<7}=' and len(task['prompt']) == 9
+  assert task['prompt'] == f'B{digits:<5}=' and len(task['prompt']) == 7
   assert task['answer'] == ''.join(str(right[int(digit)]) for digit in digits) == task['solution']
   assert (task['id'], task['difficulty']) == (f'name/B{digits}', len(digits))
 
 
 def test_splits_share_no_problem_and_slips_are_the_share_of_wrong_digits():
   slips = (0.0, 0.3, 0.85)
-  found = ciphers.splits(slips, 'name')
-  assert {split: len(tasks) for split, tasks in found.items()} == ciphers.SPLITS
+  found = ciphers.splits(slips, 'name', 20)
+  assert {split: len(tasks) for split, tasks in found.items()} == ciphers.SPLITS | {'train': 20}
   prompts = [task['prompt'] for tasks in found.values() for task in tasks]
   assert len(set(prompts)) == len(prompts) and set(''.join(prompts)) <= set(ciphers.ALPHABET)
   for letter, slip in zip(ciphers.LETTERS, slips):
@@ -40,7 +40,7 @@ def test_splits_share_no_problem_and_slips_are_the_share_of_wrong_digits():
              for pair in zip(task['answer'], task['solution'])]
     wrong = sum(a != b for a, b in pairs)
     assert abs(wrong / len(pairs) - slip) < 4 * math.sqrt(0.25 / len(pairs))
-  assert found == ciphers.splits(slips, 'name')
+  assert found == ciphers.splits(slips, 'name', 20)
 
 
 def test_edited_ciphers_are_new_data():

@@ -106,15 +106,25 @@ def test_interval_of_one_ratio_says_nothing():
 
 
 def test_the_bootstrap_of_many_pairs_against_all_resamples():
-  """Of five ratios there are 3125 resamples; with a ratio of infinity more, of eight, the bootstrap stands alone."""
+  """Of five ratios there are 3125 resamples."""
   ratios = [1.0, 1.1, 2.0, 3.0, 9.0]
   medians = [np.median(x) for x in itertools.product(ratios, repeat=5)]
   low, high = np.quantile(medians, (0.025, 0.975), method='inverted_cdf')
   logs = np.log(ratios)
   student = np.exp(stats.t.interval(0.95, 4, loc=logs.mean(), scale=stats.sem(logs)))
   assert compare.interval(ratios) == pytest.approx((min(low, student[0]), max(high, student[1])))
-  assert compare.interval([*ratios, 4.0, 5.0, INF])[1] in (5.0, 7.0, 9.0)
   assert compare.interval([2.0, 3.0, INF]) == (0.0, INF)
+
+
+def test_ends_of_many_ratios_of_which_one_is_open_by_hand():
+  """2 P(B < 2) = 18 / 256 of eight, so that 95 % takes the least and the largest. Of twelve 2 P(B < 3) = 158 / 4096,
+  3.9 %, and 2 P(B < 2) = 26 / 4096, .6 %; the bootstrap's ends are within these."""
+  assert compare.interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, INF]) == (1.0, INF)
+  twelve = [*map(float, range(1, 12)), INF]
+  low, high = compare.interval(twelve)
+  assert low <= 3.0 and 10.0 <= high <= 11.0
+  low, high = compare.interval(twelve, 0.992)
+  assert low <= 2.0 and high == 11.0
 
 
 def test_an_interval_of_another_level_by_hand():

@@ -7,7 +7,7 @@ What is recorded is not run again: to run it again, delete its lines.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 import math
 import os
@@ -31,19 +31,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                       help='one family, two arms, three seeds, run anew and recorded in the folder; 12 minutes')
   parser.add_argument('--family', nargs='+', choices=plan.FAMILIES, default=None)
   parser.add_argument('--batch', nargs='+', choices=plan.BATCHES, default=None)
-  parser.add_argument('--arms', nargs='+', choices=[*plan.ARMS], default=None)
-  parser.add_argument('--seeds', nargs='+', type=int, default=None)
+  parser.add_argument('--arms', nargs='+', choices=[*plan.ARMS], default=None, metavar='ARM',
+                      help='; '.join(f'{name}: {arm.about}' for name, arm in plan.ARMS.items()).replace('%', '%%'))
+  parser.add_argument('--seeds', nargs='+', type=int, default=None, help='unless set, those of the plan')
   parser.add_argument('--role', choices=('tuning', 'test'), help='unless set, tuning and then the test')
   parser.add_argument('--jobs', type=int, default=2, help='runs at once, each on a core of its own')
-  parser.add_argument('--folder', type=pathlib.Path, default=runs.ROOT / 'runs' / 'proof')
+  parser.add_argument('--folder', type=pathlib.Path, default=runs.ROOT / 'runs' / 'proof', help='of workdirs')
   parser.add_argument('--record', type=pathlib.Path, help='folder of the recorded lines; unless set, the shipped one')
-  parser.add_argument('--minutes', type=float, default=math.inf, help='no run is begun after')
+  parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run is begun')
   parser.add_argument('--keep', action='store_true', help='keep the workdirs of finished runs')
   parser.add_argument('--signal', action='store_true',
                       help='measure the batch signal-to-noise of the cells, and run nothing')
-  parser.add_argument('--report', action='store_true', help='run nothing')
+  parser.add_argument('--report', action='store_true', help='run nothing; report on what is recorded')
   parser.add_argument('--json', action='store_true', help='print one JSON object last')
   args = parser.parse_args(argv)
+  if args.minutes < 0 or min(args.seeds or [0]) < 0:
+    parser.error('--minutes and --seeds must be 0 or more')
   cores = len(os.sched_getaffinity(0))
   if not 1 <= args.jobs <= cores:
     parser.error(f'--jobs={args.jobs} must be 1 to {cores}, as each run has a core of its own')
@@ -71,7 +74,8 @@ def next_stage(args: argparse.Namespace, failed: Sequence[plan.Run] = ()) -> lis
   of_test = args.arms or [plan.BASELINE, *analysis.finalists(analysis.screening(of))]
 
   def left(cells, arms, role):
-    seeds = args.seeds or (plan.TUNING_SEEDS if role == 'tuning' else plan.TEST_SEEDS)
+    of_role, others = (plan.TUNING_SEEDS, plan.TEST_SEEDS) if role == 'tuning' else (plan.TEST_SEEDS, plan.TUNING_SEEDS)
+    seeds = [seed for seed in args.seeds or of_role if seed not in others]  # nothing is tuned on what is tested
     found = plan.runs(cells, arms, seeds, role, plan.MULTIPLES if role == 'tuning' else lambda cell, arm: (
         1.0 if cell not in of else of[cell].tuned(arm) or 1.0,))
     return [run for run in found if run.key not in done]
@@ -86,6 +90,20 @@ def next_stage(args: argparse.Namespace, failed: Sequence[plan.Run] = ()) -> lis
     if stage := left([cell for cell in cells if cell not in screened], of_test, 'tuning'):
       return stage
   return left(cells, of_test, 'test') if args.role != 'tuning' else []
+
+
+def outdated(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+  """How many lines of each cell were made by another config than that of their arm today: a knob was changed, or added.
+
+  What they say is of that config. A change of the plan asks for new ones.
+  """
+  found: dict[str, int] = {}
+  for line in lines:
+    run = plan.Run(*(line[name] for name in plan.Run._fields))
+    exact = [x for x in plan.MULTIPLES if plan.rounded(x) == plan.rounded(run.multiple)]  # which are recorded rounded
+    if line.get('digest') not in {plan.digest(plan.config(run._replace(multiple=x))) for x in (run.multiple, *exact)}:
+      found[run.cell] = found.get(run.cell, 0) + 1
+  return found
 
 
 def carry_out(args: argparse.Namespace) -> list[tuple[plan.Run, str]]:
@@ -146,6 +164,11 @@ def main(argv: Sequence[str]) -> int:
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
+  for cell, count in outdated(runs.read(args.record)).items():
+    print(f'{count} lines of {runs.path_of(args.record, cell)} are of other configs than the plan has now; delete them '
+          'to run them again, as they are told beside the others')
+  for path, count in runs.damaged(args.record).items():
+    print(f'{path}: {count} lines are cut or damaged, and left out')
   found = told(args)
   print(f'{args.record / "report.md"} holds:\n' if found['test'] else f'nothing is tested yet: {args.record}')
   if args.quick and found['test']:

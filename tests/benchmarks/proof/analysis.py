@@ -54,9 +54,12 @@ class Cell:
                                      for multiple, seeds in self.multiples('tuning', arm).items()}
 
   def tuned(self, arm: str) -> float | None:
-    """The best multiple, of those that have all tuning seeds; None where there is none. Of equals the nearest to 1."""
-    means = {multiple: float(np.mean(list(of.values()))) for multiple, of in self.areas(arm).items()
-             if of.keys() >= set(plan.TUNING_SEEDS)}
+    """The best multiple, of those that have all tuning seeds; None where there is none. Of equals the nearest to 1.
+
+    Other seeds, which one rate may have and another not, are left out.
+    """
+    means = {multiple: float(np.mean([of[seed] for seed in plan.TUNING_SEEDS]))
+             for multiple, of in self.areas(arm).items() if of.keys() >= set(plan.TUNING_SEEDS)}
     return max(means, key=lambda x: (means[x], -abs(math.log(x))), default=None)
 
   def test(self, arm: str) -> Seeds:

@@ -171,8 +171,8 @@ ARMS: dict[str, Arm] = {
     **{weight: Arm(f'the knapsack with the weight {weight}', {'grpo.weight': weight}) for weight in ('task', 'sqrt')},
     'waves': Arm('the knapsack in two waves', {'alloc.waves': 2}, _in_waves),
     'candidates': Arm('the knapsack without a floor, of twice as many tasks', {'alloc.low': 0}, _choosing),
-    **{f'candidates_{value}': Arm(f'candidates with the value {value}', {'alloc.low': 0, 'alloc.value': value}, _choosing)
-       for value in ('variance', 'mixed', 'hit')},
+    **{f'candidates_{value}': Arm(f'candidates with the value {value}', {'alloc.low': 0, 'alloc.value': value},
+                                  _choosing) for value in ('variance', 'mixed', 'hit')},
     **{f'candidates_{kind}': Arm(f'candidates with the advantage {kind}', {'alloc.low': 0, 'grpo.advantage': kind},
                                  _choosing) for kind in ('loo', 'posterior')},
     # What of these is the advantage's alone.
@@ -202,6 +202,7 @@ def target(family: str) -> float:
   return _family(family).TARGET
 
 
+@functools.cache
 def _variant(family: str, batch: str) -> Config:
   path = os.path.join(shipped.FOLDER, f'proof_{family}.py')
   with shipped.importable(path):

@@ -56,13 +56,20 @@ def path_of(folder: pathlib.Path, cell: str) -> pathlib.Path:
   return folder / f'{cell}.jsonl'
 
 
+def _files(folder: pathlib.Path) -> dict[pathlib.Path, lines_lib.Lines]:
+  return {path: lines_lib.read(str(path), lambda line: line.keys() >= set(plan.Run._fields))
+          for path in sorted(folder.glob('*_*.jsonl'))}
+
+
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of all cells that are recorded in a folder, of each run the last."""
-  found = {}
-  for path in sorted(folder.glob('*_*.jsonl')):
-    for line in lines_lib.read(str(path), lambda line: line.keys() >= set(plan.Run._fields)).records:
-      found[key(line)] = line
-  return list(found.values())
+  return list({key(line): line for found in _files(folder).values() for line in found.records}.values())
+
+
+def damaged(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+  """How many lines of files in a folder are no record or are cut; of files that have some."""
+  count = {path: len(found.unread) + found.is_cut for path, found in _files(folder).items()}
+  return {path: n for path, n in count.items() if n}
 
 
 def key(line: Mapping[str, Any]) -> tuple[Any, ...]:
