@@ -123,7 +123,7 @@ def test_what_is_said(tmp_path, monkeypatch, capsys):
                'knapsack     0.80 (0.80-0.80)     success +0.010 at equal rollouts',
                'verdict: worth it: knapsack needs less than uniform budgets in all worlds',
                'set: --config.alloc.rule=knapsack\n', 'to measure nu: python -m kr_jax.main --config=CONFIG --workdir=',
-               "'tasks.candidates_per_step': 0} and {'alloc.rule': 'uniform'}, each",
+               "  {'alloc.rule': 'uniform', 'tasks.candidates_per_step': 0}\n",
                'a simulation is no proof'):
     assert line in said, line
   assert len(said.splitlines()) < 30
