@@ -164,6 +164,9 @@ def header(run: run_lib.Run) -> list[list[str]]:
   if profile is not None and profile.dollars_per_hour is not None:
     prices = f'{profile.name}: ${profile.dollars_per_hour:g} a chip-hour, {profile.price_source}, {profile.price_date}'
   ends = {end.get('attempt'): end.get('reason') for end in run.ledger.ends}
+  # The page that a run writes last is made before its ledger ends.
+  is_evaluated = bool(run.evaluations) and run.evaluations[-1]['step'] == knob('num_steps')
+  end = ends.get(last.get('attempt')) or ('done but for its last page' if is_evaluated else 'runs, or was killed')
   until = [began + entry['wall_s'] for entry in run.ledger.entries if (began := number(entry, 'began')) is not None]
   rows = [
       ('commit', each('commit')),
@@ -176,8 +179,7 @@ def header(run: run_lib.Run) -> list[list[str]]:
       ('hardware', f'{each("devices")} × {each("device_kind")}' if attempts else ''),
       ('prices', prices),
       ('when', f'{_date(attempts[0]["started"])}' + (f' to {_date(max(until))}' if until else '') if attempts else ''),
-      ('attempts', f'{len(attempts)}; the last one {ends.get(last.get("attempt")) or "runs, or was killed"}'
-       if attempts else ''),
+      ('attempts', f'{len(attempts)}; the last one {end}' if attempts else ''),
       ('versions', ', '.join(f'{name} {x}' for name, x in last.get('versions', {}).items())),
       ('workdir', run.workdir)]
   return [[name, text] for name, text in rows if text]

@@ -1,5 +1,6 @@
 """The view: its form, how runs are called and grouped, and what is said of runs that should not be compared."""
 
+import dataclasses
 import json
 
 import pytest
@@ -79,6 +80,10 @@ def test_the_header(runs):
   assert header['model'] == '4 layers of width 128, from random parameters; 800,000 parameters'
   assert header['steps'] == '12 of 12' and header['attempts'] == '2; the last one done'
   assert header['when'] == '2023-11-14 22:13 UTC to 2023-11-14 22:14 UTC'
+  of_no_end = lambda **more: dict(scorecard.header(dataclasses.replace(
+      runs[1], ledger=runs[1].ledger._replace(ends=[]), **more)))['attempts']
+  assert of_no_end() == '2; the last one done but for its last page'
+  assert of_no_end(evaluations=runs[1].evaluations[:-1]) == '2; the last one runs, or was killed'
 
 
 def test_the_header_names_what_changed(tmp_path):
