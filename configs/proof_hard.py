@@ -5,7 +5,7 @@
 
 Hardware: 2 CPU cores, 1 GB of memory.
 Time: a run takes 15 to 30 seconds on one core, without its warm start.
-Expect: configs/README.md.
+Expect: not known before the test; tests/benchmarks/README.md has what tuning showed.
 
 Fixed before the test: eight ciphers that do not help one another. When reinforcement learning begins, tasks of the
 easiest stand at .2 or below, and half of all below .01 (kr_jax/datasets/ciphers_hard.py). 128 tasks, passed over in

@@ -5,7 +5,7 @@
 
 Hardware: 2 CPU cores, 1 GB of memory.
 Time: a run takes one to two minutes on one core, its warm start included.
-Expect: no difference; configs/README.md.
+Expect: no difference; the test has not been run.
 
 Fixed before the test: the tasks and the policy of configs/arithmetic.py, where most success rates stand between .2
 and .8 when reinforcement learning begins, and what one task teaches helps all. 1,024 tasks, passed over in 16 steps
