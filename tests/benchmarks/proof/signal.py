@@ -4,8 +4,9 @@
     noise    trace of Cov g           estimated by the mean of |g_b|^2, minus the signal
     ratio    signal / noise
 
-g_b is the gradient of the loss of one batch, without an update, of tasks and rollouts of its own. Both estimates are
-free of bias. Where the ratio is below 1, most of an update is noise. The gradient is linear in the advantages, so that
+g_b is the gradient of the loss of one batch, without an update, of rollouts of its own. Tasks come as in training, by
+shuffled passes: batches of a pass share none, so that the signal is estimated low, by at most 1 / (batches - 1) of the
+noise. Where the ratio is below 1, most of an update is noise. The gradient is linear in the advantages, so that
 it is the sum of those of solved, mixed and hard tasks (by the success of 8 other rollouts of each task); `share` is
 the part of the signal that a status brings: the mean of g_status,b . g_b' over pairs, over the signal.
 """
