@@ -7,7 +7,7 @@ What a forecast asks of a run is read from the verdicts of its first pass over t
 fewer), whatever its rule: statistics of each task, the prior that is fitted to them, and so a population of success
 rates. Noise is taken from the record where the run measured it (`alloc.nu_every`), else a range is assumed. The
 simulator (allocation/forecast.py) tells what share of uniform budgets' rollouts each rule would need in worlds that
-span what is assumed. A verdict is spoken only where all of these worlds agree.
+span what is assumed. A rule is worth it that needs clearly less in the median world and somewhat less in every one.
 """
 
 from __future__ import annotations
@@ -289,7 +289,8 @@ def forecast(measured: Measured, *, batch_signal_to_noise: float | None = None,
       case, noises, rules, seeds=seeds, on_run=on_world).items()}
   said, rule = forecast_lib.verdict(ranges)
   why = {forecast_lib.WORTH: f'{rule} needs less than uniform budgets in all worlds',
-         forecast_lib.NO_DIFFERENCE: 'the worlds do not agree that any rule needs less than uniform budgets',
+         forecast_lib.NO_DIFFERENCE: f'no rule needs at most {forecast_lib.MOST_SHARE:g} of the rollouts of uniform '
+                                     f'budgets in the median world and {forecast_lib.SURELY:g} in all worlds',
          forecast_lib.NOT_WORTH: 'every rule needs more than uniform budgets in all worlds'}[said]
   return Forecast(said, why, rule, ranges, tuple(map(of_step, noises)))
 

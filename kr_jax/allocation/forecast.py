@@ -47,8 +47,8 @@ _LENGTHS = 2.0 ** np.arange(-7, 5)  # of an update, tried in this order
 _SMOOTH = 0.05  # share of the steps over which success is a trailing mean
 _DRAWS = 8192  # of the population, for its moments
 WORTH, NO_DIFFERENCE, NOT_WORTH = 'worth it', 'no difference expected', 'not worth it'
-_MOST_SHARE = 0.95  # of uniform's rollouts, in the median world: what is above is not worth a change
-_SURELY = 0.98  # in the worst world: a rule beside itself is off by a hundredth or two
+MOST_SHARE = 0.95  # of uniform's rollouts, in the median world: what is above is not worth a change
+SURELY = 0.98  # in the worst world: a rule beside itself is off by a hundredth or two
 _AS_GOOD = 0.03  # of shares, below which the default is taken
 # The decision table: what a user can measure in ten steps. An epoch is of so many of a run's 80 steps.
 SPREADS = {'solved or not, Beta(.2, .2)': (0.2, 0.2), 'most unsolved, Beta(.15, .6)': (0.15, 0.6),
@@ -236,7 +236,7 @@ def verdict(ranges: Mapping[str, Range]) -> tuple[str, str | None]:
   the one that needs least, or the default where it is as good.
   """
   known = {rule: x for rule, x in ranges.items()
-           if x.high is not None and x.high <= _SURELY and x.median <= _MOST_SHARE}
+           if x.high is not None and x.high <= SURELY and x.median <= MOST_SHARE}
   if known:
     best = min(known, key=lambda rule: known[rule].median)
     is_default = 'knapsack' in known and known['knapsack'].median <= known[best].median + _AS_GOOD
