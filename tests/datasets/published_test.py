@@ -124,7 +124,7 @@ def test_csv_that_cannot_be_read(tmp_path):
       (whole.replace(b'six,', b's\xefx,'), ', row 3: not UTF-8'),  # fields before have line breaks
       (whole.replace(b'"two,', b'"tw\xf6,'), ', row 2: not UTF-8'),
       (b'\xef\xbb\xbf' + whole.replace(b'six,', b's\xefx,'), ', row 3: not UTF-8'),  # with the mark of a spreadsheet
-      (b'\xef\xbb\xbf\xef', ', row 0: not UTF-8'),
+      (b'\xef\xbb\xbfq\xff', ', row 0: not UTF-8'),  # whose place, less the mark's three bytes, is within the mark
       (whole + b'"ten?\r\n', ', row 4: not CSV')):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=re.escape(f'{path}{message}')):
